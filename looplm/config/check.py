@@ -1,0 +1,79 @@
+"""Rules that involve several fields of a run. Each is a small function that yields what does not fit, and the remedy.
+
+Rules that need the devices (does the mesh fit them?) are in `sharding.mesh`; rules that need the data (does the
+vocabulary fit?) are where the data is opened.
+"""
+
+from collections.abc import Callable, Iterator
+
+from looplm.config.schema import ExpectedCrossEntropy, Run, UniformDepth
+from looplm.errors import UserError
+
+
+def check(run: Run) -> Run:
+    """Returns `run` unchanged, or raises one UserError that lists everything that does not fit."""
+    faults = [fault for rule in RULES for fault in rule(run)]
+    if faults:
+        raise UserError("; ".join(faults))
+    return run
+
+
+def _heads(run: Run) -> Iterator[str]:
+    model = run.model
+    if model.head_dim is None and model.dim % model.num_heads:
+        yield (
+            f"model.num_heads={model.num_heads} does not divide model.dim={model.dim}; "
+            f"use one of {_divisors(model.dim)} or set model.head_dim"
+        )
+    elif (model.head_dim or model.dim // model.num_heads) % 2:
+        yield f"the head size {model.head_dim or model.dim // model.num_heads} is odd; rotary positions need an even one"
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        yield (
+            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}; "
+            f"use one of {_divisors(model.num_heads)}"
+        )
+
+
+def _batch(run: Run) -> Iterator[str]:
+    data = run.data
+    if data.batch_tokens % data.sequence_length:
+        nearest = max(1, round(data.batch_tokens / data.sequence_length)) * data.sequence_length
+        yield (
+            f"data.batch_tokens={data.batch_tokens} is no multiple of data.sequence_length={data.sequence_length}; "
+            f"use {nearest}"
+        )
+    elif (sequences := data.batch_tokens // data.sequence_length) % data.accumulation_steps:
+        yield (
+            f"data.accumulation_steps={data.accumulation_steps} does not divide the {sequences} sequences of a batch; "
+            f"use one of {_divisors(sequences)}"
+        )
+
+
+def _depth(run: Run) -> Iterator[str]:
+    depth, loop = run.loop.depth, run.loop
+    if isinstance(depth, UniformDepth) and depth.min_loops > depth.max_loops:
+        yield f"loop.depth.min_loops={depth.min_loops} is above loop.depth.max_loops={depth.max_loops}; swap them"
+    if loop.backprop_loops and loop.backprop_loops > (largest := max_loops(run)):
+        yield f"loop.backprop_loops={loop.backprop_loops} is more than the {largest} loops that run; use at most that"
+
+
+def _objective(run: Run) -> Iterator[str]:
+    if isinstance(run.objective, ExpectedCrossEntropy) and run.model.exit_gate is None:
+        yield "objective.kind=expected needs an exit gate; set model.exit_gate={} or objective=final"
+
+
+def _schedule(run: Run) -> Iterator[str]:
+    if (warmup := run.optim.schedule.warmup_steps) >= run.num_steps:
+        yield f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps}; make it smaller"
+
+
+RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _schedule)
+
+
+def max_loops(run: Run) -> int:
+    """The largest number of loops that a training step of this run can have."""
+    return run.loop.depth.max_loops if isinstance(run.loop.depth, UniformDepth) else run.loop.num_loops
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,209 @@
+"""From a config file and `--set` overrides to a checked `Run`, and back to JSON.
+
+A config file is Python with `def config() -> Run`. Overrides address any leaf by its dotted name. Every mistake
+becomes one `UserError` that names the key, the value and what was expected.
+"""
+
+import difflib
+import json
+import runpy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from looplm.config.check import check
+from looplm.config.schema import Run, Section
+from looplm.errors import UserError
+
+SHIPPED_CONFIGS = (
+    Path(__file__).parents[2] / "configs",  # a checkout
+    Path(sys.prefix) / "share" / "looplm" / "configs",  # an installed wheel
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Runs the config file, applies `key=value` overrides in order and checks the result.
+
+    Raises UserError for a missing or broken file, an unknown key, a wrong type or sections that do not fit together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; the shipped ones are in {shipped_configs()}")
+    try:
+        namespace = runpy.run_path(str(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, _class_named(error.title))}") from error
+    if not callable(namespace.get("config")):
+        raise UserError(f"{path} defines no function `config`; it must hold `def config() -> Run`")
+    try:
+        run = namespace["config"]()
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, _class_named(error.title))}") from error
+    if not isinstance(run, Run):
+        raise UserError(f"{path}: config() returned {type(run).__name__}, not a Run")
+    return check(override(run, dict(_split(text) for text in overrides)))
+
+
+def shipped_configs() -> Path:
+    """The folder of the config files that come with looplm."""
+    return next((folder for folder in SHIPPED_CONFIGS if folder.is_dir()), SHIPPED_CONFIGS[0])
+
+
+def override(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Returns a copy of `run` with leaves replaced, e.g. `override(run, {"model.dim": 256})`.
+
+    A bare string given to a union selects its variant: `{"model.injection": "concat"}`.
+    """
+    tree = run.model_dump()
+    for key, value in changes.items():
+        _set(tree, key, value)
+    return from_dict(tree)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Run:
+    """Builds a Run from nested dictionaries (as in `config.json`)."""
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, Run)) from error
+
+
+def from_json(path: Path) -> Run:
+    """Reads a `config.json` written by `to_json`; runs no code."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; is {path.parent} a run directory of `looplm train`?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it from the checkpoint's copy") from error
+
+
+def to_json(run: Run) -> str:
+    return run.model_dump_json(indent=2) + "\n"
+
+
+def leaves(run: Run) -> dict[str, Any]:
+    """All leaves as {dotted name: value}, in the order of the schema."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            yield prefix, value
+
+    return dict(walk("", run.model_dump(mode="json")))
+
+
+def _split(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text!r} is not of the form key=value, e.g. --set loop.num_loops=8")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Replaces one leaf of the nested dictionaries; unknown names raise with the nearest one."""
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    cls: type[BaseModel] | None = Run
+    for depth, name in enumerate(parents):
+        cls = _child_class(cls, name, node, ".".join(parents[:depth]))
+        if not isinstance(node[name], dict):
+            # A None that stands for an absent section (e.g. model.exit_gate): setting a leaf switches it on.
+            node[name] = {}
+        node = node[name]
+    _require(cls, last, ".".join(parents))
+    variants = _variants(cls, last)
+    if last == "kind":
+        node.clear()  # another variant of a union has other fields
+    elif isinstance(value, str) and len(variants) > 1:
+        value = {"kind": value}
+    node[last] = value
+
+
+def _child_class(cls: type[BaseModel] | None, name: str, node: dict[str, Any], prefix: str) -> type[BaseModel] | None:
+    _require(cls, name, prefix)
+    variants = _variants(cls, name)
+    if not variants:
+        raise UserError(f"{_join(prefix, name)} is a value, not a section; set it as --set {_join(prefix, name)}=...")
+    kind = node[name].get("kind") if isinstance(node.get(name), dict) else None
+    return next((v for v in variants if kind is not None and v.model_fields["kind"].default == kind), variants[0])
+
+
+def _require(cls: type[BaseModel] | None, name: str, prefix: str) -> None:
+    if cls is not None and name not in cls.model_fields:
+        raise UserError(f"{_join(prefix, name)}: unknown key{_nearest(name, cls, prefix)}")
+
+
+def _variants(cls: type[BaseModel] | None, name: str) -> list[type[BaseModel]]:
+    """The sections that field `name` may hold: none for a value, several for a union."""
+
+    def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield annotation
+        elif get_origin(annotation) in (Union, UnionType, Annotated):
+            for argument in get_args(annotation):
+                yield from sections(argument)
+
+    return list(sections(cls.model_fields[name].annotation)) if cls is not None else []
+
+
+def _nearest(name: str, cls: type[BaseModel], prefix: str) -> str:
+    close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {_join(prefix, close[0])}?"
+    return f"; {prefix or 'a run'} has {', '.join(cls.model_fields)}"
+
+
+def _explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line per fault of a pydantic error, in looplm's words."""
+    lines = []
+    for fault in error.errors():
+        cls, path = root, []
+        for part in fault["loc"][:-1]:
+            variants = _variants(cls, str(part)) if str(part) in cls.model_fields else []
+            if variants:
+                cls = variants[0]
+                path.append(str(part))
+            else:
+                # pydantic inserts the tag of a union into the location; it is not part of the key.
+                cls = _tagged(root, path, str(part)) or cls
+        name, prefix = str(fault["loc"][-1]) if fault["loc"] else root.__name__, ".".join(path)
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{_join(prefix, name)}: unknown key{_nearest(name, cls, prefix)}")
+        elif fault["type"] == "missing":
+            lines.append(f"{_join(prefix, name)} is missing; {cls.__name__} requires it")
+        else:
+            value = f"={fault['input']!r}" if not isinstance(fault["input"], dict) else ""
+            lines.append(f"{_join(prefix, name)}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return "; ".join(lines)
+
+
+def _tagged(root: type[BaseModel], path: Sequence[str], tag: str) -> type[BaseModel] | None:
+    cls: type[BaseModel] = root
+    variants: list[type[BaseModel]] = []
+    for part in path:
+        variants = _variants(cls, part)
+        cls = variants[0]
+    return next((v for v in variants if "kind" in v.model_fields and v.model_fields["kind"].default == tag), None)
+
+
+def _class_named(title: str) -> type[BaseModel]:
+    def subclasses(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from subclasses(child)
+
+    return next((cls for cls in subclasses(Section) if cls.__name__ == title), Run)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a config value, a folder.
+
+    The message is one line that names the culprit, its value, the reason and the remedy. The command line prints it
+    without a traceback and exits with code 2.
+    """

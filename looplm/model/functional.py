@@ -1,0 +1,93 @@
+"""A LoopLM as pure functions of a plain nested dictionary of arrays.
+
+Flax NNX declares the model; jit, scan, the optimizer and the checkpoint see dictionaries (calling a jitted function with
+600 arrays costs 0.8 ms with a dict and 76 ms with `nnx.jit`).
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from looplm.config.schema import Model
+from looplm.model.lm import LoopLM
+from looplm.sharding.collective import gather
+from looplm.sharding.rules import parameter_spec
+
+Params = dict[str, Any]
+"""Nested dictionaries of arrays, keyed by attribute names of the modules."""
+
+
+class FunctionalLM:
+    """The static half of a LoopLM: its graph, and shape, logical axes and spec of every parameter."""
+
+    def __init__(self, config: Model):
+        self.config = config
+        self._graph, abstract = nnx.split(nnx.eval_shape(lambda: LoopLM(config, rngs=nnx.Rngs(0))))
+        self._variables: dict[tuple, nnx.Param] = dict(nnx.to_flat_state(abstract))
+
+    def init(self, key: jax.Array) -> Params:
+        """Draws all parameters (float32). Jit it with out_shardings to create them in place."""
+        return nnx.to_pure_dict(nnx.state(LoopLM(self.config, rngs=nnx.Rngs(key))))
+
+    def bind(self, params: Params) -> LoopLM:
+        """The model with these parameters, to be called inside a traced function."""
+        values = _flatten(params)
+        variables = {path: variable.replace(values[path]) for path, variable in self._variables.items()}
+        return nnx.merge(self._graph, nnx.from_flat_state(variables))
+
+    def gather(self, params: Params, batch_size: int) -> Params:
+        """Makes sharded parameters whole for a forward pass over `batch_size` sequences; see `sharding.collective`."""
+        return self.map(
+            lambda value, variable: gather(
+                value, variable.axes, elementwise=variable.elementwise, batch_size=batch_size
+            ),
+            params,
+        )
+
+    @cached_property
+    def specs(self) -> dict[str, Any]:
+        """The PartitionSpec of every parameter, a tree like the parameters."""
+        return self.map(lambda value, variable: parameter_spec(variable.axes, value.shape), self.shapes)
+
+    @cached_property
+    def shapes(self) -> dict[str, Any]:
+        """jax.ShapeDtypeStruct of every parameter."""
+        return _unflatten(
+            {path: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype) for path, v in self._variables.items()}
+        )
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+
+    def map(self, function: Callable[[Any, nnx.Param], Any], tree: dict[str, Any]) -> dict[str, Any]:
+        """Applies function(leaf, declaration) to a tree like the parameters."""
+        values = _flatten(tree)
+        return _unflatten({path: function(values[path], variable) for path, variable in self._variables.items()})
+
+
+def compute_dtype(config: Model) -> jnp.dtype:
+    """The type of matrix products on the present backend."""
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def _flatten(tree: dict[str, Any]) -> dict[tuple, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _unflatten(flat: dict[tuple, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for (*parents, last), leaf in flat.items():
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree

@@ -1,0 +1,54 @@
+"""The exit gate and the distribution over loops that it defines (arXiv 2510.25741)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config.schema import Model
+from looplm.model.init import initializers
+from looplm.model.layers import parameter
+from looplm.ops.precision import at_least_fp32
+from looplm.sharding.rules import activation_spec
+
+
+class ExitGate(nnx.Module):
+    """logit(lambda) = w . h + b for every token; lambda is the probability of leaving, given one is still in."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        init = initializers(config)
+        self.kernel = parameter(rngs, init["gate"], (config.dim, 1), ("embed", "one"))
+        self.bias = parameter(rngs, init["gate_bias"], (1,), ("one",), elementwise=True)
+
+    def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Returns logits (B, S), at least float32."""
+        logits_BS1 = jnp.einsum(
+            "BSD,DE->BSE", at_least_fp32(hidden_BSD), self.kernel[...],
+            out_sharding=activation_spec("batch", "sequence", "one"),
+        )  # fmt: skip
+        return (logits_BS1 + self.bias[...])[..., 0]
+
+
+def log_exit_distribution(gate_logits_RBS: jax.Array, active_R: jax.Array | None = None) -> jax.Array:
+    """log p_t of leaving after loop t: p_t = lambda_t prod_{j<t} (1 - lambda_j); the last loop takes what remains.
+
+    Args:
+        gate_logits_RBS: float32.
+        active_R: False for loops that did not run (fewer loops than the window): p = 0, log p = -inf. The last one
+            is always active.
+
+    Returns:
+        (R, B, S) float32; exp of it sums to 1 over R. In log space, since a product of many (1 - lambda) underflows.
+    """
+    log_leave_RBS = jax.nn.log_sigmoid(gate_logits_RBS).at[-1].set(0.0)
+    log_stay_RBS = jax.nn.log_sigmoid(-gate_logits_RBS)
+    if active_R is not None:
+        log_leave_RBS = jnp.where(active_R[:, None, None], log_leave_RBS, -jnp.inf)
+        log_stay_RBS = jnp.where(active_R[:, None, None], log_stay_RBS, 0.0)
+    log_survive_RBS = jnp.cumsum(log_stay_RBS, axis=0) - log_stay_RBS
+    return log_leave_RBS + log_survive_RBS
+
+
+def exit_loop(exit_RBS: jax.Array, threshold: float) -> jax.Array:
+    """The first loop (1..R) whose cumulative exit probability reaches the threshold, (B, S) int32; at the latest R."""
+    reached_RBS = (jnp.cumsum(exit_RBS, axis=0) >= threshold).at[-1].set(True)
+    return jnp.argmax(reached_RBS, axis=0) + 1

@@ -1,0 +1,63 @@
+"""The smallest parts: parameters with logical axes, a linear map, a norm, an embedding."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+
+from looplm.ops.norm import rms_norm
+from looplm.sharding.rules import activation_spec
+
+
+def parameter(
+    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], *, elementwise: bool = False
+) -> nnx.Param:
+    """A float32 parameter with its logical axes (see `sharding.rules`).
+
+    `elementwise` marks what is multiplied with or added to activations; `sharding.collective` treats it differently.
+    """
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, elementwise=elementwise)
+
+
+class Linear(nnx.Module):
+    """einsum(equation, x, kernel). The kernel stays float32 and is cast where it is used, inside the loop's body, so
+    that its gradient is summed over loops in float32."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        init: Initializer,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        out: tuple[str, ...],
+    ):
+        self.equation, self.out = equation, out
+        self.kernel = parameter(rngs, init, shape, axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=activation_spec(*self.out))
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, init: Initializer, dim: int, eps: float):
+        self.eps = eps
+        self.scale = parameter(rngs, init, (dim,), ("embed",), elementwise=True)
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        return rms_norm(x_BSD, self.scale[...], eps=self.eps)
+
+
+class Embedding(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, init: Initializer, vocab_size: int, dim: int):
+        self.table = parameter(rngs, init, (vocab_size, dim), ("vocab", "embed"))
+
+    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        """Looks tokens up. Ids must be below V: JAX would silently clamp larger ones (the loader checks them)."""
+        table_VD = self.table[...]
+        if (spec := activation_spec("batch", "sequence", "embed")) is None:
+            return table_VD[tokens_BS]
+        # A gather cannot index a dim that is split over devices: make the rows whole, keep the `reduced` marking.
+        reduced = jax.typeof(table_VD).sharding.spec.reduced
+        rows_VD = jax.sharding.reshard(table_VD, jax.sharding.PartitionSpec(None, None, reduced=reduced))
+        return rows_VD.at[tokens_BS].get(out_sharding=spec)

@@ -1,0 +1,141 @@
+"""LoopLM: embed, prelude, the shared block R times, coda, norm, head.
+
+    e      = prelude(embed(tokens))
+    s_0    = e
+    s_t    = core(s_{t-1}, e)                  t = 1..R, one shared block of L layers
+    h_t    = norm(coda(s_t))                   what the head reads
+    exit_t = sigmoid(gate(s_t))                what decides when a token may leave
+
+The number of loops is an argument. The model knows no steps, hosts or losses; names of dims are in `__init__.py`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config.schema import Model
+from looplm.model.block import Stack
+from looplm.model.context import Context, KeysValues
+from looplm.model.core import Core
+from looplm.model.gates import ExitGate, log_exit_distribution
+from looplm.model.init import initializers
+from looplm.model.layers import Embedding, RMSNorm, parameter
+from looplm.model.loop import Depth, run_loops
+from looplm.sharding.rules import activation_spec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer visit, one slot per loop. None where there is no such part."""
+
+    prelude: KeysValues | None
+    """Each (layers, B, T, K, H)."""
+    block: KeysValues
+    """Each (R, L, B, T, K, H)."""
+    coda: KeysValues | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives; R counts the collected loops, the last of which is the last loop."""
+
+    hidden_RBSD: jax.Array
+    """What the head reads."""
+    gate_logits_RBS: jax.Array | None
+    """logit of the exit probability, float32; None without a gate."""
+    active_R: jax.Array | None
+    """False for loops of the window that did not run; None when all did."""
+    cache: Cache | None
+
+    @property
+    def log_exit_RBS(self) -> jax.Array | None:
+        """log of the exit distribution over the collected loops; None without a gate."""
+        return None if self.gate_logits_RBS is None else log_exit_distribution(self.gate_logits_RBS, self.active_R)
+
+
+class LoopLM(nnx.Module):
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        init = initializers(config)
+        self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
+        self.prelude = Stack(config, config.prelude_layers, rngs=rngs) if config.prelude_layers else None
+        self.core = Core(config, rngs=rngs)
+        self.gate = ExitGate(config, rngs=rngs) if config.exit_gate else None
+        self.coda = Stack(config, config.coda_layers, rngs=rngs) if config.coda_layers else None
+        self.final_norm = RMSNorm(rngs, init["norm"], config.dim, config.norm_eps) if config.final_norm else None
+        shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
+        self.head = None if config.tie_embeddings else parameter(rngs, init["head"], shape, axes)
+
+    def __call__(
+        self,
+        tokens_BS: jax.Array,
+        context: Context,
+        depth: Depth,
+        *,
+        dtype: jax.typing.DTypeLike,
+        every_loop: bool = False,
+        initial_state_BSD: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Runs the model.
+
+        Args:
+            tokens_BS: ids below the vocabulary size, int32.
+            context: positions, mask and how to run.
+            depth: how many loops, and which of them carry a gradient.
+            dtype: compute type of the matrix products.
+            every_loop: whether hidden states of all loops of the window are wanted, or only of the last.
+            initial_state_BSD: overrides the first state.
+            cache: keys and values of earlier positions; comes back updated.
+        """
+        x_BSD = self.embedding(tokens_BS).astype(dtype)
+        prelude_cache = coda_cache = None
+        if self.prelude:
+            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache and cache.prelude)
+
+        core_graph, core_parameters = nnx.split(self.core)
+
+        def step(
+            parameters: nnx.State, state_BSD: jax.Array, input_BSD: jax.Array, cache: KeysValues | None
+        ) -> tuple[jax.Array, KeysValues | None]:
+            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, context, cache)
+
+        def collect(state_BSD: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
+            return (state_BSD if every_loop else None), (self.gate(state_BSD) if self.gate else None)
+
+        state_BSD = self.core.init_state(x_BSD) if initial_state_BSD is None else initial_state_BSD.astype(dtype)
+        state_BSD, (states_RBSD, gate_logits_RBS), block_cache = run_loops(
+            step, core_parameters, state_BSD, x_BSD, depth,
+            collect=collect, per_loop=cache and cache.block, remat=context.remat == "loop", unroll=context.unroll,
+        )  # fmt: skip
+
+        if every_loop:
+            # One pass of the coda per loop; during generation the cache belongs to the last loop only.
+            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context)[0], states_RBSD)
+        else:
+            hidden_BSD, coda_cache = self.read(state_BSD, context, cache and cache.coda)
+            hidden_RBSD = hidden_BSD[None]
+        new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
+        return Output(hidden_RBSD, gate_logits_RBS, depth.active_R, new_cache)
+
+    def read(
+        self, state_BSD: jax.Array, context: Context, cache: KeysValues | None = None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """From a loop's state to what the head reads: coda and final norm. Returns (hidden, coda's cache)."""
+        x_BSD = state_BSD
+        if self.coda:
+            x_BSD, cache = self.coda(x_BSD, context, cache)
+        return (self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
+
+    @property
+    def head_VD(self) -> jax.Array:
+        return self.embedding.table[...] if self.head is None else self.head[...]
+
+    def logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        """(B, S, V) in hidden's type. Training never calls it: see `ops.cross_entropy`."""
+        return jnp.einsum(
+            "BSD,VD->BSV", hidden_BSD, self.head_VD.astype(hidden_BSD.dtype),
+            out_sharding=activation_spec("batch", "sequence", "vocab"),
+        )  # fmt: skip

@@ -1,0 +1,5 @@
+"""Losses over loops: what a step minimises. Sums and counts, never means, so that they add over micro-batches."""
+
+from looplm.objective.base import Objective as Objective
+from looplm.objective.base import Sums as Sums
+from looplm.objective.build import build_objective as build_objective

@@ -1,0 +1,1 @@
+"""Array functions with a reference implementation: norm, rotary positions, attention, cross-entropy."""

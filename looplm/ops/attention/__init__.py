@@ -1,0 +1,5 @@
+"""Scaled dot-product attention over grouped heads, and its masks."""
+
+from looplm.ops.attention.api import attention as attention
+from looplm.ops.attention.mask import cached_mask as cached_mask
+from looplm.ops.attention.mask import causal_mask as causal_mask

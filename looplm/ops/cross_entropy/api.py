@@ -1,0 +1,60 @@
+"""Chunked cross-entropy: the head is applied to a slice of the sequence at a time, and again in the backward pass."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from looplm.ops.cross_entropy.reference import cross_entropy
+from looplm.sharding.rules import activation_spec, num_batch_shards
+
+IGNORED = -100
+"""A label that is not scored."""
+
+CHUNK_LOGITS = 2**25
+"""Logits a device holds at once: 128 MiB in float32; large enough to keep matrix units busy."""
+
+
+class TokenScores(NamedTuple):
+    nll_BS: jax.Array
+    """-log p(label) in nats, float32; zero where the label is ignored."""
+    correct_BS: jax.Array
+    """1 where the label had the largest logit, else 0; float32."""
+
+
+def linear_cross_entropy(
+    hidden_BSD: jax.Array, head_VD: jax.Array, labels_BS: jax.Array, *, chunk_logits: int = CHUNK_LOGITS
+) -> TokenScores:
+    """Scores labels under softmax(hidden head^T) without holding (B, S, V).
+
+    Args:
+        hidden_BSD: any float type; the product is taken in it and continued in float32.
+        head_VD: the head, cast to hidden's type.
+        labels_BS: int32, IGNORED where nothing is to be scored.
+        chunk_logits: how many logits a device may hold.
+    """
+    batch, length, _ = hidden_BSD.shape
+    chunk = max(1, min(length, chunk_logits * num_batch_shards() // (batch * head_VD.shape[0])))
+
+    @jax.checkpoint
+    def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
+        logits_BCV = jnp.einsum(
+            "BCD,VD->BCV", hidden_BCD, head_VD.astype(hidden_BCD.dtype),
+            out_sharding=activation_spec("batch", "sequence", "vocab"),
+        )  # fmt: skip
+        nll_BC, correct_BC = cross_entropy(logits_BCV, labels_BC)
+        scored_BC = labels_BC != IGNORED
+        return TokenScores(jnp.where(scored_BC, nll_BC, 0), (scored_BC & correct_BC).astype(nll_BC.dtype))
+
+    if chunk == length:
+        return score(hidden_BSD, labels_BS)
+
+    def chunks_first(x: jax.Array, fill: int) -> jax.Array:
+        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=fill)
+        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+
+    _, scores = jax.lax.scan(
+        lambda _, xs: (None, score(*xs)), None, (chunks_first(hidden_BSD, 0), chunks_first(labels_BS, IGNORED))
+    )
+    return TokenScores(*(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length] for x in scores))

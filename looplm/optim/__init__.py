@@ -1,0 +1,1 @@
+"""From the config to an optax optimizer."""

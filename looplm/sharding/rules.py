@@ -1,0 +1,58 @@
+"""One table from logical axis names to mesh axes: the whole sharding policy.
+
+Parameters carry logical names (`embed`, `heads`, ...) from the module that declares them; activations are named where
+they are made. Without a mesh (`jax.set_mesh` not called) every function here answers None and the model is plain JAX.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import PartitionSpec
+
+MESH_AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")
+"""The batch is split over these; parameters are equal on all of them once `fsdp` is gathered."""
+
+PARAMETER_AXES: dict[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "embed_out": None,  # the second D of a (D, D) matrix
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "hidden": "tensor",
+    "vocab": "tensor",
+    "one": None,
+}
+
+ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": BATCH_AXES,
+    "sequence": None,
+    "embed": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "hidden": "tensor",
+    "vocab": "tensor",
+    "one": None,
+}
+
+
+def parameter_spec(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+    """The spec of a parameter; stacks of layers have leading dims that `axes` does not name."""
+    stacked = ("layers",) * (len(shape) - len(axes))
+    return PartitionSpec(*(PARAMETER_AXES[axis] for axis in (*stacked, *axes)))
+
+
+def activation_spec(*axes: str) -> PartitionSpec | None:
+    """The spec of an activation, to be given as `out_sharding`; None without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return PartitionSpec(*(ACTIVATION_AXES[axis] for axis in axes))
+
+
+def num_batch_shards() -> int:
+    """Into how many parts the batch is split; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
