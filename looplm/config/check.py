@@ -25,8 +25,8 @@ def _heads(run: Run) -> Iterator[str]:
             f"model.num_heads={model.num_heads} does not divide model.dim={model.dim}; "
             f"use one of {_divisors(model.dim)} or set model.head_dim"
         )
-    elif (model.head_dim or model.dim // model.num_heads) % 2:
-        yield f"the head size {model.head_dim or model.dim // model.num_heads} is odd; rotary positions need an even one"
+    elif (head_dim := model.head_dim or model.dim // model.num_heads) % 2:
+        yield f"the head size {head_dim} is odd; rotary positions need an even one"
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield (
             f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}; "

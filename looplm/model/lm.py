@@ -19,7 +19,7 @@ from looplm.config.schema import Model
 from looplm.model.block import Stack
 from looplm.model.context import Context, KeysValues
 from looplm.model.core import Core
-from looplm.model.gates import ExitGate, log_exit_distribution
+from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
 from looplm.model.layers import Embedding, RMSNorm, parameter
 from looplm.model.loop import Depth, run_loops
@@ -76,6 +76,7 @@ class LoopLM(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike,
         every_loop: bool = False,
+        exit_threshold: float | None = None,
         initial_state_BSD: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> Output:
@@ -87,6 +88,7 @@ class LoopLM(nnx.Module):
             depth: how many loops, and which of them carry a gradient.
             dtype: compute type of the matrix products.
             every_loop: whether hidden states of all loops of the window are wanted, or only of the last.
+            exit_threshold: read every token's state at the loop where its cumulative exit probability reaches this.
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
@@ -102,8 +104,10 @@ class LoopLM(nnx.Module):
         ) -> tuple[jax.Array, KeysValues | None]:
             return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, context, cache)
 
+        keep_states = every_loop or exit_threshold is not None
+
         def collect(state_BSD: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-            return (state_BSD if every_loop else None), (self.gate(state_BSD) if self.gate else None)
+            return (state_BSD if keep_states else None), (self.gate(state_BSD) if self.gate else None)
 
         state_BSD = self.core.init_state(x_BSD) if initial_state_BSD is None else initial_state_BSD.astype(dtype)
         state_BSD, (states_RBSD, gate_logits_RBS), block_cache = run_loops(
@@ -112,9 +116,13 @@ class LoopLM(nnx.Module):
         )  # fmt: skip
 
         if every_loop:
-            # One pass of the coda per loop; during generation the cache belongs to the last loop only.
+            assert cache is None, "the coda's cache belongs to one depth"
             hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context)[0], states_RBSD)
         else:
+            if exit_threshold is not None:
+                exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_R))
+                index_1BS1 = exit_loop(exit_RBS, exit_threshold)[None, :, :, None] - 1
+                state_BSD = jnp.take_along_axis(states_RBSD, index_1BS1, axis=0)[0]
             hidden_BSD, coda_cache = self.read(state_BSD, context, cache and cache.coda)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None

@@ -1,6 +1,6 @@
 """Expected cross-entropy under the exit distribution with an entropy bonus (arXiv 2510.25741, stage I).
 
-    sum over tokens of  sum_t p_t CE_t - beta H(p)
+sum over tokens of  sum_t p_t CE_t - beta H(p)
 """
 
 import jax

@@ -8,6 +8,7 @@ the spreading is again one reduction.
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from looplm.sharding.rules import BATCH_AXES, parameter_spec
@@ -36,3 +37,13 @@ def gather(parameter: jax.Array, axes: tuple[str, ...], *, elementwise: bool, ba
     dims = (*range(stack), *range(stack + 2, len(shape)))
     spread = PartitionSpec(*whole[:stack], BATCH_AXES, None, *whole[stack:])
     return jax.lax.broadcast_in_dim(jax.sharding.reshard(parameter, whole), shape, dims, out_sharding=spread)
+
+
+def zero_gradient(gathered: jax.Array) -> jax.Array:
+    """Zeros of the type that the gradient of a gathered parameter has, to sum micro-batches into."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jnp.zeros_like(gathered)
+    spec = jax.typeof(gathered).sharding.spec
+    return jnp.zeros(
+        gathered.shape, gathered.dtype, out_sharding=PartitionSpec(*spec.partitions, unreduced=spec.reduced)
+    )

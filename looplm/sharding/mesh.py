@@ -36,7 +36,12 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, micro_batch: int) -> None:
     rules = [
         (f"mesh.fsdp={shape['fsdp']}", shape["fsdp"], "model.dim", model.dim),
         (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.num_heads", model.num_heads),
-        (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.num_kv_heads", model.num_kv_heads or model.num_heads),
+        (
+            f"mesh.tensor={shape['tensor']}",
+            shape["tensor"],
+            "model.num_kv_heads",
+            model.num_kv_heads or model.num_heads,
+        ),
         (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.hidden_dim", model.hidden_dim),
         (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.vocab_size", model.vocab_size),
         (f"replica x data x fsdp = {batch_shards}", batch_shards, "the sequences of a micro-batch", micro_batch),

@@ -1,0 +1,173 @@
+"""What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from looplm.checkpoint.manager import CheckpointManager
+from looplm.config.load import from_json
+from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy, Run
+from looplm.data.tokenizer import Tokenizer
+from looplm.errors import UserError
+from looplm.infer.exit_rule import parse_exit
+from looplm.infer.generate import generate
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.model.lm import Output
+from looplm.model.loop import Depth
+from looplm.objective import Sums, build_objective
+from looplm.ops.attention import causal_mask
+from looplm.ops.precision import at_least_fp32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Result:
+    """What a call of the model gives; R counts the loops after the detached ones. All float32."""
+
+    hidden_RBSD: jax.Array
+    """What the head reads after each of these loops."""
+    gate_logits_RBS: jax.Array | None
+    """None without a gate."""
+    exit_RBS: jax.Array | None
+    """Exit distribution over these loops; sums to 1. None without a gate."""
+    head_VD: jax.Array
+    num_detached: jax.Array
+
+    def logits(self, depth: int) -> jax.Array:
+        """(B, S, V) after `depth` loops, num_detached < depth <= num_loops."""
+        return jnp.einsum("BSD,VD->BSV", self.hidden_RBSD[depth - 1 - self.num_detached], self.head_VD)
+
+    def expected_logits(self) -> jax.Array:
+        """(B, S, V): the logits of all loops weighted by the exit distribution."""
+        if self.exit_RBS is None:
+            raise UserError("expected_logits needs an exit gate, and this model has none; use logits(depth)")
+        # The head is linear: weigh the hidden states and apply it once.
+        mixed_BSD = jnp.einsum("RBS,RBSD->BSD", self.exit_RBS, self.hidden_RBSD)
+        return jnp.einsum("BSD,VD->BSV", mixed_BSD, self.head_VD)
+
+
+class LoadedLM:
+    """A model on one device. All methods run eagerly and, but for `generate`, under `jax.jit`."""
+
+    def __init__(self, run: Run, params: Params, tokenizer: Tokenizer, step: int):
+        self.run, self.params, self.tokenizer, self.step = run, params, tokenizer, step
+        self.functional = FunctionalLM(run.model)
+
+    def __call__(
+        self,
+        tokens_BS: jax.Array,
+        num_loops: int | None = None,
+        num_detached: int = 0,
+        initial_state: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> Result:
+        """Runs the model on int tokens (B, S).
+
+        Args:
+            num_loops: loops in all; the run's when left out.
+            num_detached: the first so many carry no gradient and are not returned.
+            initial_state: (B, S, D), overrides the first state.
+            segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
+        """
+        output, head_VD = self._forward(self.params, tokens_BS, num_loops, num_detached, initial_state, segments)
+        log_exit_RBS = output.log_exit_RBS
+        return Result(
+            at_least_fp32(output.hidden_RBSD),
+            output.gate_logits_RBS,
+            None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
+            at_least_fp32(head_VD),
+            jnp.int32(num_detached),
+        )
+
+    def loss_and_grads(
+        self,
+        tokens_BS: jax.Array,
+        labels_BS: jax.Array,
+        num_loops: int | None = None,
+        num_detached: int = 0,
+        initial_state: jax.Array | None = None,
+        objective: FinalCrossEntropy | ExpectedCrossEntropy | None = None,
+    ) -> tuple[jax.Array, Params]:
+        """Returns (objective per scored token in nats, gradients in a tree like the parameters).
+
+        labels_BS[b, s] is what token s should predict; -100 is not scored. `objective`: the run's when left out.
+        """
+        loss = build_objective(objective or self.run.objective)
+
+        def mean(params: Params) -> jax.Array:
+            model = self.functional.bind(params)
+            output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None)
+            sums: Sums = loss(model, output, labels_BS)
+            return sums.objective / jnp.maximum(sums.tokens, 1)
+
+        return jax.value_and_grad(mean)(self.params)
+
+    def generate(
+        self,
+        prompts: list[str],
+        num_loops: int | None = None,
+        exit: str | None = None,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Returns the continuation of every prompt. exit: `gate:Q`, or None for a fixed depth."""
+        if max_tokens < 1 or temperature < 0 or (num_loops is not None and num_loops < 1):
+            raise UserError(
+                f"max_tokens={max_tokens}, temperature={temperature}, num_loops={num_loops}: "
+                "max_tokens and num_loops must be at least 1, the temperature at least 0"
+            )
+        tokens = generate(
+            self.functional,
+            self.params,
+            [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts],
+            num_loops=num_loops or self.run.loop.num_loops,
+            exit_threshold=parse_exit(exit, has_gate=self.run.model.exit_gate is not None),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            end_id=self.tokenizer.eos_id,
+        )
+        return [self.tokenizer.decode(row) for row in tokens]
+
+    def _forward(
+        self,
+        params: Params,
+        tokens_BS: jax.Array,
+        num_loops: int | None,
+        num_detached: int,
+        initial_state: jax.Array | None,
+        segments: jax.Array | None,
+    ) -> tuple[Output, jax.Array]:
+        num_loops = num_loops or self.run.loop.num_loops
+        model = self.functional.bind(params)
+        segments_BS = jnp.zeros_like(tokens_BS) if segments is None else segments
+        positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+        output = model(
+            tokens_BS,
+            Context(positions_BS, causal_mask(segments_BS)),
+            Depth(num_loops - num_detached, num_detached=num_detached),
+            dtype=compute_dtype(self.run.model),
+            every_loop=True,
+            initial_state_BSD=initial_state,
+        )
+        return output, model.head_VD
+
+
+def load(path: str | Path, *, step: int | None = None) -> LoadedLM:
+    """Loads a run directory's checkpoint (the newest when `step` is None) onto the default device.
+
+    Raises UserError when the folder is no run directory or has no such checkpoint.
+    """
+    root = Path(path)
+    run = from_json(root / "config.json")
+    tokenizer = Tokenizer.load(root / "tokenizer.model")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes
+    )
+    params, step = CheckpointManager(root / "checkpoints").restore_params(step, abstract)
+    return LoadedLM(run, params, tokenizer, step)

@@ -1,0 +1,189 @@
+"""Open, check and read a token dataset made by `writer`.
+
+Opening reads the manifest and compares it with the disk; digests are checked only by `verify`. Files are memory-mapped
+when first read, and not pickled, so a dataset can be sent to another process. Deliberately absent: windows, order,
+batches, and folders that are not on a local disk.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from looplm.data.manifest import (
+    DOCUMENT_BYTES_FILE,
+    DOCUMENTS_FILE,
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    shard_name,
+)
+from looplm.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from looplm.errors import UserError
+
+_REBUILD = "build it again with `looplm data build`"
+_CHECK_STRIDE = 1 << 20
+
+
+class TokenDataset:
+    """A dataset folder: one stream of tokens, cut into documents. Made by `TokenDataset.open`."""
+
+    def __init__(self, path: Path, manifest: Manifest, fingerprint: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.fingerprint = fingerprint
+        """SHA-256 (hex) of the manifest, which holds the digest of every file: equal means the same dataset."""
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TokenDataset":
+        """Open a folder. Raises UserError unless it is a complete dataset whose files have the sizes they should."""
+        path = Path(path)
+        data = _read_manifest(path)
+        dataset = cls(path, Manifest.parse(data, path / MANIFEST_FILE), hashlib.sha256(data).hexdigest())
+        dataset._check_sizes()
+        dataset._check_offsets()
+        return dataset
+
+    def __repr__(self) -> str:
+        return f"TokenDataset({str(self.path)!r}, num_tokens={self.num_tokens}, num_documents={self.num_documents})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        maps = ("_shards", "document_offsets", "document_bytes")
+        return {key: value for key, value in self.__dict__.items() if key not in maps}
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest.num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        return self.manifest.num_documents
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all texts in UTF-8."""
+        return self.manifest.num_bytes
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token is below this."""
+        return self.manifest.vocab_size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of a token on disk."""
+        return np.dtype(self.manifest.dtype).newbyteorder("<")
+
+    @cached_property
+    def document_offsets(self) -> np.ndarray:
+        """First token of every document, then num_tokens: (num_documents + 1,) uint64, strictly increasing."""
+        return self._map(DOCUMENTS_FILE, np.dtype("<u8"))
+
+    @cached_property
+    def document_bytes(self) -> np.ndarray:
+        """Bytes of every document's text in UTF-8: (num_documents,) uint64."""
+        return self._map(DOCUMENT_BYTES_FILE, np.dtype("<u8"))
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer the dataset was made with. Raises UserError if the file was exchanged."""
+        tokenizer = Tokenizer.load(self.path / TOKENIZER_FILE)
+        if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
+            raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.path} was made with; {_REBUILD}")
+        return tokenizer
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Return tokens start..stop-1 of the stream, in the type on disk; a view where one file holds them all.
+
+        Raises IndexError unless 0 <= start <= stop <= num_tokens.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens {start}..{stop} of {self!r}")
+        parts: list[np.ndarray] = []
+        while start < stop or not parts:
+            # Every file of tokens but the last has the same length.
+            number, begin = divmod(start, self._shards[0].size) if start < stop else (0, 0)
+            parts.append(self._shards[number][begin : begin + stop - start])
+            start += max(parts[-1].size, 1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def verify(self) -> None:
+        """Recompute the digest of every file. Raises UserError naming the first file that was changed."""
+        for entry in self.manifest.files:
+            with (self.path / entry.name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry.sha256:
+                raise UserError(f"{self.path / entry.name} was changed or damaged (its SHA-256 differs); {_REBUILD}")
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise UserError unless `tokenizer` gives the ids this dataset holds."""
+        if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
+            raise UserError(
+                f"dataset {self.path} was made with another tokenizer than {tokenizer.path}; "
+                f"use {self.path / TOKENIZER_FILE}, or build the dataset again with yours"
+            )
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise UserError unless a model with `vocab_size` embeddings knows every token."""
+        if vocab_size < self.vocab_size:
+            raise UserError(
+                f"model.vocab_size={vocab_size} is below the {self.vocab_size} pieces of dataset {self.path}; "
+                f"set it to {self.vocab_size} or more"
+            )
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        return [self._map(entry.name, self.dtype) for entry in self._shard_entries()]
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        # As a plain array: slicing np.memmap objects costs several times more.
+        return np.memmap(self.path / name, dtype, mode="r").view(np.ndarray)
+
+    def _shard_entries(self) -> Sequence[FileEntry]:
+        return [entry for entry in self.manifest.files if entry.name.startswith("tokens-")]
+
+    def _check_sizes(self) -> None:
+        if self.num_tokens == 0 or self.num_documents == 0:
+            raise UserError(f"dataset {self.path} holds no token; {_REBUILD} from files with text")
+        for entry in self.manifest.files:
+            file = self.path / entry.name
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry.size:
+                found = "is missing" if size is None else f"has {size} bytes instead of {entry.size}"
+                raise UserError(f"{file} {found}; copy the dataset again, or {_REBUILD}")
+        sizes = {entry.name: entry.size for entry in self.manifest.files}
+        shards = self._shard_entries()
+        expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1), DOCUMENT_BYTES_FILE: 8 * self.num_documents}
+        if (
+            sum(entry.size for entry in shards) != self.num_tokens * self.dtype.itemsize
+            or [entry.name for entry in shards] != [shard_name(number) for number in range(len(shards))]
+            or any(entry.size != shards[0].size for entry in shards[:-1])
+            or any(sizes.get(name) != size for name, size in expected.items())
+        ):
+            raise UserError(f"{self.path / MANIFEST_FILE} contradicts itself about the sizes of its files; {_REBUILD}")
+
+    def _check_offsets(self) -> None:
+        offsets = self.document_offsets
+        right = int(offsets[0]) == 0 and int(offsets[-1]) == self.num_tokens
+        for start in range(0, offsets.size - 1, _CHECK_STRIDE):
+            part = offsets[start : start + _CHECK_STRIDE + 1]
+            right = right and bool(np.all(part[1:] > part[:-1]))
+        if not right:
+            raise UserError(f"{self.path / DOCUMENTS_FILE} does not divide the tokens into documents; {_REBUILD}")
+
+
+def _read_manifest(path: Path) -> bytes:
+    if not path.is_dir():
+        raise UserError(f"dataset {path} is not a folder; make one with `looplm data build`")
+    try:
+        return (path / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"cannot read {path / MANIFEST_FILE}: {error.strerror}; mend its permissions") from None
+    parts = sorted(manifest.parent.name for manifest in path.glob(f"*/{MANIFEST_FILE}"))
+    if parts:
+        raise UserError(f"{path} is not a dataset but holds {' and '.join(parts)}; name {path / parts[0]}")
+    raise UserError(f"{path} has no {MANIFEST_FILE}: it is not a dataset, or building it did not finish; {_REBUILD}")

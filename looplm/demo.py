@@ -1,0 +1,99 @@
+"""`looplm demo`: from nothing to a trained and measured looped model, offline.
+
+The text is the source of the Python standard library of the running interpreter: real text that every machine has.
+Whole files are held out. Every part is what the other commands call; nothing here is particular to the demo but the
+choice of text.
+"""
+
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from looplm.config.load import load_config, override, shipped_configs
+from looplm.config.schema import Run
+from looplm.data.source import find_files, read_documents
+from looplm.data.tokenizer import train_tokenizer
+from looplm.data.writer import build_dataset, held_out_part
+from looplm.errors import UserError
+
+SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip", "__pycache__"}
+"""Not the library itself, or not text that a person wrote."""
+PROMPT = "def read_lines(path):\n    "
+WRITTEN_TOKENS = 96
+HELD_OUT = 0.05
+"""Share of files."""
+DEPTHS = tuple(range(1, 9))
+
+
+def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
+    """Makes data, trains configs/demo_cpu.py, sweeps depths 1..8, writes text at two depths and the report.
+
+    Everything goes below `out`; started again, it goes on where it was. Returns the report's path. Raises UserError
+    when the interpreter comes without its sources or an override is wrong.
+    """
+    started = time.perf_counter()
+
+    def announce(text: str) -> None:
+        console.print(f"[{time.perf_counter() - started:5.1f} s] {text}", soft_wrap=True, highlight=False, markup=False)
+
+    run = load_config(shipped_configs() / "demo_cpu.py", overrides)
+    data, workdir = out / "data", out / "run"
+    run = override(run, {"data.train": str(data / "train"), "data.validation": str(data / "validation")})
+    if not data.exists():
+        announce("training the tokenizer and building the dataset from the standard library's source")
+        build_data(out, run, console)
+
+    announce("training")
+    from looplm.train.trainer import Trainer
+
+    Trainer(run, workdir, console).train()
+
+    announce("scoring held-out files at all depths")
+    from looplm.eval.command import evaluate, print_sweep
+
+    sweep = evaluate(workdir, depths=",".join(map(str, DEPTHS)))
+    print_sweep(sweep, console)
+
+    announce("writing text at two depths")
+    import looplm
+
+    lm = looplm.load(workdir)
+    for loops in (1, run.loop.num_loops):
+        (text,) = lm.generate([PROMPT], num_loops=loops, max_tokens=WRITTEN_TOKENS)
+        sweep.generations.append({"loops": loops, "prompt": PROMPT, "text": text})
+        console.rule(f"{loops} loop{'s' * (loops > 1)}")
+        console.print(PROMPT + text, soft_wrap=True, highlight=False, markup=False)
+    console.rule()
+    sweep.save(workdir / "eval")
+
+    announce("writing the report")
+    from looplm.report.build import write_report
+
+    report = write_report(workdir)
+    announce(f"done: open {report.resolve()} in a browser")
+    return report
+
+
+def build_data(out: Path, run: Run, console: Console) -> None:
+    """Writes out/tokenizer.model and out/data/{train,validation}."""
+    files = [file.path for file in find_files([library()]) if not SKIPPED_FOLDERS & set(file.path.parts)]
+    # The tokenizer does not see the held-out files either.
+    documents = read_documents(files)
+    texts = (d.text for d in documents if held_out_part(d.sha256, HELD_OUT) == "train")
+    tokenizer = train_tokenizer(texts, run.model.vocab_size, out)
+    report = build_dataset(files, tokenizer, out / "data", validation_fraction=HELD_OUT)
+    console.print(
+        f"{report.num_documents} files, {report.num_bytes / 1e6:.1f} MB, {report.num_tokens / 1e6:.2f} M tokens",
+        highlight=False,
+    )
+
+
+def library() -> Path:
+    """The folder of the standard library's sources."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    if not folder.is_dir():
+        raise UserError(f"the standard library's folder {folder} does not exist; use an interpreter with sources")
+    return folder

@@ -1,0 +1,124 @@
+"""`looplm eval`: a depth sweep of a run's checkpoint, to the screen and to WORKDIR/eval."""
+
+import shutil
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+from rich.console import Console
+from rich.table import Table
+
+from looplm.checkpoint.manager import CheckpointManager
+from looplm.config.load import from_json
+from looplm.config.schema import Mesh, Run
+from looplm.data.dataset import TokenDataset
+from looplm.data.tokenizer import Tokenizer
+from looplm.errors import UserError
+from looplm.eval.depth_sweep import DepthSweep, depth_sweep
+from looplm.eval.score import Scorer
+from looplm.model.functional import FunctionalLM
+from looplm.sharding.mesh import build_mesh, check_fit
+
+
+def evaluate(
+    workdir: Path,
+    *,
+    step: int | None = None,
+    depths: str | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+) -> DepthSweep:
+    """Scores held-out data at all depths on all local devices and saves the result.
+
+    Args:
+        depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
+        data: a token dataset; the run's held-out one when left out.
+        out: a second place for the JSON.
+
+    Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
+    """
+    run = from_json(workdir / "config.json")
+    wanted = parse_depths(depths) if depths else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
+    dataset = TokenDataset.open(_data_folder(run, workdir, data))
+    dataset.check_tokenizer(Tokenizer.load(workdir / "tokenizer.model"))
+
+    mesh = build_mesh(Mesh(data=-1, fsdp=1))
+    rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
+    batch_size = -(-rows // mesh.size) * mesh.size
+    check_fit(mesh, run.model, batch_size)
+    lm = FunctionalLM(run.model)
+    abstract = jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+        lm.shapes,
+        lm.specs,
+    )
+    params, step = CheckpointManager(workdir / "checkpoints").restore_params(step, abstract)
+    result = depth_sweep(
+        Scorer(lm, mesh, max(wanted)),
+        params,
+        dataset,
+        sequence_length=run.data.sequence_length,
+        batch_size=batch_size,
+        depths=wanted,
+        trained_depth=run.loop.num_loops,
+        step=step,
+        with_xz=True,
+    )
+    path = result.save(workdir / "eval")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out)
+    return result
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """`1,2,4` -> (1, 2, 4), ascending. Raises UserError."""
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        depths = [0]
+    if depths[0] < 1:
+        raise UserError(f"--depths {text!r} is no comma-separated list of loop counts of at least 1, e.g. 1,2,4,8")
+    return tuple(depths)
+
+
+def print_sweep(result: DepthSweep, console: Console) -> None:
+    """The table of all depths, the gain of looping, and the yardstick."""
+    table = Table("depth", "loss (nats)", "95 % interval", "bits/byte", "accuracy")
+    rows = zip(
+        result.depths,
+        result.loss,
+        result.loss_low,
+        result.loss_high,
+        result.bits_per_byte,
+        result.accuracy,
+        strict=True,
+    )
+    for depth, loss, low, high, bits, accuracy in rows:
+        name = f"{depth} (trained)" if depth == result.trained_depth else str(depth)
+        table.add_row(name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", f"{bits:.3f}", f"{accuracy:.3f}")
+    console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, step {result.step}")
+    console.print(table)
+    gain = result.gain
+    console.print(
+        f"depth {gain['to_depth']} against depth {gain['from_depth']}: {gain['nats']:.4f} nats lower "
+        f"(95 % interval {gain['low']:.4f} .. {gain['high']:.4f}, bootstrap over documents)",
+        soft_wrap=True,
+    )
+    if result.exit_histogram is not None:
+        shares = ", ".join(f"{t}: {share:.1%}" for t, share in enumerate(result.exit_histogram, start=1))
+        console.print(
+            f"exit gate at {result.exit_threshold}: mean depth {result.expected_depth:.2f} with loss "
+            f"{result.exit_loss:.4f}; tokens that leave after loop {shares}",
+            soft_wrap=True,
+        )
+    if result.xz_bits_per_byte is not None:
+        console.print(f"xz -9 on the same bytes: {result.xz_bits_per_byte:.3f} bits/byte")
+
+
+def _data_folder(run: Run, workdir: Path, data: Path | None) -> Path:
+    if data is not None:
+        return data
+    if run.data.validation is None:
+        raise UserError(f"the run in {workdir} names no held-out data (data.validation); give --data DIR")
+    return Path(run.data.validation)

@@ -1,0 +1,189 @@
+"""Held-out loss, bits per byte and accuracy at every depth, with bootstrap intervals over documents.
+
+One pass over the data scores all depths. The file it writes (WORKDIR/eval/depth_sweep-<step>.json) is what the report
+reads.
+"""
+
+import json
+import lzma
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from looplm.data.dataset import TokenDataset
+from looplm.data.loader import eval_batches
+from looplm.eval.bootstrap import interval, resampled_means
+from looplm.eval.score import Scorer, TokenScores, exit_loops
+from looplm.model.functional import Params
+
+EXIT_THRESHOLD = 0.5
+"""A token leaves when it has more likely left than not."""
+SAMPLE_TOKENS = 240
+XZ_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass
+class DepthSweep:
+    """All lists are as long as `depths`. Losses in nats per token; intervals are 95 %."""
+
+    step: int
+    data: str
+    num_tokens: int
+    num_bytes: int
+    num_documents: int
+    depths: list[int]
+    trained_depth: int
+    loss: list[float]
+    loss_low: list[float]
+    loss_high: list[float]
+    bits_per_byte: list[float]
+    accuracy: list[float]
+    gain: dict[str, float]
+    """Loss at the shallowest depth minus loss at the trained one, paired: from_depth, to_depth, nats, low, high."""
+    exit_threshold: float | None
+    exit_histogram: list[float] | None
+    """Share of tokens that leave after loop 1..trained_depth."""
+    expected_depth: float | None
+    """Mean exit loop."""
+    exit_loss: float | None
+    """Loss when every token is read at its exit loop."""
+    xz_bits_per_byte: float | None
+    """What `xz -9` reaches on the same bytes."""
+    sample: dict[str, Any] | None
+    generations: list[dict[str, Any]]
+
+    def save(self, folder: Path) -> Path:
+        """Writes depth_sweep-<step>.json, atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"depth_sweep-{self.step}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(temporary, path)
+        return path
+
+
+class Tally:
+    """Sums of token scores by document."""
+
+    def __init__(self, num_documents: int, num_loops: int, exit_depth: int | None):
+        self.nll_GR = np.zeros((num_documents, num_loops))
+        self.correct_R = np.zeros(num_loops)
+        self.tokens_G = np.zeros(num_documents)
+        self.exit_depth = exit_depth
+        self.exit_counts_R = np.zeros(exit_depth or 0)
+        self.exit_nll = 0.0
+        self.sample: dict[str, np.ndarray] | None = None
+
+    def add(self, batch: dict[str, np.ndarray], scores: TokenScores) -> None:
+        """Adds a batch of the evaluation loader and its scores."""
+        scored_BS = batch["labels"] >= 0
+        documents = batch["documents"][scored_BS]
+        for loop, nll_BS in enumerate(scores.nll_RBS):
+            self.nll_GR[:, loop] += np.bincount(documents, nll_BS[scored_BS], minlength=len(self.tokens_G))
+        self.tokens_G += np.bincount(documents, minlength=len(self.tokens_G))
+        self.correct_R += scores.correct_RBS.sum(axis=(1, 2))
+        if self.exit_depth is None or scores.gate_logits_RBS is None:
+            return
+        left_BS = exit_loops(scores.gate_logits_RBS[: self.exit_depth], EXIT_THRESHOLD)
+        exit_nll_BS = np.take_along_axis(scores.nll_RBS, left_BS[None] - 1, axis=0)[0]
+        self.exit_counts_R += np.bincount(left_BS[scored_BS], minlength=self.exit_depth + 1)[1:]
+        self.exit_nll += float(exit_nll_BS[scored_BS].sum())
+        if self.sample is None:
+            # What a token's colour says is how deep the model went to predict it, so shift by one.
+            self.sample = {
+                "tokens": batch["tokens"][0, 1 : SAMPLE_TOKENS + 1],
+                "exit_depth": left_BS[0, :SAMPLE_TOKENS],
+                "loss": exit_nll_BS[0, :SAMPLE_TOKENS],
+            }
+
+
+def depth_sweep(
+    score: Scorer,
+    params: Params,
+    dataset: TokenDataset,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    depths: Sequence[int],
+    trained_depth: int,
+    step: int,
+    max_batches: int | None = None,
+    with_xz: bool = False,
+) -> DepthSweep:
+    """Scores `dataset` at the given depths.
+
+    Args:
+        score: of at least max(depths) loops.
+        params: as created by training, sharded over the scorer's mesh.
+        batch_size: sequences in one forward pass over all hosts.
+        depths: which depths are reported, ascending.
+        trained_depth: R of the run; exits and the gain refer to it.
+        max_batches: read only so many batches, spread over the data.
+        with_xz: compress the text for comparison (seconds per 10 MB).
+
+    Raises UserError when the dataset does not fit the model or is empty.
+    """
+    config = score.lm.config
+    dataset.check_vocab(config.vocab_size)
+    exit_depth = trained_depth if config.exit_gate and trained_depth <= score.num_loops else None
+    tally = Tally(dataset.num_documents, score.num_loops, exit_depth)
+    for batch in eval_batches(dataset, sequence_length=sequence_length, batch_size=batch_size, max_batches=max_batches):
+        tally.add(batch, score(params, batch))
+    tokens = tally.tokens_G.sum()
+    columns = np.array(depths) - 1
+    loss_R = tally.nll_GR.sum(axis=0) / tokens
+    samples = resampled_means(tally.nll_GR, tally.tokens_G)
+    low_R, high_R = interval(samples)
+    to_depth = min(trained_depth, score.num_loops)
+    gain_low, gain_high = interval(samples[:, min(depths) - 1] - samples[:, to_depth - 1])
+    # Tokens that can be scored (all but every document's first) over bytes: exact also when only a part was scored.
+    tokens_per_byte = (dataset.num_tokens - dataset.num_documents) / dataset.num_bytes
+    return DepthSweep(
+        step=step,
+        data=dataset.path.name,
+        num_tokens=int(tokens),
+        num_bytes=dataset.num_bytes,
+        num_documents=int((tally.tokens_G > 0).sum()),
+        depths=list(depths),
+        trained_depth=trained_depth,
+        loss=loss_R[columns].tolist(),
+        loss_low=low_R[columns].tolist(),
+        loss_high=high_R[columns].tolist(),
+        bits_per_byte=(loss_R[columns] / math.log(2) * tokens_per_byte).tolist(),
+        accuracy=(tally.correct_R[columns] / tokens).tolist(),
+        gain={
+            "from_depth": min(depths),
+            "to_depth": to_depth,
+            "nats": float(loss_R[min(depths) - 1] - loss_R[to_depth - 1]),
+            "low": float(gain_low),
+            "high": float(gain_high),
+        },
+        exit_threshold=EXIT_THRESHOLD if exit_depth else None,
+        exit_histogram=(tally.exit_counts_R / tokens).tolist() if exit_depth else None,
+        expected_depth=float(tally.exit_counts_R @ np.arange(1, exit_depth + 1) / tokens) if exit_depth else None,
+        exit_loss=tally.exit_nll / float(tokens) if exit_depth else None,
+        xz_bits_per_byte=xz_bits_per_byte(dataset) if with_xz else None,
+        sample=_readable(tally.sample, dataset) if tally.sample else None,
+        generations=[],
+    )
+
+
+def xz_bits_per_byte(dataset: TokenDataset) -> float | None:
+    """What `xz -9` makes of the dataset's text, in bits per byte; None above 64 MiB, where it takes minutes."""
+    if dataset.num_bytes > XZ_LIMIT_BYTES:
+        return None
+    text = dataset.tokenizer().decode(dataset.tokens(0, dataset.num_tokens)).encode()
+    return 8 * len(lzma.compress(text, preset=9)) / len(text)
+
+
+def _readable(sample: dict[str, np.ndarray], dataset: TokenDataset) -> dict[str, Any]:
+    return {
+        "pieces": dataset.tokenizer().pieces(sample["tokens"]),
+        "exit_depth": sample["exit_depth"].tolist(),
+        "loss": sample["loss"].tolist(),
+    }

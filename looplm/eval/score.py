@@ -1,0 +1,59 @@
+"""Scores every token at every depth in one forward pass."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.model.gates import exit_loop, log_exit_distribution
+from looplm.model.loop import Depth
+from looplm.ops.attention import causal_mask
+from looplm.ops.cross_entropy import linear_cross_entropy
+from looplm.sharding.rules import BATCH_AXES
+
+
+class TokenScores(NamedTuple):
+    """Arrays on the host, whole."""
+
+    nll_RBS: np.ndarray
+    """-log p(label) after 1..R loops, nats, float32; 0 where the label is ignored."""
+    correct_RBS: np.ndarray
+    gate_logits_RBS: np.ndarray | None
+
+
+class Scorer:
+    """Scores batches of the loader at depths 1..num_loops; one program per batch shape."""
+
+    def __init__(self, lm: FunctionalLM, mesh: jax.sharding.Mesh, num_loops: int):
+        self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
+        self._rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        self._dtype = compute_dtype(lm.config)
+        self._score = jax.jit(self._forward)
+
+    def __call__(self, params: Params, batch: dict[str, np.ndarray]) -> TokenScores:
+        """Host arrays in, host arrays out; every host gives and gets all rows."""
+        with jax.set_mesh(self.mesh):
+            placed = {
+                name: jax.make_array_from_process_local_data(self._rows, batch[name], batch[name].shape)
+                for name in ("tokens", "labels", "segments", "positions")
+            }
+            return TokenScores(*jax.device_get(self._score(params, placed)))
+
+    def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        model = self.lm.bind(self.lm.gather(params, batch["tokens"].shape[0]))
+        context = Context(batch["positions"], causal_mask(batch["segments"]))
+        output = model(batch["tokens"], context, Depth(self.num_loops), dtype=self._dtype, every_loop=True)
+        scores = jax.lax.map(
+            lambda hidden_BSD: linear_cross_entropy(hidden_BSD, model.head_VD, batch["labels"]), output.hidden_RBSD
+        )
+        result = (scores.nll_BS, scores.correct_BS, output.gate_logits_RBS)
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
+
+
+def exit_loops(gate_logits_RBS: np.ndarray, threshold: float) -> np.ndarray:
+    """The loop (1..R) at which every token leaves, (B, S); see `gates.exit_loop`."""
+    return np.asarray(exit_loop(jnp.exp(log_exit_distribution(jnp.asarray(gate_logits_RBS))), threshold))

@@ -1,0 +1,1 @@
+"""Measured numbers: how they are counted, and where they go."""

@@ -1,0 +1,198 @@
+"""Where measured numbers go: `metrics.jsonl`, TensorBoard and the console; and how the file is read back.
+
+Sinks get Python or numpy scalars, never arrays on a device. An absent name means "not measured". A run that resumes
+from a checkpoint runs some steps again, so every sink that keeps a history is told the step it resumes from.
+"""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from looplm.errors import UserError
+
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
+"""JSON has no such numbers: `metrics.jsonl` holds them as these strings, and `read_metrics` turns them back."""
+EVAL_LOSS = re.compile(r"eval/loss_depth_(\d+)")
+FIELDS: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("train/loss", "loss {:.4f}".format),
+    ("train/grad_norm", "grad_norm {:.2f}".format),
+    ("optim/learning_rate", "lr {:.1e}".format),
+    ("loop/num_loops", "loops {:g}".format),
+    ("perf/tokens_per_s", lambda rate: f"{_compact(rate)} tokens/s"),
+)
+"""What a console line shows, in this order; a progress bar has room for less."""
+BAR_FIELDS = ("train/loss", "perf/tokens_per_s")
+
+
+class Sink(Protocol):
+    """A place for measured numbers."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes what was measured at `step`; a step may come in several calls (training, then evaluation)."""
+
+    def close(self) -> None:
+        """Writes out what is left; may be called twice."""
+
+
+class JsonlSink:
+    """One JSON object a line, `step` first, each handed to the system at once: a killed run loses one line at most.
+
+    Opening drops the lines of steps after `resume_step` and a broken last line; a broken line before raises UserError.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": int(step)} | {name: _encode(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Returns the lines of a `metrics.jsonl` in file order, without a broken last line; `step` is an int.
+
+    Raises UserError for a missing file or a broken line before the last, naming the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; `looplm train` writes it from the first step on")
+    return [row for _, row in _rows(path)]
+
+
+class TensorBoardSink:
+    """Event files for TensorBoard; what an earlier process wrote after `resume_step` is hidden there."""
+
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        from tensorboardX import SummaryWriter  # here: protobuf is slow to import and the sink is optional
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._summary: Any = Summary
+        suffix = f".{os.getpid()}"  # names hold only seconds and host: a quick restart would overwrite the file
+        # The default queue of 10 makes the training loop wait for the disk.
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, max_queue=1000, filename_suffix=suffix)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        # One event a step; `add_scalar` would queue one a value, and warn about each that is not finite.
+        values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        self._writer.file_writer.add_summary(self._summary(value=values), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ConsoleSink:
+    """A progress bar on a terminal; elsewhere a line for the first step, the last, and each multiple of `every_steps`.
+
+    Evaluations get their line in both. `start_step` is the number of steps done before this process.
+    """
+
+    def __init__(self, console: Console, *, num_steps: int, start_step: int, every_steps: int) -> None:
+        self._console, self._num_steps = console, num_steps
+        self._start_step, self._every_steps = start_step, every_steps
+        self._first: tuple[int, float] | None = None
+        self._progress: Progress | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if any(name in metrics for name, _ in FIELDS):
+            self._write_training(step, metrics)
+        losses = {int(m[1]): value for name, value in metrics.items() if (m := EVAL_LOSS.fullmatch(name))}
+        if losses:
+            depths = "  ".join(f"{depth}: {losses[depth]:.4f}" for depth in sorted(losses))
+            self._print(f"step {step}/{self._num_steps}  held-out loss by depth  {depths}")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _write_training(self, step: int, metrics: Mapping[str, float]) -> None:
+        is_due = self._first is None or step == self._num_steps or step % self._every_steps == 0
+        left = self._time_left(step)
+        if self._console.is_interactive:
+            self._show(step, _line({name: metrics[name] for name in BAR_FIELDS if name in metrics}, left))
+        elif is_due:
+            self._print(f"step {step}/{self._num_steps}  {_line(metrics, left)}".rstrip())
+
+    def _time_left(self, step: int) -> str:
+        """From the mean pace since the first step, saves and evaluations included; the first step compiles."""
+        now = time.monotonic()
+        self._first = first_step, first_time = self._first or (step, now)
+        if not first_step < step < self._num_steps:
+            return ""
+        return f"eta {_duration((now - first_time) / (step - first_step) * (self._num_steps - step))}"
+
+    def _show(self, step: int, status: str) -> None:
+        if self._progress is None:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"))
+            self._progress = Progress(*columns, console=self._console)
+            self._progress.add_task("train", total=self._num_steps, completed=self._start_step, status="")
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=step, status=status)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)  # above the bar, if there is one
+
+
+def _drop_after(path: Path, step: int) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.writelines(line.rstrip(b"\n") + b"\n" for line, row in _rows(path) if row["step"] <= step)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    """Yields every line with its content; a broken line is an error only once another follows."""
+    fault: UserError | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if fault is not None:
+                raise fault
+            try:
+                yield line, _parse(line)
+            except ValueError as error:
+                fault = UserError(f"{path} line {number} is no object of numbers ({error}); delete that line")
+
+
+def _parse(line: bytes) -> dict[str, float]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("it needs an integer `step`")
+    for name, value in row.items():
+        if not isinstance(value, int | float) and not (isinstance(value, str) and value in NON_FINITE):
+            raise ValueError(f"{name} is {value!r}")
+    return {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _encode(value: float) -> float | str:
+    number = int(value) if isinstance(value, Integral) else float(value)
+    return number if math.isfinite(number) else json.dumps(number)  # gives the names of NON_FINITE
+
+
+def _line(metrics: Mapping[str, float], left: str) -> str:
+    return "  ".join([show(metrics[name]) for name, show in FIELDS if name in metrics] + [left] * bool(left))
+
+
+def _compact(value: float) -> str:
+    size, suffix = next((u for u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= u[0]), (1, ""))
+    return f"{value / size:.1f}{suffix}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{second:02d}s"

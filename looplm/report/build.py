@@ -1,0 +1,178 @@
+"""From a run directory to its report: reads the files, chooses what there is to show, writes one HTML file."""
+
+import json
+import os
+from html import escape
+from pathlib import Path
+
+from looplm.config.load import from_json, leaves
+from looplm.config.schema import Run, UniformDepth
+from looplm.errors import UserError
+from looplm.metrics.sinks import read_metrics
+from looplm.report import pieces, plots
+from looplm.report.history import History
+from looplm.report.page import page
+from looplm.report.sweep import Sweep, read_sweeps
+from looplm.report.verdict import Verdict, verdicts
+
+EVALUATE = "`looplm eval WORKDIR` makes it"
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes WORKDIR/report.html from its config, metrics and depth sweeps, and returns its path.
+
+    The file is complete in itself and replaces an earlier one at once. Sections without numbers are left out with a
+    line that says what is missing. Raises UserError for a missing run directory, one without metrics, or broken files.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"run directory {workdir} does not exist; give the --workdir of `looplm train`")
+    rows = read_metrics(workdir / "metrics.jsonl")
+    if not rows:
+        raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
+    sweeps = read_sweeps(workdir / "eval")
+    html = build_report(workdir.resolve().name, from_json(workdir / "config.json"), History(rows), sweeps)
+    target = workdir / "report.html"
+    temporary = workdir / "report.html.tmp"
+    # The name of a folder may hold bytes that are no UTF-8.
+    temporary.write_bytes(html.encode("utf-8", errors="replace"))
+    os.replace(temporary, target)
+    return target
+
+
+def build_report(name: str, run: Run, history: History, sweeps: list[Sweep]) -> str:
+    """Returns the HTML; `sweeps` are ordered by step, and the last one is shown in full."""
+    sweep = sweeps[-1] if sweeps else None
+    found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
+    header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
+    header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
+    sections = [_depths(sweep), _training(run, history), _exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
+    sections += [_facts(run, history), _config(run)]
+    return page(escape(f"looplm report: {name}"), "\n".join(header), [part for part in sections if part])
+
+
+def _summary(run: Run, history: History, sweep: Sweep | None) -> list[str]:
+    model, depth = run.model, run.loop.depth
+    loops = pieces.count(run.loop.num_loops, "loop")
+    if isinstance(depth, UniformDepth):
+        loops = f"{depth.min_loops} to {pieces.count(depth.max_loops, 'loop')} a step"
+    block = pieces.count(model.block_layers, "layer")
+    text = f"A looped language model of width {model.dim} with a shared block of {block}"
+    if model.prelude_layers or model.coda_layers:
+        text += f" ({pieces.count(model.prelude_layers, 'layer')} before it, {model.coda_layers} after it)"
+    text += f". It was trained with {loops} for {history.last_step:,} of {run.num_steps:,} steps."
+    if sweep is None:
+        return [text]
+    scored = f"{sweep.num_tokens:,} tokens in {pieces.count(sweep.num_documents, 'document')} of {sweep.data}"
+    told = f"The held-out numbers are from step {sweep.step:,}, on {scored}."
+    if sweep.step < history.last_step:
+        told += f" Training has gone on to step {history.last_step:,} since; `looplm eval WORKDIR` scores it."
+    return [text, told]
+
+
+def _tiles(run: Run, history: History, sweep: Sweep | None) -> dict[str, str]:
+    facts = {"steps": f"{history.last_step:,}", "training loss": pieces.number(history.last("train/loss"))}
+    if sweep and (trained := sweep.trained):
+        facts["held-out loss"] = pieces.number(trained.loss)
+        facts["bits per byte"] = pieces.number(trained.bits_per_byte)
+        facts["next-token accuracy"] = f"{pieces.number(100 * trained.accuracy, 1)} %"
+    if (rate := history.median("perf/tokens_per_s")) is not None:
+        facts["tokens per second"] = pieces.number(rate, 0)
+    return facts
+
+
+def _depths(sweep: Sweep | None) -> str:
+    if sweep is None:
+        return pieces.section("Loss by depth", _missing("The depth sweep is missing"))
+    rows = [
+        (
+            str(row.depth),
+            pieces.number(row.loss, 4),
+            f"{pieces.number(row.low, 4)} to {pieces.number(row.high, 4)}",
+            pieces.number(row.bits_per_byte, 4),
+            f"{pieces.number(100 * row.accuracy, 2)} %",
+        )
+        for row in sweep.rows
+    ]
+    marked = next((index for index, row in enumerate(sweep.rows) if row.depth == sweep.trained_depth), None)
+    caption = f"Step {sweep.step:,}; the trained depth is bold."
+    numbers = pieces.table(
+        ("depth", "loss", "95 % interval", "bits per byte", "accuracy"), rows, caption=caption, marked=marked
+    )
+    chart = pieces.figure(plots.loss_by_depth(sweep), "Held-out loss by depth; bars are 95 % intervals.")
+    return pieces.section("Loss by depth", pieces.grid(chart, numbers))
+
+
+def _training(run: Run, history: History) -> str:
+    loss = plots.training_loss(history, run.loop.num_loops)
+    charts = (
+        pieces.figure(loss, "Training loss of every step, and smoothed."),
+        pieces.figure(plots.loop_losses(history), "Training loss after each loop, smoothed."),
+        pieces.figure(plots.stack(history, plots.OPTIMIZER), "Learning rate and gradient norm."),
+        pieces.figure(plots.stack(history, plots.LOOPS), "What the loops do to the state."),
+        pieces.figure(plots.stack(history, plots.THROUGHPUT), "Tokens per second."),
+    )
+    missing = "" if loss else pieces.paragraph("The training loss is missing; `looplm train` measures it.", "soft")
+    return pieces.section("Training", missing, pieces.grid(*charts))
+
+
+def _exits(run: Run, sweep: Sweep | None) -> str:
+    if run.model.exit_gate is None and not (sweep and (sweep.exit_histogram or sweep.sample)):
+        return pieces.section("Exits", pieces.paragraph("The model has no exit gate (`model.exit_gate`).", "soft"))
+    if sweep is None or not (sweep.exit_histogram or sweep.sample):
+        return pieces.section("Exits", _missing("What the gate does on held-out text is missing"))
+    parts = []
+    if sweep.exit_histogram:
+        parts.append(pieces.grid(pieces.figure(plots.exits(sweep.exit_histogram), "Where tokens exit.")))
+    else:
+        parts.append(_missing("The exit histogram is missing"))
+    if sweep.sample:
+        loops = max(sweep.trained_depth, *sweep.sample.exit_depth, 1)
+        parts += ["<h3>Held-out text, coloured by exit</h3>", pieces.coloured_text(sweep.sample, loops)]
+    else:
+        parts.append(_missing("The text sample is missing"))
+    return pieces.section("Exits", *parts)
+
+
+def _texts(sweep: Sweep | None) -> str:
+    if sweep is None or not sweep.generations:
+        return pieces.section("Generated text", _missing("Generated text is missing"))
+    return pieces.section("Generated text", pieces.side_by_side(sweep.generations))
+
+
+def _sweeps(sweeps: list[Sweep]) -> str:
+    if len(sweeps) < 2:
+        return ""
+    depths = sorted({row.depth for sweep in sweeps for row in sweep.rows})
+    rows = []
+    for sweep in sweeps:
+        losses = {row.depth: row.loss for row in sweep.rows}
+        rows.append((f"{sweep.step:,}", *(pieces.number(losses.get(depth), 4) for depth in depths)))
+    headers = ("step", *(f"depth {depth}" for depth in depths))
+    return pieces.section("Held-out loss over training", pieces.table(headers, rows, caption="Nats per token."))
+
+
+def _facts(run: Run, history: History) -> str:
+    seconds = history.median("perf/step_s")
+    facts = {
+        "steps": f"{history.last_step:,} of {run.num_steps:,}",
+        "tokens seen": f"{history.last_step * run.data.batch_tokens:,}",
+        "parameters": pieces.number(history.last("model/num_parameters"), 0),
+        "median step time": f"{seconds:.3g} s" if seconds is not None else "-",
+        "compile time": f"{compile_s:.1f} s" if (compile_s := history.last("perf/compile_s")) is not None else "-",
+        "skipped updates": pieces.number(history.last("optim/skipped"), 0),
+    }
+    if broken := history.non_finite("train/loss"):
+        facts["steps whose loss is not finite"] = f"{broken:,}"
+    rows = [(name, value) for name, value in facts.items() if value != "-"]
+    return pieces.section("Run", pieces.table(("fact", "value"), rows, kind="plain"))
+
+
+def _config(run: Run) -> str:
+    rows = [(key, json.dumps(value)) for key, value in leaves(run).items()]
+    listed = pieces.table(("key", "value"), rows, kind="plain leaves")
+    return pieces.section("Configuration", pieces.collapsed(f"All {len(rows)} settings of this run", listed))
+
+
+def _missing(what: str) -> str:
+    return pieces.paragraph(f"{what}; {EVALUATE}.", "soft")

@@ -1,0 +1,121 @@
+"""The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from looplm.errors import UserError
+
+FILE_NAME = re.compile(r"depth_sweep-(\d+)\.json")
+
+
+class Stored(BaseModel):
+    """Base of what a sweep file holds; keys that a newer version adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Gain(Stored):
+    """Loss at `from_depth` minus loss at `to_depth` in nats per token, with its 95 % bootstrap interval."""
+
+    from_depth: int
+    to_depth: int
+    nats: float
+    low: float
+    high: float
+
+
+class Sample(Stored):
+    """A held-out text, token by token: its piece, the loop after which it was predicted, and its loss in nats."""
+
+    pieces: list[str]
+    exit_depth: list[int]
+    loss: list[float | None] | None = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.exit_depth) != len(self.pieces) or (self.loss and len(self.loss) != len(self.pieces)):
+            raise ValueError("pieces, exit_depth and loss differ in length")
+        return self
+
+
+class Generation(Stored):
+    loops: int
+    prompt: str
+    text: str
+
+
+class Depth(NamedTuple):
+    """The held-out numbers at one depth: loss and its 95 % interval in nats per token, bits per byte, accuracy."""
+
+    depth: int
+    loss: float
+    low: float
+    high: float
+    bits_per_byte: float
+    accuracy: float
+
+
+class Sweep(Stored):
+    """One evaluation of all depths; the lists run over `depths`."""
+
+    step: int
+    data: str
+    num_tokens: int
+    num_bytes: int
+    num_documents: int
+    depths: list[int]
+    trained_depth: int
+    loss: list[float]
+    loss_low: list[float]
+    loss_high: list[float]
+    bits_per_byte: list[float]
+    accuracy: list[float]
+    gain: Gain | None = None
+    exit_histogram: list[float] | None = None
+    """Share of tokens that exit after loop 1, 2, ... at `exit_threshold`."""
+    exit_threshold: float | None = None
+    exit_loss: float | None = None
+    """Loss when every token is read at its exit loop, nats per token."""
+    xz_bits_per_byte: float | None = None
+    """What `xz -9` reaches on the same text."""
+    sample: Sample | None = None
+    generations: list[Generation] = []
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        for name in ("loss", "loss_low", "loss_high", "bits_per_byte", "accuracy"):
+            if len(getattr(self, name)) != len(self.depths):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.depths)} depths")
+        return self
+
+    @property
+    def rows(self) -> list[Depth]:
+        """The numbers depth by depth, shallow first."""
+        columns = (self.depths, self.loss, self.loss_low, self.loss_high, self.bits_per_byte, self.accuracy)
+        return sorted(Depth(*row) for row in zip(*columns, strict=True))
+
+    @property
+    def trained(self) -> Depth | None:
+        """The numbers at the trained depth, if it was scored."""
+        return next((row for row in self.rows if row.depth == self.trained_depth), None)
+
+
+def read_sweeps(folder: Path) -> list[Sweep]:
+    """Returns the sweeps of `folder`, the earliest step first; none if there is no such folder.
+
+    Raises UserError for a file that does not hold a sweep.
+    """
+    files = [path for path in folder.glob("depth_sweep-*.json") if FILE_NAME.fullmatch(path.name)]
+    return sorted((_read(path) for path in files), key=lambda sweep: sweep.step)
+
+
+def _read(path: Path) -> Sweep:
+    try:
+        return Sweep.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        raise UserError(f"{path} is no depth sweep: {where}: {fault['msg']}; run `looplm eval` again") from error

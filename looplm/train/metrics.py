@@ -1,0 +1,24 @@
+"""From what a step returns on the device to the numbers of `metrics.jsonl`."""
+
+import numpy as np
+
+
+def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, float]:
+    """Names and values as they are logged.
+
+    Arrays of the window (`train/loss_loop`, `gate/exit`) become one number per loop that ran, numbered from 1 at the
+    first loop of the step, and the expected depth.
+
+    Args:
+        metrics: host arrays: scalars, or (window,) per iteration of the trained window.
+        drawn: (loops without gradient, loops with gradient) of the step.
+    """
+    detached, trained = (int(n) for n in drawn)
+    result = {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+    result["loop/num_loops"] = detached + trained
+    numbers = np.arange(detached + 1, detached + trained + 1)
+    if (losses := metrics.get("train/loss_loop")) is not None:
+        result |= {f"train/loss_loop_{t}": float(x) for t, x in zip(numbers, losses[-trained:], strict=True)}
+    if (exits := metrics.get("gate/exit")) is not None:
+        result["gate/expected_depth"] = float(numbers @ exits[-trained:])
+    return result

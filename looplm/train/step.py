@@ -1,0 +1,71 @@
+"""One optimizer step as a pure function: gather once, accumulate over micro-batches, reduce once, update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from looplm.config.schema import Run
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.objective import Sums, build_objective
+from looplm.ops.attention import causal_mask
+from looplm.optim.schedule import build_schedule
+from looplm.sharding.collective import zero_gradient
+from looplm.train.depth import DepthSchedule
+from looplm.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+"""tokens, labels, segments, positions: int32 (A, B/A, S), A micro-batches."""
+Metrics = dict[str, jax.Array]
+
+
+def build_train_step(
+    run: Run, lm: FunctionalLM, optimizer: optax.GradientTransformation, depths: DepthSchedule
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated."""
+    objective = build_objective(run.objective)
+    schedule = build_schedule(run.optim, run.num_steps)
+    dtype = compute_dtype(run.model)
+
+    def sums(params: Params, micro_batch: Batch, drawn: jax.Array) -> tuple[jax.Array, Sums]:
+        model = lm.bind(params)
+        context = Context(
+            micro_batch["positions"], causal_mask(micro_batch["segments"]), run.loop.remat, run.loop.unroll
+        )
+        output = model(
+            micro_batch["tokens"], context, depths.as_depth(drawn), dtype=dtype, every_loop=objective.every_loop
+        )
+        result = objective(model, output, micro_batch["labels"])
+        return result.objective, result
+
+    def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
+        batch_size = batch["tokens"].shape[1]
+        whole, reduce = jax.vjp(lambda params: lm.gather(params, batch_size), state.params)
+
+        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
+            (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn)
+            return jax.tree.map(jnp.add, gradient, more), result
+
+        gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
+        total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
+        # One division, by the count of the global batch: the result does not depend on how it was split.
+        (gradient,) = reduce(gradient)
+        scored = jnp.maximum(total.tokens, 1)
+        gradient = jax.tree.map(lambda g: g / scored, gradient)
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics = {
+            "train/loss": total.loss / scored,
+            "train/objective": total.objective / scored,
+            "train/tokens": total.tokens,
+            "train/grad_norm": optax.global_norm(gradient),
+            "optim/learning_rate": schedule(state.step),
+            **{name: value / scored for name, value in total.extra.items()},
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step

@@ -1,0 +1,236 @@
+"""The trainer: set up, restore or create, then one step after the other.
+
+Steps are counted from 1 in everything that is written: the line of step n, and the checkpoint n, describe the state
+after n optimizer steps, and the batch that led there is the loader's batch n - 1.
+
+The host never waits for the step it has just dispatched: it reads the metrics of the step before.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from looplm.checkpoint.manager import CheckpointManager
+from looplm.config.schema import Run
+from looplm.data.dataset import TokenDataset
+from looplm.data.loader import train_loader
+from looplm.eval.depth_sweep import depth_sweep
+from looplm.eval.score import Scorer
+from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from looplm.model.functional import FunctionalLM
+from looplm.optim.build import build_optimizer
+from looplm.sharding.mesh import build_mesh, check_fit
+from looplm.sharding.rules import BATCH_AXES
+from looplm.train.depth import DepthSchedule
+from looplm.train.metrics import readable
+from looplm.train.state import TrainState, abstract_state, create_state
+from looplm.train.step import Batch, Metrics, build_train_step
+from looplm.train.workdir import Workdir
+
+
+class Dispatched(NamedTuple):
+    """A step that the device is working on."""
+
+    step: int
+    metrics: Metrics
+    drawn: np.ndarray
+    data_wait_s: float
+
+
+class Trainer:
+    """One run in one workdir. Everything that can be wrong with the request raises UserError in the constructor,
+    before anything is written or computed."""
+
+    def __init__(self, run: Run, workdir: Path, console: Console):
+        self.run, self.workdir, self.console = run, Workdir(workdir), console
+        self.dataset = TokenDataset.open(run.data.train)
+        self.dataset.check_vocab(run.model.vocab_size)
+        self.validation = TokenDataset.open(run.data.validation) if run.data.validation else None
+        if self.validation:
+            self.validation.check_tokenizer(self.dataset.tokenizer())
+        self.workdir.check_ours(run)
+        self.batch_size = run.data.batch_tokens // run.data.sequence_length
+        self.mesh = build_mesh(run.mesh)
+        check_fit(self.mesh, run.model, self.batch_size // run.data.accumulation_steps)
+        self.loader(start_step=0)  # refuses a dataset that is shorter than a window
+
+        self.lm = FunctionalLM(run.model)
+        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps)
+        self.depths = DepthSchedule(run)
+
+    def train(self) -> TrainState:
+        """Trains from the newest checkpoint, or from the seed, to the last step."""
+        self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+        checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
+        state, first_step = self.restore_or_create(checkpoints)
+        sinks = self.open_sinks(first_step)
+        try:
+            return self.run_steps(state, first_step, checkpoints, sinks)
+        finally:
+            checkpoints.close()
+            for sink in sinks:
+                sink.close()
+
+    def run_steps(self, state: TrainState, done: int, checkpoints: CheckpointManager, sinks: list[Sink]) -> TrainState:
+        if done >= self.run.num_steps:
+            self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
+            return state
+        batches = self.loader(start_step=done)
+        started = time.perf_counter()
+        train_step = self.compile_step(state)
+        extra = {"perf/compile_s": time.perf_counter() - started}
+
+        before: Dispatched | None = None
+        clock = time.perf_counter()
+        for step in range(done + 1, self.run.num_steps + 1):
+            waited = time.perf_counter()
+            batch = self.place(next(batches))
+            waited = time.perf_counter() - waited
+            drawn = self.depths.draw(step - 1)
+            state, metrics = train_step(state, batch, self.place_drawn(drawn))
+            now = Dispatched(step, metrics, drawn, waited)
+            if before is not None:
+                clock = self.log(before, clock, extra, sinks)
+                extra = {}
+            before = now
+
+            if step % self.run.checkpoint.every_steps == 0 or step == self.run.num_steps:
+                extra["ckpt/blocked_s"] = self.save(checkpoints, step, state)
+            if self.is_eval_due(step):
+                clock = self.log(before, clock, extra, sinks)
+                before, extra = None, {}
+                self.evaluate(state, step, sinks)
+                clock = time.perf_counter()
+        if before is not None:
+            self.log(before, clock, extra, sinks)
+        return state
+
+    # --- set-up ------------------------------------------------------------------------------------------------------
+
+    def restore_or_create(self, checkpoints: CheckpointManager) -> tuple[TrainState, int]:
+        """Returns the state and how many steps it has behind it."""
+        step = checkpoints.latest_step()
+        if step is None:
+            return create_state(self.lm, self.optimizer, self.mesh, self.run.seed), 0
+        abstract = abstract_state(self.lm, self.optimizer, self.mesh)
+        params, opt_state = checkpoints.restore(step, abstract.params, abstract.opt_state)
+        self.console.print(f"resuming {self.workdir.root} after step {step}")
+        return TrainState(jax.device_put(np.int32(step), abstract.step.sharding), params, opt_state), step
+
+    def open_sinks(self, first_step: int) -> list[Sink]:
+        """Only one process writes."""
+        if jax.process_index() != 0:
+            return []
+        run = self.run
+        sinks: list[Sink] = [
+            JsonlSink(self.workdir.metrics, resume_step=first_step),
+            ConsoleSink(self.console, num_steps=run.num_steps, start_step=first_step, every_steps=run.log.every_steps),
+        ]
+        if run.log.tensorboard:
+            sinks.append(TensorBoardSink(self.workdir.tensorboard, resume_step=first_step))
+        return sinks
+
+    def loader(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        data = self.run.data
+        return train_loader(
+            self.dataset,
+            sequence_length=data.sequence_length,
+            batch_size=self.batch_size,
+            seed=self.run.seed,
+            start_step=start_step,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            prefetch=data.prefetch_batches,
+        )
+
+    def compile_step(self, state: TrainState) -> jax.stages.Compiled:
+        """Compiles the one program that serves every step, whatever its depth."""
+        function = build_train_step(self.run, self.lm, self.optimizer, self.depths)
+        steps, length = self.run.data.accumulation_steps, self.run.data.sequence_length
+        shape = (steps, self.batch_size // steps, length)
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.batch_sharding)
+            for name in ("tokens", "labels", "segments", "positions")
+        }
+        drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))
+        with jax.set_mesh(self.mesh):
+            return jax.jit(function, donate_argnums=0).lower(state, batch, drawn).compile()
+
+    @property
+    def eval_depths(self) -> tuple[int, ...]:
+        return self.run.eval.depths or tuple(range(1, self.run.loop.num_loops + 1))
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.lm, self.mesh, max(self.eval_depths))
+
+    # --- in the loop -------------------------------------------------------------------------------------------------
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, None))
+
+    def place(self, rows: dict[str, np.ndarray]) -> Batch:
+        """From this host's rows (B/hosts, S) to global micro-batches (A, B/A, S)."""
+        steps = self.run.data.accumulation_steps
+        return {
+            name: jax.make_array_from_process_local_data(self.batch_sharding, value.reshape(steps, -1, value.shape[-1]))
+            for name, value in rows.items()
+        }
+
+    def place_drawn(self, drawn: np.ndarray) -> jax.Array:
+        return jax.device_put(drawn, NamedSharding(self.mesh, PartitionSpec()))
+
+    def log(self, dispatched: Dispatched, clock: float, extra: dict[str, float], sinks: list[Sink]) -> float:
+        """Waits for a dispatched step and writes its numbers. Returns the time at which it was done."""
+        metrics = readable(jax.device_get(dispatched.metrics), dispatched.drawn)
+        done = time.perf_counter()
+        metrics |= {
+            "perf/step_s": done - clock,
+            "perf/tokens_per_s": metrics["train/tokens"] / (done - clock),
+            "data/wait_s": dispatched.data_wait_s,
+            **extra,
+        }
+        for sink in sinks:
+            sink.write(dispatched.step, metrics)
+        return done
+
+    def save(self, checkpoints: CheckpointManager, step: int, state: TrainState) -> float:
+        """Starts a save. Returns the seconds for which it held the training thread up."""
+        started = time.perf_counter()
+        meta = {"step": step, "run": self.run.model_dump(mode="json"), "data": self.dataset.fingerprint}
+        checkpoints.save(step, state.params, state.opt_state, meta)
+        return time.perf_counter() - started
+
+    def is_eval_due(self, step: int) -> bool:
+        every = self.run.eval.every_steps
+        return self.validation is not None and every > 0 and (step % every == 0 or step == self.run.num_steps)
+
+    def evaluate(self, state: TrainState, step: int, sinks: list[Sink]) -> None:
+        """Depth sweep on held-out data, into metrics and WORKDIR/eval."""
+        assert self.validation is not None, "is_eval_due"
+        run = self.run
+        result = depth_sweep(
+            self.scorer,
+            state.params,
+            self.validation,
+            sequence_length=run.data.sequence_length,
+            batch_size=self.batch_size // run.data.accumulation_steps,
+            depths=self.eval_depths,
+            trained_depth=run.loop.num_loops,
+            step=step,
+            max_batches=run.eval.max_batches,
+        )
+        if jax.process_index() == 0:
+            result.save(self.workdir.eval)
+        metrics = {f"eval/loss_depth_{r}": loss for r, loss in zip(result.depths, result.loss, strict=True)}
+        metrics |= {f"eval/bpb_depth_{r}": bpb for r, bpb in zip(result.depths, result.bits_per_byte, strict=True)}
+        for sink in sinks:
+            sink.write(step, metrics)

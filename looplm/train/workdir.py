@@ -1,0 +1,52 @@
+"""The run directory: whose it is, and what a resume may change."""
+
+import os
+from pathlib import Path
+
+from looplm.config.load import from_json, leaves, to_json
+from looplm.config.schema import Run
+from looplm.errors import UserError
+
+FREE_TO_CHANGE = ("mesh.", "checkpoint.", "eval.", "log.", "data.validation", "data.prefetch_batches")
+"""Where and how often, not what is computed: these may differ when a run is resumed."""
+
+
+class Workdir:
+    """WORKDIR/{config.json, tokenizer.model, metrics.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.config = root / "config.json"
+        self.tokenizer = root / "tokenizer.model"
+        self.metrics = root / "metrics.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.eval = root / "eval"
+        self.tensorboard = root / "tensorboard"
+
+    def check_ours(self, run: Run) -> None:
+        """Raises UserError when the folder holds a run with another config; writes nothing."""
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"workdir {self.root} is a file; give a folder")
+        if not self.config.exists():
+            if self.checkpoints.exists() or self.metrics.exists():
+                raise UserError(f"workdir {self.root} holds a run without its config.json; give another --workdir")
+            return
+        stored, wanted = leaves(from_json(self.config)), leaves(run)
+        changed = [
+            f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
+            for key in dict.fromkeys((*stored, *wanted))
+            if stored.get(key) != wanted.get(key) and not key.startswith(FREE_TO_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"workdir {self.root} holds a run with another config: {', '.join(changed)}; "
+                "give another --workdir, or the stored values to resume"
+            )
+
+    def claim(self, run: Run, tokenizer: bytes) -> None:
+        """Makes the folder and writes config and tokenizer, each atomically."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for path, content in ((self.config, to_json(run).encode()), (self.tokenizer, tokenizer)):
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content)
+            os.replace(temporary, path)

@@ -1,0 +1,52 @@
+"""Small texts from the standard library, a tokenizer trained on them, and datasets made with it."""
+
+import email
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from looplm.data.dataset import TokenDataset
+from looplm.data.encode import EncodedDocument
+from looplm.data.shard import FolderWriter, token_dtype
+from looplm.data.tokenizer import Tokenizer, train_tokenizer
+from looplm.data.writer import build_dataset
+
+
+@pytest.fixture(scope="session")
+def emails() -> Path:
+    """A folder with 20 or so small files, one of them empty."""
+    return Path(email.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    texts = [path.read_text("utf-8") for path in sorted(Path(json.__file__).parent.glob("*.py"))]
+    return Tokenizer.load(train_tokenizer(texts, 600, tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="session")
+def dataset(emails: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    """The sources of `email`: 20 or so documents, many windows each."""
+    out = tmp_path_factory.mktemp("datasets") / "email"
+    build_dataset([emails], tokenizer.path, out, num_workers=1)
+    return TokenDataset.open(out)
+
+
+@pytest.fixture
+def write_dataset(tokenizer: Tokenizer, tmp_path: Path):
+    """A function that writes a dataset of documents of the given lengths, with random tokens."""
+
+    def write(lengths: list[int], seed: int = 0, shard_bytes: int = 1 << 30) -> TokenDataset:
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / f"dataset-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        with FolderWriter(folder, tokenizer, shard_bytes=shard_bytes) as writer:
+            for number, length in enumerate(lengths):
+                tokens = rng.integers(0, tokenizer.vocab_size, length).astype(token_dtype(tokenizer.vocab_size))
+                writer.add(EncodedDocument(f"{number}.txt", tokens, 3 * length, "0" * 64))
+            writer.finish(tokenizer.path.read_bytes(), {})
+        return TokenDataset.open(folder)
+
+    return write

@@ -1,0 +1,233 @@
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from looplm.errors import UserError
+from looplm.report import write_report
+from looplm.report.history import History, smooth
+from looplm.report.picture import DARK, LIGHT
+
+MakeRun = Callable[..., Path]
+VOID = {"meta", "img", "source", "br"}
+EVIL = "<script>alert('x & y')</script>"
+
+
+class Page(HTMLParser):
+    """The parsed document: elements with their attributes, text by element; unbalanced tags fail."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def says(self, text: str) -> bool:
+        return any(text in part for parts in self.text.values() for part in parts)
+
+
+def pixels(uri: str | None) -> np.ndarray:
+    assert uri is not None
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/png;base64"
+    return np.asarray(matplotlib.image.imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png"))
+
+
+def has_colour(picture: np.ndarray, colour: str) -> bool:
+    return bool((np.abs(picture - to_rgba(colour)).max(axis=-1) < 0.02).any())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, build_run: MakeRun) -> Page:
+    older = {"step": 6, "loss": [4.8 - 0.1 * depth for depth in range(8)]}
+    return Page(write_report(build_run(tmp_path_factory.mktemp("runs") / "full-run", older, {"step": 12})))
+
+
+class TestFullReport:
+    def test_every_section_is_there(self, page: Page) -> None:
+        assert page.text["h2"] == [
+            "Loss by depth",
+            "Training",
+            "Exits",
+            "Generated text",
+            "Held-out loss over training",
+            "Run",
+            "Configuration",
+        ]
+        assert not page.says("is missing")
+        assert page.text["h1"] == ["looplm report: full-run"]
+        assert page.says("More loops help: depth 4 lowers the held-out loss by 0.55 nats")
+
+    def test_every_picture_is_inside_and_has_words(self, page: Page) -> None:
+        images = page.all("img")
+        assert len(images) == len(page.all("source")) == 7
+        for image in images:
+            assert len(image["alt"] or "") > 40
+            assert pixels(image["src"]).shape[1] == 1008
+            assert has_colour(pixels(image["src"]), LIGHT.ink)
+        for source in page.all("source"):
+            assert source["media"] == "(prefers-color-scheme: dark)"
+            assert has_colour(pixels(source["srcset"]), DARK.ink)
+
+    def test_nothing_comes_from_elsewhere(self, page: Page) -> None:
+        assert not [tag for tag, _ in page.elements if tag in {"script", "link", "iframe", "object"}]
+        for _, attributes in page.elements:
+            for name in ("src", "srcset", "href"):
+                assert (attributes.get(name) or "data:").startswith("data:")
+        assert "url(" not in "".join(page.text["style"])
+
+    def test_the_sample_keeps_its_whitespace_and_tells_loop_and_loss(self, page: Page) -> None:
+        tokens = [span for span in page.all("span") if "title" in span]
+        assert tokens[0]["title"] == "predicted after loop 4 of 4"
+        assert tokens[1]["title"] == "predicted after loop 2 of 4, loss 0.500 nats"
+        assert "def total(items):\n    # add <them> up & return\n\treturn sum" in "".join(page.text["span"])
+
+    def test_generations_stand_by_their_depth(self, page: Page) -> None:
+        assert page.text["h4"] == ["1 loop", "2 loops", "4 loops"]
+        assert "items):\n    return sum(items)\n" in page.text["pre"]
+
+    def test_the_older_sweep_and_the_config_are_listed(self, page: Page) -> None:
+        cells = page.text["td"]
+        assert "4.8000" in cells
+        assert "loop.num_loops" in cells
+        assert "12 of 12" in cells
+        assert "12,288" in cells  # tokens seen
+        assert "12.5 s" in cells
+
+
+def test_everything_from_outside_is_escaped(make_run: MakeRun) -> None:
+    generation = {"loops": 1, "prompt": EVIL, "text": EVIL + '"><img src=x>'}
+    sample = {"pieces": [EVIL, "</div>", '"'], "exit_depth": [1, 2, 4], "loss": [None, 0.5, 1.0]}
+    workdir = make_run({"step": 12, "data": EVIL, "sample": sample, "generations": [generation]}, train=EVIL)
+    workdir = workdir.rename(workdir.with_name("<b>run&amp;"))
+    page = Page(write_report(workdir))
+    assert "<script" not in (workdir / "report.html").read_text()
+    assert not page.all("script")
+    assert not page.all("b")
+    assert len(page.all("img")) == 7
+    assert EVIL in "".join(page.text["span"])
+    assert EVIL in "".join(page.text["pre"])
+    assert json.dumps(EVIL) in "".join(page.text["td"])
+    assert "looplm report: <b>run&amp;" in "".join(page.text["h1"])
+
+
+def test_without_a_sweep_the_page_says_how_to_make_one(make_run: MakeRun) -> None:
+    page = Page(write_report(make_run()))
+    assert page.says("No depth has been compared yet; `looplm eval WORKDIR` makes it.")
+    assert page.says("The depth sweep is missing; `looplm eval WORKDIR` makes it.")
+    assert page.says("What the gate does on held-out text is missing; `looplm eval WORKDIR` makes it.")
+    assert page.says("Generated text is missing; `looplm eval WORKDIR` makes it.")
+    assert "Held-out loss over training" not in page.text["h2"]
+
+
+def test_the_largest_step_is_shown_and_an_older_one_is_told(make_run: MakeRun) -> None:
+    page = Page(write_report(make_run({"step": 9}, {"step": 10, "exit_histogram": None, "sample": None})))
+    assert page.says("The held-out numbers are from step 10")
+    assert page.says("Training has gone on to step 12 since")
+
+
+def test_parts_of_the_exits_may_be_missing(make_run: MakeRun) -> None:
+    page = Page(write_report(make_run({"step": 12, "exit_histogram": None})))
+    assert page.says("The exit histogram is missing")
+    assert not page.says("The text sample is missing")
+
+
+def test_a_run_of_one_step_without_most_metrics(make_run: MakeRun) -> None:
+    workdir = make_run()
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "train/loss": "NaN"}\n{"step": 2, "perf/tokens_per_s": 5.0}\n')
+    page = Page(write_report(workdir))
+    assert page.says("The training loss is missing")
+    assert page.says("steps whose loss is not finite")
+    assert len(page.all("img")) == 1
+
+
+def test_numbers_that_are_not_finite_are_told(make_run: MakeRun) -> None:
+    loss = [float("nan"), *(3.0 for _ in range(7))]
+    page = Page(write_report(make_run({"step": 12, "loss": loss})))
+    assert page.says("The held-out loss is not a finite number at depth 1")
+    assert "not finite" in page.text["td"]
+
+
+def test_writing_again_replaces_the_file_and_leaves_nothing_else(make_run: MakeRun) -> None:
+    workdir = make_run()
+    before = sorted(path.name for path in workdir.iterdir())
+    first = write_report(workdir).read_bytes()
+    assert write_report(workdir).read_bytes() == first
+    assert sorted(path.name for path in workdir.iterdir()) == sorted([*before, "report.html"])
+
+
+def test_mistakes_name_the_file_and_the_remedy(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere does not exist; .*looplm train"):
+        write_report(tmp_path / "nowhere")
+    workdir = make_run({"step": 12})
+    sweep = workdir / "eval" / "depth_sweep-12.json"
+    full = sweep.read_text()
+    for text in ("{", "[]", json.dumps(json.loads(full) | {"loss": [1.0]})):
+        sweep.write_text(text)
+        with pytest.raises(UserError, match=r"depth_sweep-12\.json is no depth sweep: .*run `looplm eval` again"):
+            write_report(workdir)
+    sweep.write_text(json.dumps(json.loads(full) | {"sample": {"pieces": ["a"], "exit_depth": []}}))
+    with pytest.raises(UserError, match="differ in length"):
+        write_report(workdir)
+    (workdir / "config.json").unlink()
+    sweep.unlink()
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        write_report(workdir)
+    (workdir / "metrics.jsonl").write_text('{"step": 1, ')
+    with pytest.raises(UserError, match="holds no step yet"):
+        write_report(workdir)
+    (workdir / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl does not exist"):
+        write_report(workdir)
+
+
+def test_history_columns_leave_out_what_is_absent_or_not_finite() -> None:
+    history = History(
+        [{"step": 1, "a": 1.0}, {"step": 2, "a": float("nan")}, {"step": 3, "b": 2.0}, {"step": 4, "a": 3}]
+    )
+    steps, values = history.column("a")
+    assert steps.tolist() == [1, 4]
+    assert values.tolist() == [1.0, 3.0]
+    assert history.last("b") == 2.0
+    assert history.median("a") == 2.0
+    assert history.last("c") is None
+    assert history.last_step == 4
+    rows = [{"step": 1, "train/loss_loop_10": 1.0, "train/loss_loop_2": 1.0, "train/loss": 1.0}]
+    assert list(History(rows).numbered("train/loss_loop_")) == [2, 10]
+
+
+@pytest.mark.parametrize("length", [1, 2, 39, 40, 500])
+def test_smoothing_keeps_length_and_constants(length: int) -> None:
+    np.testing.assert_allclose(smooth(np.full(length, 3.0)), np.full(length, 3.0))
+
+
+def test_neither_sinks_nor_report_import_jax() -> None:
+    program = "import sys, looplm.report, looplm.metrics.sinks; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
