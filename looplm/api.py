@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.load import from_json
@@ -123,7 +124,7 @@ class LoadedLM:
         tokens = generate(
             self.functional,
             self.params,
-            [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts],
+            [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
             num_loops=num_loops or self.run.loop.num_loops,
             exit_threshold=parse_exit(exit, has_gate=self.run.model.exit_gate is not None),
             max_tokens=max_tokens,

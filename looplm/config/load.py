@@ -8,6 +8,7 @@ import difflib
 import json
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -33,16 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; the shipped ones are in {shipped_configs()}")
-    try:
-        namespace = runpy.run_path(str(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, _class_named(error.title))}") from error
-    if not callable(namespace.get("config")):
-        raise UserError(f"{path} defines no function `config`; it must hold `def config() -> Run`")
-    try:
-        run = namespace["config"]()
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, _class_named(error.title))}") from error
+    run = _call_config(path)
     if not isinstance(run, Run):
         raise UserError(f"{path}: config() returned {type(run).__name__}, not a Run")
     return check(override(run, dict(_split(text) for text in overrides)))
@@ -97,6 +89,32 @@ def leaves(run: Run) -> dict[str, Any]:
             yield prefix, value
 
     return dict(walk("", run.model_dump(mode="json")))
+
+
+def _call_config(path: Path) -> object:
+    """Runs the file and its function `config`; whatever they raise is the user's mistake."""
+    try:
+        config = runpy.run_path(str(path)).get("config")
+        if not callable(config):
+            raise UserError(f"{path} defines no function `config`; it must hold `def config() -> Run`")
+        return config()
+    except UserError:
+        raise
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, _class_named(error.title))}") from error
+    except Exception as error:
+        reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+        raise UserError(
+            f"{path} line {_line_in(path, error)}: {type(error).__name__}: {reason}; mend the file"
+        ) from error
+
+
+def _line_in(path: Path, error: Exception) -> int:
+    """The last line of the file that had a part in the error; 1 when it could not even be read."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 1
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return (lines and lines[-1]) or 1
 
 
 def _split(text: str) -> tuple[str, Any]:
@@ -173,6 +191,8 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
             if variants:
                 cls = variants[0]
                 path.append(str(part))
+            elif str(part) in cls.model_fields:
+                path.append(str(part))  # an element of a list
             else:
                 # pydantic inserts the tag of a union into the location; it is not part of the key.
                 cls = _tagged(root, path, str(part)) or cls

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import jax
-from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -47,12 +45,7 @@ def evaluate(
     batch_size = -(-rows // mesh.size) * mesh.size
     check_fit(mesh, run.model, batch_size)
     lm = FunctionalLM(run.model)
-    abstract = jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
-        lm.shapes,
-        lm.specs,
-    )
-    params, step = CheckpointManager(workdir / "checkpoints").restore_params(step, abstract)
+    params, step = CheckpointManager(workdir / "checkpoints").restore_params(step, lm.abstract(mesh))
     result = depth_sweep(
         Scorer(lm, mesh, max(wanted)),
         params,

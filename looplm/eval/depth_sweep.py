@@ -95,10 +95,11 @@ class Tally:
         self.exit_nll += float(exit_nll_BS[scored_BS].sum())
         if self.sample is None:
             # What a token's colour says is how deep the model went to predict it, so shift by one.
+            length = min(SAMPLE_TOKENS, left_BS.shape[1] - 1)
             self.sample = {
-                "tokens": batch["tokens"][0, 1 : SAMPLE_TOKENS + 1],
-                "exit_depth": left_BS[0, :SAMPLE_TOKENS],
-                "loss": exit_nll_BS[0, :SAMPLE_TOKENS],
+                "tokens": batch["tokens"][0, 1 : length + 1],
+                "exit_depth": left_BS[0, :length],
+                "loss": exit_nll_BS[0, :length],
             }
 
 

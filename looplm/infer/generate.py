@@ -33,7 +33,7 @@ class Sampling(NamedTuple):
 class Progress(NamedTuple):
     """State of the decoding loop."""
 
-    count: jax.Array
+    num_written: jax.Array
     """Tokens written so far, the same for all rows."""
     token_B: jax.Array
     """The last token of every row, not yet run through the model."""
@@ -120,12 +120,12 @@ def _generate(
         return advance(progress._replace(cache=cache, position_B=progress.position_B + 1), logits_BV)
 
     def advance(progress: Progress, logits_BV: jax.Array) -> Progress:
-        token_B = jnp.where(progress.done_B, end_id, sample(logits_BV, progress.count))
+        token_B = jnp.where(progress.done_B, end_id, sample(logits_BV, progress.num_written))
         return progress._replace(
-            count=progress.count + 1,
+            num_written=progress.num_written + 1,
             token_B=token_B,
             done_B=progress.done_B | (token_B == end_id),
-            written_BM=progress.written_BM.at[:, progress.count].set(token_B),
+            written_BM=progress.written_BM.at[:, progress.num_written].set(token_B),
         )
 
     positions_BP = jnp.broadcast_to(jnp.arange(padded), tokens_BP.shape)
@@ -133,6 +133,6 @@ def _generate(
     written_BM = jnp.full((batch_size, sampling.max_tokens), end_id, jnp.int32)
     start = Progress(jnp.int32(0), lengths_B, lengths_B, jnp.zeros(batch_size, bool), written_BM, cache)
     last = jax.lax.while_loop(
-        lambda p: (p.count < sampling.max_tokens) & ~jnp.all(p.done_B), step, advance(start, logits_BV)
+        lambda p: (p.num_written < sampling.max_tokens) & ~jnp.all(p.done_B), step, advance(start, logits_BV)
     )
     return last.written_BM

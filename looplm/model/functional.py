@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Model
 from looplm.model.lm import LoopLM
@@ -62,6 +62,14 @@ class FunctionalLM:
                 path: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
                 for path, v in self._variables.items()
             }
+        )
+
+    def abstract(self, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+        """Shapes with their shardings over `mesh`, to restore a checkpoint onto."""
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+            self.shapes,
+            self.specs,
         )
 
     @cached_property

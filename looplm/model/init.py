@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer, constant, normal, ones, zeros
 
 from looplm.config.schema import ConcatInjection, Model
@@ -37,7 +38,6 @@ def _injection(config: Model) -> Initializer:
 
     def one_half(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         del key
-        kernel_2DD = jax.numpy.zeros(shape, dtype)
-        return kernel_2DD.at[passed].set(jax.numpy.eye(*shape[1:], dtype=dtype))
+        return jnp.zeros(shape, dtype).at[passed].set(jnp.eye(shape[1], shape[2], dtype=dtype))
 
-    return one_half
+    return one_half  # type: ignore[return-value]

@@ -95,7 +95,7 @@ class LoopLM(nnx.Module):
         x_BSD = self.embedding(tokens_BS).astype(dtype)
         prelude_cache = coda_cache = None
         if self.prelude:
-            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache and cache.prelude)
+            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None)
 
         core_graph, core_parameters = nnx.split(self.core)
 
@@ -111,9 +111,16 @@ class LoopLM(nnx.Module):
 
         state_BSD = self.core.init_state(x_BSD) if initial_state_BSD is None else initial_state_BSD.astype(dtype)
         state_BSD, (states_RBSD, gate_logits_RBS), block_cache = run_loops(
-            step, core_parameters, state_BSD, x_BSD, depth,
-            collect=collect, per_loop=cache and cache.block, remat=context.remat == "loop", unroll=context.unroll,
-        )  # fmt: skip
+            step,
+            core_parameters,
+            state_BSD,
+            x_BSD,
+            depth,
+            collect=collect,
+            per_loop=cache.block if cache else None,
+            remat=context.remat == "loop",
+            unroll=context.unroll,
+        )
 
         if every_loop:
             assert cache is None, "the coda's cache belongs to one depth"
@@ -123,7 +130,7 @@ class LoopLM(nnx.Module):
                 exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_R))
                 index_1BS1 = exit_loop(exit_RBS, exit_threshold)[None, :, :, None] - 1
                 state_BSD = jnp.take_along_axis(states_RBSD, index_1BS1, axis=0)[0]
-            hidden_BSD, coda_cache = self.read(state_BSD, context, cache and cache.coda)
+            hidden_BSD, coda_cache = self.read(state_BSD, context, cache.coda if cache else None)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
         return Output(hidden_RBSD, gate_logits_RBS, depth.active_R, new_cache)

@@ -33,7 +33,9 @@ class Depth:
     @property
     def active_R(self) -> jax.Array | None:
         """Which iterations of the window run, bool (window,); None when all of them do."""
-        return None if self.always_full else jnp.arange(self.window) >= self.window - self.num_trained
+        if self.num_trained is None or self.always_full:
+            return None
+        return jnp.arange(self.window) >= self.window - self.num_trained
 
 
 def run_loops(

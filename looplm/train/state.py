@@ -36,19 +36,17 @@ def create_state(
 
 
 def abstract_state(lm: FunctionalLM, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state; allocates nothing."""
+    """jax.ShapeDtypeStructs with shardings in place of arrays; allocates nothing."""
+
+    def on_mesh(leaf: Any, spec: PartitionSpec) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    params = lm.abstract(mesh)
     with jax.set_mesh(mesh):
-        params = lm.map(
-            lambda shape, _: shape,
-            jax.tree.map(
-                lambda shape, spec: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, spec)),
-                lm.shapes,
-                lm.specs,
-            ),
-        )
+        # In explicit mode the moments come out sharded like their parameters; counters come out without a sharding.
         opt_state = jax.eval_shape(optimizer.init, params)
-    concrete = lambda leaf: jax.ShapeDtypeStruct(  # noqa: E731
-        leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, getattr(leaf.sharding, "spec", PartitionSpec()))
+    opt_state = jax.tree.map(
+        lambda leaf: on_mesh(leaf, leaf.sharding.spec if leaf.sharding else PartitionSpec()), opt_state
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    return TrainState(step, params, jax.tree.map(concrete, opt_state))
+    step: Any = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec())
+    return TrainState(step, params, opt_state)

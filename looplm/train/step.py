@@ -62,7 +62,7 @@ def build_train_step(
             "train/loss": total.loss / scored,
             "train/objective": total.objective / scored,
             "train/tokens": total.tokens,
-            "train/grad_norm": optax.global_norm(gradient),
+            "train/grad_norm": optax.tree.norm(gradient),
             "optim/learning_rate": schedule(state.step),
             **{name: value / scored for name, value in total.extra.items()},
         }

@@ -85,7 +85,7 @@ class Trainer:
         batches = self.loader(start_step=done)
         started = time.perf_counter()
         train_step = self.compile_step(state)
-        extra = {"perf/compile_s": time.perf_counter() - started}
+        extra = {"perf/compile_s": time.perf_counter() - started, "model/num_parameters": self.lm.num_params}
 
         before: Dispatched | None = None
         clock = time.perf_counter()

@@ -25,8 +25,9 @@ class Workdir:
 
     def check_ours(self, run: Run) -> None:
         """Raises UserError when the folder holds a run with another config; writes nothing."""
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"workdir {self.root} is a file; give a folder")
+        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"workdir {self.root} cannot be made: {nearest} is a file; give a folder")
         if not self.config.exists():
             if self.checkpoints.exists() or self.metrics.exists():
                 raise UserError(f"workdir {self.root} holds a run without its config.json; give another --workdir")

@@ -1,0 +1,5 @@
+"""`python -m looplm`."""
+
+from looplm.cli import main
+
+main()

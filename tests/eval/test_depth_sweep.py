@@ -1,0 +1,96 @@
+"""One pass over the held-out data scores every depth as separate runs would."""
+
+import lzma
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import looplm
+from looplm.config.schema import FinalCrossEntropy, Mesh
+from looplm.data.dataset import TokenDataset
+from looplm.data.loader import eval_batches
+from looplm.eval.depth_sweep import depth_sweep, xz_bits_per_byte
+from looplm.eval.score import Scorer
+from looplm.sharding.mesh import build_mesh
+
+
+@pytest.fixture(scope="module")
+def lm(finished_run):
+    return looplm.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def held_out(lm):
+    return TokenDataset.open(lm.run.data.validation)
+
+
+@pytest.fixture(scope="module")
+def result(lm, held_out):
+    mesh = build_mesh(Mesh(data=4, fsdp=2))
+    params = jax.tree.map(jax.device_put, lm.params, jax.tree.map(lambda s: s.sharding, lm.functional.abstract(mesh)))
+    return depth_sweep(
+        Scorer(lm.functional, mesh, 5), params, held_out, sequence_length=64, batch_size=32, depths=(1, 3, 5),
+        trained_depth=3, step=7,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_loss_of_every_depth_equals_a_run_of_that_depth(depth, lm, held_out, result):
+    loss = jax.jit(
+        lambda tokens, labels: lm.loss_and_grads(tokens, labels, num_loops=depth, objective=FinalCrossEntropy())[0]
+    )
+    nats = tokens = 0.0
+    for index in range(held_out.num_documents):
+        start, stop = (int(x) for x in held_out.document_offsets[index : index + 2])
+        stream = np.int32(held_out.tokens(start, stop))
+        # A window boundary cuts a document's context: cut here as the loader does.
+        for first in range(start - start % 64, stop, 64):
+            piece = stream[max(first, start) - start : first + 65 - start]
+            padded = np.full(66, -100, np.int32)
+            padded[: len(piece)] = piece
+            inputs, labels = np.maximum(padded[:-1], 0)[None], padded[1:].copy()[None]
+            labels[0, max(len(piece) - 1, 0) :] = -100
+            scored = int((labels >= 0).sum())
+            nats += float(loss(jnp.asarray(inputs), jnp.asarray(labels))) * scored
+            tokens += scored
+    assert tokens == result.num_tokens == held_out.num_tokens - held_out.num_documents
+    measured = result.loss[result.depths.index(depth)]
+    assert measured == pytest.approx(nats / tokens, rel=1e-5)
+    bits = result.bits_per_byte[result.depths.index(depth)]
+    assert bits == pytest.approx(nats / math.log(2) / held_out.num_bytes, rel=1e-5)
+
+
+def test_exits_are_a_distribution_over_the_trained_depth(result):
+    assert len(result.exit_histogram) == 3
+    assert sum(result.exit_histogram) == pytest.approx(1.0)
+    assert 1 <= result.expected_depth <= 3
+
+
+def test_gain_is_the_paired_difference(result):
+    assert result.gain["nats"] == pytest.approx(result.loss[0] - result.loss[1], abs=1e-9)
+    assert result.gain["low"] <= result.gain["nats"] <= result.gain["high"]
+
+
+def test_sample_shows_text_of_the_first_document(result, held_out):
+    text = held_out.tokenizer().decode(held_out.tokens(0, 65))
+    assert "".join(result.sample["pieces"]).startswith(text[:40])
+    assert len(result.sample["exit_depth"]) == len(result.sample["pieces"])
+
+
+def test_yardstick_is_xz_on_the_same_bytes(held_out):
+    text = "".join(
+        held_out.tokenizer().decode(held_out.tokens(*(int(x) for x in held_out.document_offsets[i : i + 2])))
+        for i in range(held_out.num_documents)
+    ).encode()
+    assert len(text) == held_out.num_bytes
+    assert xz_bits_per_byte(held_out) == pytest.approx(8 * len(lzma.compress(text, preset=9)) / len(text))
+
+
+def test_spread_batches_cover_the_data_evenly(held_out):
+    batches = list(eval_batches(held_out, sequence_length=16, batch_size=8, max_batches=3))
+    documents = {int(d) for batch in batches for d in np.unique(batch["documents"]) if d >= 0}
+    assert len(batches) == 3
+    assert max(documents) == held_out.num_documents - 1

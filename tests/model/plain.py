@@ -1,0 +1,81 @@
+"""A second implementation of the looped model, written out with Python loops: what the engine is compared with.
+
+No scan, no stacking, no chunks, no masks but a triangle; parameters are read by name from the same nested dictionary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from looplm.config.schema import AddInjection, ConcatInjection, Model
+from looplm.model.functional import Params
+
+
+def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) -> tuple[jax.Array, jax.Array | None]:
+    """One sequence. Returns (logits (R, S, V), gate logits (R, S) or None)."""
+    head_VD = params["embedding"]["table"] if config.tie_embeddings else params["head"]
+    e = params["embedding"]["table"][tokens_S]
+    e = layers(config, params.get("prelude"), e)
+    state, logits, gates = e, [], []
+    for _ in range(num_loops):
+        core = params["core"]
+        if isinstance(config.injection, AddInjection):
+            x = state + e
+        elif isinstance(config.injection, ConcatInjection):
+            halves = core["injection"]["linear"]["kernel"]
+            x = jnp.concatenate([state, e], axis=-1) @ jnp.concatenate([halves[0], halves[1]], axis=0)
+        else:
+            x = state
+        state = layers(config, core["block"], x)
+        if config.norm_at_loop_end:
+            state = norm(config, core["end_norm"], state)
+        hidden = layers(config, params.get("coda"), state)
+        if config.final_norm:
+            hidden = norm(config, params["final_norm"], hidden)
+        logits.append(hidden @ head_VD.T)
+        if config.exit_gate:
+            gates.append((state @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
+    return jnp.stack(logits), jnp.stack(gates) if gates else None
+
+
+def layers(config: Model, stack: Params | None, x_SD: jax.Array) -> jax.Array:
+    if stack is None:
+        return x_SD
+    for i in range(jax.tree.leaves(stack)[0].shape[0]):
+        x_SD = layer(config, jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]), x_SD)
+    return x_SD
+
+
+def layer(config: Model, p: Params, x: jax.Array) -> jax.Array:
+    sandwich = config.norm_placement == "sandwich"
+    branch = attention(config, p["attention"], norm(config, p["attention_norm"], x))
+    x = x + (norm(config, p["attention_out_norm"], branch) if sandwich else branch)
+    h = norm(config, p["feed_forward_norm"], x)
+    f = p["feed_forward"]
+    gate = h @ f["gate"]["kernel"]
+    branch = (gate / (1 + jnp.exp(-gate)) * (h @ f["up"]["kernel"])) @ f["down"]["kernel"]
+    return x + (norm(config, p["feed_forward_out_norm"], branch) if sandwich else branch)
+
+
+def norm(config: Model, p: Params, x: jax.Array) -> jax.Array:
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * p["scale"]
+
+
+def attention(config: Model, p: Params, x_SD: jax.Array) -> jax.Array:
+    length, N = x_SD.shape[0], config.num_heads
+    K = config.num_kv_heads or N
+    out = 0.0
+    for n in range(N):
+        q = rotate(config, x_SD @ p["query"]["kernel"][:, n])
+        k = rotate(config, x_SD @ p["key"]["kernel"][:, n // (N // K)])
+        v = x_SD @ p["value"]["kernel"][:, n // (N // K)]
+        scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
+        out += jax.nn.softmax(scores, axis=-1) @ v @ p["output"]["kernel"][n]
+    return out
+
+
+def rotate(config: Model, x_SH: jax.Array) -> jax.Array:
+    """Pairs (i, i + H/2) as complex numbers, turned by position * theta^(-2i/H)."""
+    half = x_SH.shape[1] // 2
+    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope_theta ** (-2 * jnp.arange(half) / x_SH.shape[1])))
+    turned = (x_SH[:, :half] + 1j * x_SH[:, half:]) * turn
+    return jnp.concatenate([turned.real, turned.imag], axis=1)

@@ -1,0 +1,101 @@
+"""The whole model against a second implementation, and properties that every variant must have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.config.schema import AddInjection, ConcatInjection, NoInjection
+from looplm.model.functional import FunctionalLM
+from looplm.model.loop import Depth
+from looplm.ops.cross_entropy.reference import cross_entropy
+from tests.model import plain
+
+VARIANTS = {
+    "everything": {},
+    "ouro-like": dict(prelude_layers=0, coda_layers=0, final_norm=False, injection=NoInjection(), num_kv_heads=None),
+    "pre-norm, add, tied": dict(
+        norm_placement="pre", norm_at_loop_end=False, injection=AddInjection(), tie_embeddings=True, exit_gate=None
+    ),
+    "concat, state first": dict(injection=ConcatInjection(init="state"), head_dim=10),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_gates_and_gradients_equal_a_plain_implementation(
+    variant, model_config, random_params, run_model, tokens_BS
+):
+    config, num_loops = model_config(**VARIANTS[variant]), 3
+    lm = FunctionalLM(config)
+    params = random_params(lm)
+
+    def engine(params):
+        output = run_model(lm, params, tokens_BS, Depth(num_loops))
+        model = lm.bind(params)
+        return jax.vmap(model.logits)(output.hidden_RBSD), output.gate_logits_RBS
+
+    def reference(params):
+        logits, gates = jax.vmap(lambda tokens_S: plain.forward(config, params, tokens_S, num_loops))(tokens_BS)
+        return jnp.moveaxis(logits, 1, 0), None if gates is None else jnp.moveaxis(gates, 1, 0)
+
+    def loss(function):
+        def scalar(params):
+            logits_RBSV, gates_RBS = function(params)
+            nll = sum(jnp.sum(cross_entropy(logits_BSV, tokens_BS)[0]) for logits_BSV in logits_RBSV)
+            return nll + (0 if gates_RBS is None else jnp.sum(jnp.sin(gates_RBS)))
+
+        return jax.jit(jax.value_and_grad(scalar))
+
+    for ours, theirs in zip(jax.jit(engine)(params), reference(params), strict=True):
+        if theirs is not None:
+            np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    (our_loss, ours), (their_loss, theirs) = loss(engine)(params), loss(reference)(params)
+    np.testing.assert_allclose(our_loss, their_loss, rtol=1e-6)
+    for (path, mine), other in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        scale = float(jnp.max(jnp.abs(other)))
+        assert scale > 0, f"{jax.tree_util.keystr(path)} gets no gradient"
+        np.testing.assert_allclose(mine / scale, other / scale, atol=2e-5, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_token_depends_on_what_precedes_it_and_on_nothing_else(model_config, random_params, run_model, tokens_BS):
+    lm = FunctionalLM(model_config())
+    params, position = random_params(lm), 5
+
+    def hidden(table_VD):
+        # One row per position, so that the gradient tells which positions matter.
+        embedded = {**params, "embedding": {"table": table_VD}}
+        return jnp.sum(run_model(lm, embedded, jnp.arange(11)[None], Depth(3)).hidden_RBSD[-1, 0, position] ** 2)
+
+    influence = jnp.sum(jnp.abs(jax.grad(hidden)(params["embedding"]["table"])), axis=-1)
+    assert np.all(np.asarray(influence[: position + 1]) > 0)
+    assert np.all(np.asarray(influence[position + 1 :]) == 0)
+
+
+def test_documents_of_a_window_do_not_see_one_another(model_config, random_params, run_model, tokens_BS):
+    lm = FunctionalLM(model_config())
+    params = random_params(lm)
+    segments_BS = jnp.where(jnp.arange(11) < 4, 1, 2) * jnp.ones((2, 1), jnp.int32)
+    changed_BS = tokens_BS.at[:, :4].set((tokens_BS[:, :4] + 7) % 37)
+    run = jax.jit(lambda tokens_BS: run_model(lm, params, tokens_BS, Depth(3), segments_BS=segments_BS).hidden_RBSD)
+    before, after = run(tokens_BS), run(changed_BS)
+    np.testing.assert_array_equal(before[:, :, 4:], after[:, :, 4:])
+    assert not np.allclose(before[:, :, :4], after[:, :, :4])
+
+
+def test_one_loop_is_the_plain_stack_and_tying_shares_the_table(model_config):
+    untied, tied = FunctionalLM(model_config()), FunctionalLM(model_config(tie_embeddings=True))
+    assert untied.num_params - tied.num_params == 37 * 24
+    assert "head" not in tied.shapes
+
+
+@pytest.mark.parametrize("option", [{"remat": "layer"}, {"remat": "loop"}, {"unroll": True}])
+def test_how_it_runs_does_not_change_what_it_computes(option, model_config, random_params, run_model, tokens_BS):
+    lm = FunctionalLM(model_config())
+    params = random_params(lm)
+
+    def loss(params, **options):
+        output = run_model(lm, params, tokens_BS, Depth(2, num_detached=1), **options)
+        return jnp.sum(output.hidden_RBSD**2) + jnp.sum(output.gate_logits_RBS)
+
+    expected, actual = jax.grad(loss)(params), jax.grad(lambda params: loss(params, **option))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, expected)

@@ -1,0 +1,64 @@
+"""Chunked cross-entropy against the one that holds all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.ops.cross_entropy import IGNORED, linear_cross_entropy
+
+B, S, D, V = 2, 13, 8, 50
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden_BSD, head_VD = jax.random.normal(keys[0], (B, S, D)), jax.random.normal(keys[1], (V, D))
+    labels_BS = jax.random.randint(keys[2], (B, S), 0, V).at[0, 3].set(IGNORED).at[1, 12].set(IGNORED)
+    return hidden_BSD, head_VD, labels_BS
+
+
+def naive(hidden_BSD, head_VD, labels_BS):
+    """log softmax by its definition, one token at a time."""
+    nll_BS = np.zeros((B, S))
+    for b, s in np.ndindex(B, S):
+        if labels_BS[b, s] >= 0:
+            logits_V = np.float64(head_VD) @ np.float64(hidden_BSD[b, s])
+            nll_BS[b, s] = np.log(np.sum(np.exp(logits_V))) - logits_V[labels_BS[b, s]]
+    return nll_BS
+
+
+@pytest.mark.parametrize("chunk_logits", [1, B * V, 5 * B * V, 10**9])
+def test_scores_equal_the_definition_for_any_chunk(inputs, chunk_logits):
+    scores = linear_cross_entropy(*inputs, chunk_logits=chunk_logits)
+    np.testing.assert_allclose(scores.nll_BS, naive(*inputs), rtol=1e-5, atol=1e-6)
+    hidden_BSD, head_VD, labels_BS = inputs
+    np.testing.assert_array_equal(scores.correct_BS, jnp.argmax(hidden_BSD @ head_VD.T, -1) == labels_BS)
+
+
+def test_gradients_do_not_depend_on_the_chunk(inputs):
+    hidden_BSD, head_VD, labels_BS = inputs
+
+    def gradient(chunk_logits):
+        def loss(hidden_BSD, head_VD):
+            return jnp.sum(linear_cross_entropy(hidden_BSD, head_VD, labels_BS, chunk_logits=chunk_logits).nll_BS)
+
+        return jax.grad(loss, argnums=(0, 1))(hidden_BSD, head_VD)
+
+    for whole, chunked in zip(gradient(10**9), gradient(3 * B * V), strict=True):
+        np.testing.assert_allclose(chunked, whole, atol=1e-5)
+    np.testing.assert_array_equal(gradient(10**9)[0][0, 3], 0.0)
+
+
+def test_memory_is_that_of_a_chunk():
+    long, vocab = 4096, 8192
+
+    def temporary_bytes(chunk_logits):
+        def loss(hidden_BSD, head_VD):
+            labels_BS = jnp.zeros((1, long), jnp.int32)
+            return jnp.sum(linear_cross_entropy(hidden_BSD, head_VD, labels_BS, chunk_logits=chunk_logits).nll_BS)
+
+        shapes = jax.ShapeDtypeStruct((1, long, 8), jnp.float32), jax.ShapeDtypeStruct((vocab, 8), jnp.float32)
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(2**20) < 0.1 * 4 * long * vocab < temporary_bytes(2**30)

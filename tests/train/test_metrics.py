@@ -1,0 +1,19 @@
+"""Metrics are numbered by loop, whatever part of the window ran."""
+
+import numpy as np
+import pytest
+
+from looplm.train.metrics import readable
+
+
+def test_loops_are_numbered_from_the_first_of_the_step():
+    metrics = {
+        "train/loss": np.float32(2.0),
+        "train/loss_loop": np.float32([9.0, 3.0, 2.0]),
+        "gate/exit": np.float32([0.0, 0.25, 0.75]),
+    }
+    row = readable(metrics, np.array([5, 2]))
+    assert row["loop/num_loops"] == 7
+    assert (row["train/loss_loop_6"], row["train/loss_loop_7"]) == (3.0, 2.0)
+    assert not {"train/loss_loop", "train/loss_loop_5", "train/loss_loop_8"} & set(row)
+    assert row["gate/expected_depth"] == pytest.approx(0.25 * 6 + 0.75 * 7)
