@@ -1,4 +1,4 @@
-"""A looped model that two CPU cores train in minutes: 2 shared layers, 4 loops, exit gate.
+"""A looped model that two CPU cores train in minutes: one shared layer, 4 loops, exit gate.
 
     looplm demo                                                    (makes the data, then trains this)
     looplm train configs/demo_cpu.py --workdir runs/demo/run       (goes on from there)
@@ -7,11 +7,12 @@ Expect, on the source of Python's standard library: see docs/benchmarks.md.
 """
 
 from looplm.config.schema import (
+    AddInjection,
     Checkpoint,
     Data,
-    Eval,
     ExitGate,
     ExpectedCrossEntropy,
+    Log,
     Loop,
     Model,
     Optim,
@@ -22,29 +23,27 @@ from looplm.config.schema import (
 
 def config() -> Run:
     return Run(
-        num_steps=300,
+        num_steps=800,
         model=Model(
             vocab_size=2048,
             dim=128,
             num_heads=4,
             num_kv_heads=2,
             hidden_dim=384,
-            block_layers=2,
-            norm_placement="sandwich",
-            norm_at_loop_end=True,
-            final_norm=False,
+            block_layers=1,
+            injection=AddInjection(),
             exit_gate=ExitGate(),
-            tie_embeddings=True,
+            init_std=0.05,
         ),
         loop=Loop(num_loops=4, remat="none", unroll=True),
-        objective=ExpectedCrossEntropy(),
-        optim=Optim(learning_rate=3e-3, schedule=Schedule(warmup_steps=30)),
+        objective=ExpectedCrossEntropy(entropy_weight=0.1),
+        optim=Optim(learning_rate=8e-3, schedule=Schedule(warmup_steps=50)),
         data=Data(
             train="runs/demo/data/train",
             validation="runs/demo/data/validation",
-            sequence_length=256,
-            batch_tokens=4096,
+            sequence_length=128,
+            batch_tokens=2048,
         ),
-        checkpoint=Checkpoint(every_steps=100),
-        eval=Eval(depths=tuple(range(1, 9))),
+        checkpoint=Checkpoint(every_steps=200),
+        log=Log(every_steps=50),
     )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,17 +100,23 @@ def finished_run(tiny_run: Callable[..., Run], tmp_path_factory: pytest.TempPath
     return workdir
 
 
-@pytest.fixture
-def config_file(tmp_path: Path) -> Callable[[Run], Path]:
-    """Writes a config file that gives this run."""
+@pytest.fixture(scope="session")
+def write_config() -> Callable[[Path, Run], Path]:
+    """Writes a config file that gives a run into a folder."""
 
-    def write(run: Run) -> Path:
-        path = tmp_path / "config_file.py"
+    def write(folder: Path, run: Run) -> Path:
+        path = folder / "config_file.py"
         path.write_text(CONFIG_FILE)
         path.with_suffix(".json").write_text(to_json(run))
         return path
 
     return write
+
+
+@pytest.fixture
+def config_file(write_config: Callable[[Path, Run], Path], tmp_path: Path) -> Callable[[Run], Path]:
+    """Writes a config file that gives a run into the test's folder."""
+    return partial(write_config, tmp_path)
 
 
 class Outcome(NamedTuple):

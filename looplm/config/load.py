@@ -68,9 +68,9 @@ def from_json(path: Path) -> Run:
     """Reads a `config.json` written by `to_json`; runs no code."""
     try:
         return from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; is {path.parent} a run directory of `looplm train`?") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it from the checkpoint's copy") from error
 
 

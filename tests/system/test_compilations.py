@@ -1,0 +1,56 @@
+"""Whatever depth a step has, one program serves it, and after the first step nothing is compiled any more."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from looplm.config.schema import Run
+from looplm.metrics.sinks import read_metrics
+from looplm.train.step import Batch
+from looplm.train.trainer import Trainer
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The names of the programs that were compiled, as they come."""
+    names: list[str] = []
+
+    def listen(event: str, duration_s: float, **what: str) -> None:
+        if event == COMPILATION:
+            names.append(what["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class WatchedTrainer(Trainer):
+    """Notes how many programs have been compiled when a step begins."""
+
+    def __init__(self, run: Run, workdir: Path, compiled: list[str]):
+        super().__init__(run, workdir, Console(file=io.StringIO()))
+        self.compiled, self.before_step = compiled, list[int]()
+
+    def place(self, rows: dict[str, np.ndarray]) -> Batch:
+        self.before_step.append(len(self.compiled))
+        return super().place(rows)
+
+
+def test_one_program_serves_all_depths(tiny_run: Callable[..., Run], compiled: list[str], tmp_path: Path) -> None:
+    depth = {"loop.depth": {"kind": "uniform", "max_loops": 4}, "loop.backprop_loops": 2}
+    changes = {"num_steps": 8, "checkpoint.every_steps": 3, **depth}
+    trainer = WatchedTrainer(tiny_run(**changes), tmp_path / "run", compiled)
+    trainer.train()
+
+    depths = [row["loop/num_loops"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(set(depths)) >= 3
+    assert sum("train_step" in name for name in compiled) == 1
+    assert len(trainer.before_step) == 8
+    assert compiled[trainer.before_step[1] :] == []

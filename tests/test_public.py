@@ -1,0 +1,59 @@
+"""The public names and signatures; everything else is private. See section 11 of the design."""
+
+import dataclasses
+import inspect
+
+import looplm
+from looplm.api import LoadedLM, Result
+
+PUBLIC = ["__version__", "load"]
+REQUIRED = inspect.Parameter.empty
+SIGNATURES = {
+    looplm.load: {"path": REQUIRED, "step": None},
+    LoadedLM.__call__: {
+        "tokens_BS": REQUIRED,
+        "num_loops": None,
+        "num_detached": 0,
+        "initial_state": None,
+        "segments": None,
+    },
+    LoadedLM.loss_and_grads: {
+        "tokens_BS": REQUIRED,
+        "labels_BS": REQUIRED,
+        "num_loops": None,
+        "num_detached": 0,
+        "initial_state": None,
+        "objective": None,
+    },
+    LoadedLM.generate: {
+        "prompts": REQUIRED,
+        "num_loops": None,
+        "exit": None,
+        "max_tokens": 64,
+        "temperature": 0.0,
+        "seed": 0,
+    },
+    Result.logits: {"depth": REQUIRED},
+    Result.expected_logits: {},
+}
+RESULT_FIELDS = {"hidden_RBSD", "gate_logits_RBS", "exit_RBS"}
+
+
+def test_public_names() -> None:
+    assert sorted(looplm.__all__) == PUBLIC
+    assert all(hasattr(looplm, name) for name in PUBLIC)
+
+
+def test_signatures() -> None:
+    found = {function.__qualname__: parameters(function) for function in SIGNATURES}
+    assert found == {function.__qualname__: expected for function, expected in SIGNATURES.items()}
+
+
+def test_what_a_call_gives() -> None:
+    assert {field.name for field in dataclasses.fields(Result)} >= RESULT_FIELDS
+
+
+def parameters(function) -> dict[str, object]:
+    """Names and defaults in order, without self."""
+    items = inspect.signature(function).parameters.items()
+    return {name: parameter.default for name, parameter in items if name != "self"}
