@@ -1,6 +1,6 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -35,10 +35,13 @@ class Result:
     exit_RBS: jax.Array | None
     """Exit distribution over these loops; sums to 1. None without a gate."""
     head_VD: jax.Array
-    num_detached: jax.Array
+    num_detached: int = field(metadata={"static": True})
 
     def logits(self, depth: int) -> jax.Array:
-        """(B, S, V) after `depth` loops, num_detached < depth <= num_loops."""
+        """(B, S, V) after `depth` loops, num_detached < depth <= num_loops. Raises UserError outside of that."""
+        first, last = self.num_detached + 1, self.num_detached + self.hidden_RBSD.shape[0]
+        if not first <= depth <= last:
+            raise UserError(f"depth={depth} was not computed; this result holds {first} to {last}")
         return jnp.einsum("BSD,VD->BSV", self.hidden_RBSD[depth - 1 - self.num_detached], self.head_VD)
 
     def expected_logits(self) -> jax.Array:
@@ -80,7 +83,7 @@ class LoadedLM:
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
             at_least_fp32(head_VD),
-            jnp.int32(num_detached),
+            num_detached,
         )
 
     def loss_and_grads(
@@ -116,6 +119,8 @@ class LoadedLM:
         seed: int = 0,
     ) -> list[str]:
         """Returns the continuation of every prompt. exit: `gate:Q`, or None for a fixed depth."""
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(f"prompts={prompts!r} must be a list of at least one text")
         if max_tokens < 1 or temperature < 0 or (num_loops is not None and num_loops < 1):
             raise UserError(
                 f"max_tokens={max_tokens}, temperature={temperature}, num_loops={num_loops}: "
@@ -125,12 +130,13 @@ class LoadedLM:
             self.functional,
             self.params,
             [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
-            num_loops=num_loops or self.run.loop.num_loops,
+            num_loops=self.run.loop.num_loops if num_loops is None else num_loops,
             exit_threshold=parse_exit(exit, has_gate=self.run.model.exit_gate is not None),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
             end_id=self.tokenizer.eos_id,
+            num_ids=self.tokenizer.vocab_size,
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
@@ -143,7 +149,11 @@ class LoadedLM:
         initial_state: jax.Array | None,
         segments: jax.Array | None,
     ) -> tuple[Output, jax.Array]:
-        num_loops = num_loops or self.run.loop.num_loops
+        num_loops = self.run.loop.num_loops if num_loops is None else num_loops
+        if not 0 <= num_detached < num_loops:
+            raise UserError(
+                f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"
+            )
         model = self.functional.bind(params)
         segments_BS = jnp.zeros_like(tokens_BS) if segments is None else segments
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)

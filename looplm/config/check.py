@@ -62,12 +62,20 @@ def _objective(run: Run) -> Iterator[str]:
         yield "objective.kind=expected needs an exit gate; set model.exit_gate={} or objective=final"
 
 
+def _eval(run: Run) -> Iterator[str]:
+    if run.eval.every_steps and run.data.validation is None:
+        yield f"eval.every_steps={run.eval.every_steps} needs held-out data; set data.validation, or eval.every_steps=0"
+    depths = run.eval.depths
+    if depths is not None and (not depths or list(depths) != sorted(set(depths))):
+        yield f"eval.depths={list(depths)} must be ascending, each depth once; use {sorted(set(depths)) or [1]}"
+
+
 def _schedule(run: Run) -> Iterator[str]:
     if (warmup := run.optim.schedule.warmup_steps) >= run.num_steps:
         yield f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps}; make it smaller"
 
 
-RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _schedule)
+RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _eval, _schedule)
 
 
 def max_loops(run: Run) -> int:

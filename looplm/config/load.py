@@ -119,7 +119,7 @@ def _line_in(path: Path, error: Exception) -> int:
 
 def _split(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.strip().split(".")):
         raise UserError(f"--set {text!r} is not of the form key=value, e.g. --set loop.num_loops=8")
     try:
         return key.strip(), json.loads(value)
@@ -142,7 +142,7 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     variants = _variants(cls, last)
     if last == "kind":
         node.clear()  # another variant of a union has other fields
-    elif isinstance(value, str) and len(variants) > 1:
+    elif isinstance(value, str) and any("kind" in variant.model_fields for variant in variants):
         value = {"kind": value}
     node[last] = value
 

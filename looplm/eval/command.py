@@ -36,7 +36,9 @@ def evaluate(
     Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
     """
     run = from_json(workdir / "config.json")
-    wanted = parse_depths(depths) if depths else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
+    wanted = parse_depths(depths) if depths is not None else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
     dataset = TokenDataset.open(_data_folder(run, workdir, data))
     dataset.check_tokenizer(Tokenizer.load(workdir / "tokenizer.model"))
 

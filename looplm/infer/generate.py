@@ -28,6 +28,7 @@ class Sampling(NamedTuple):
     exit_threshold: float | None
     max_tokens: int
     greedy: bool
+    num_ids: int
 
 
 class Progress(NamedTuple):
@@ -55,6 +56,7 @@ def generate(
     temperature: float,
     seed: int,
     end_id: int,
+    num_ids: int,
 ) -> list[np.ndarray]:
     """Continues every prompt.
 
@@ -65,6 +67,7 @@ def generate(
         exit_threshold: read a token at the loop where its cumulative exit probability reaches this; None: at the last.
         temperature: 0 takes the likeliest token.
         end_id: a row stops after this token.
+        num_ids: ids that may be written; a vocabulary may be padded above what the tokenizer knows.
 
     Returns:
         The new tokens of every row, without the end token.
@@ -74,7 +77,7 @@ def generate(
     tokens_BP = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(tokens_BP, prompts, strict=True):
         row[: len(prompt)] = prompt
-    sampling = Sampling(num_loops, exit_threshold, max_tokens, greedy=temperature == 0)
+    sampling = Sampling(num_loops, exit_threshold, max_tokens, greedy=temperature == 0, num_ids=num_ids)
     written_BM = np.asarray(
         _generate(lm, sampling, params, tokens_BP, lengths_B, temperature or 1.0, jax.random.key(seed), end_id)
     )
@@ -111,7 +114,7 @@ def _generate(
             cache=cache,
         )  # fmt: skip
         last_BSD = jnp.take_along_axis(output.hidden_RBSD[-1], last_B[:, None, None], axis=1)
-        return at_least_fp32(model.logits(last_BSD))[:, 0], output.cache
+        return at_least_fp32(model.logits(last_BSD))[:, 0, : sampling.num_ids], output.cache
 
     def step(progress: Progress) -> Progress:
         logits_BV, cache = run(

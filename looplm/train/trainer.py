@@ -95,21 +95,20 @@ class Trainer:
             waited = time.perf_counter() - waited
             drawn = self.depths.draw(step - 1)
             state, metrics = train_step(state, batch, self.place_drawn(drawn))
-            now = Dispatched(step, metrics, drawn, waited)
             if before is not None:
                 clock = self.log(before, clock, extra, sinks)
                 extra = {}
-            before = now
+            before = Dispatched(step, metrics, drawn, waited)
 
-            if step % self.run.checkpoint.every_steps == 0 or step == self.run.num_steps:
-                extra["ckpt/blocked_s"] = self.save(checkpoints, step, state)
-            if self.is_eval_due(step):
-                clock = self.log(before, clock, extra, sinks)
+            if (saves := self.is_save_due(step)) or self.is_eval_due(step):
+                # What a checkpoint has behind it is written before it, so that a resume misses nothing.
+                self.log(before, clock, extra, sinks)
                 before, extra = None, {}
-                self.evaluate(state, step, sinks)
+                if self.is_eval_due(step):
+                    self.evaluate(state, step, sinks)
+                if saves:
+                    extra["ckpt/blocked_s"] = self.save(checkpoints, step, state)
                 clock = time.perf_counter()
-        if before is not None:
-            self.log(before, clock, extra, sinks)
         return state
 
     # --- set-up ------------------------------------------------------------------------------------------------------
@@ -208,6 +207,9 @@ class Trainer:
         meta = {"step": step, "run": self.run.model_dump(mode="json"), "data": self.dataset.fingerprint}
         checkpoints.save(step, state.params, state.opt_state, meta)
         return time.perf_counter() - started
+
+    def is_save_due(self, step: int) -> bool:
+        return step % self.run.checkpoint.every_steps == 0 or step == self.run.num_steps
 
     def is_eval_due(self, step: int) -> bool:
         every = self.run.eval.every_steps

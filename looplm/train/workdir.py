@@ -45,9 +45,14 @@ class Workdir:
             )
 
     def claim(self, run: Run, tokenizer: bytes) -> None:
-        """Makes the folder and writes config and tokenizer, each atomically."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        for path, content in ((self.config, to_json(run).encode()), (self.tokenizer, tokenizer)):
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+        """Makes the folder and writes config and tokenizer, each atomically. Raises UserError when it cannot."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for path, content in ((self.config, to_json(run).encode()), (self.tokenizer, tokenizer)):
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_bytes(content)
+                os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.root} cannot be written: {error.strerror}; mend its permissions or give another"
+            ) from error

@@ -58,7 +58,9 @@ def without_cache(lm, params, prompt, num_loops, threshold, max_tokens):
 
 @pytest.mark.parametrize(("num_loops", "threshold"), [(1, None), (3, None), (4, 0.6)])
 def test_batch_with_cache_equals_single_sequences_without(lm, params, num_loops, threshold):
-    options = dict(num_loops=num_loops, exit_threshold=threshold, max_tokens=12, temperature=0.0, seed=0, end_id=END)
+    options = dict(
+        num_loops=num_loops, exit_threshold=threshold, max_tokens=12, temperature=0.0, seed=0, end_id=END, num_ids=VOCAB
+    )
     texts = generate(lm, params, PROMPTS, **options)
     for prompt, text in zip(PROMPTS, texts, strict=True):
         np.testing.assert_array_equal(text, without_cache(lm, params, prompt, num_loops, threshold, 12))
@@ -66,7 +68,7 @@ def test_batch_with_cache_equals_single_sequences_without(lm, params, num_loops,
 
 
 def test_sampling_follows_the_distribution_and_the_seed(lm, params):
-    options = dict(num_loops=2, exit_threshold=None, max_tokens=1, end_id=END)
+    options = dict(num_loops=2, exit_threshold=None, max_tokens=1, end_id=END, num_ids=VOCAB)
     many = [np.array([3])] * 4000
     drawn = np.concatenate(
         [x if len(x) else [END] for x in generate(lm, params, many, temperature=2.0, seed=1, **options)]
@@ -84,3 +86,8 @@ def test_sampling_follows_the_distribution_and_the_seed(lm, params):
 def test_exit_rules_are_read():
     assert parse_exit("gate:0.9", has_gate=True) == 0.9
     assert parse_exit(None, has_gate=False) is None
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_never_written(lm, params):
+    options = dict(num_loops=1, exit_threshold=None, max_tokens=32, temperature=9.0, seed=0, end_id=2, num_ids=5)
+    assert max(int(row.max()) for row in generate(lm, params, [np.array([3])] * 8, **options) if len(row)) < 5

@@ -123,12 +123,10 @@ def test_another_mesh_goes_on_from_a_checkpoint(stopped_after_a_save, train_on, 
     assert ours.rows[-1]["step"] == NUM_STEPS
 
 
-@pytest.mark.xfail(strict=True, reason="the line of a saved step is written after the next batch has come")
 def test_a_stop_after_a_save_loses_no_line(stopped_after_a_save) -> None:
     assert stopped_after_a_save.column("step") == list(range(1, NUM_STEPS + 1))
 
 
-@pytest.mark.xfail(strict=True, reason="a resumed run does not look whether the evaluation of its last step was done")
 def test_a_stop_before_an_evaluation_loses_none(train_on, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     run = tiny_run(**{"eval.every_steps": 3})
     with stopping("evaluate", after=0), pytest.raises(Stopped):

@@ -9,7 +9,7 @@ def causal_mask(segments_BS: jax.Array) -> jax.Array:
     length = segments_BS.shape[1]
     index_S = jnp.arange(length)
     past_SS = index_S[:, None] >= index_S[None, :]
-    return (segments_BS[:, :, None] == segments_BS[:, None, :]) & past_SS
+    return (segments_BS[:, :, None] == segments_BS[:, None, :]) & past_SS[None]
 
 
 def cached_mask(positions_BS: jax.Array, cache_length: int) -> jax.Array:

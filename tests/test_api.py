@@ -1,0 +1,65 @@
+"""What `looplm.load` gives: shapes, and mistakes that would otherwise be silent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import looplm
+from looplm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def lm(finished_run):
+    return looplm.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def tokens_BS():
+    return jax.random.randint(jax.random.key(0), (2, 9), 0, 300)
+
+
+def test_results_are_the_same_eagerly_and_under_jit(lm, tokens_BS):
+    eager, jitted = lm(tokens_BS, num_loops=4), jax.jit(lambda tokens: lm(tokens, num_loops=4))(tokens_BS)
+    np.testing.assert_allclose(jitted.logits(4), eager.logits(4), atol=1e-5)
+    mixed = sum(eager.exit_RBS[t, :, :, None] * eager.logits(t + 1) for t in range(4))
+    np.testing.assert_allclose(jitted.expected_logits(), mixed, atol=1e-5)
+
+
+def test_detached_loops_are_run_but_not_returned(lm, tokens_BS):
+    whole, part = lm(tokens_BS, num_loops=4), lm(tokens_BS, num_loops=4, num_detached=2)
+    assert part.hidden_RBSD.shape[0] == 2
+    np.testing.assert_allclose(part.logits(3), whole.logits(3), atol=1e-5)
+
+
+def test_first_state_can_be_given(lm, tokens_BS):
+    state = jax.random.normal(jax.random.key(1), (2, 9, lm.run.model.dim))
+    first, second = (lm(tokens_BS, num_loops=1, initial_state=scale * state).logits(1) for scale in (1, 2))
+    assert not np.allclose(first, second)
+
+
+def test_gradients_have_the_structure_of_the_parameters_and_ignore_masked_labels(lm, tokens_BS):
+    labels_BS = jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(-100)
+    loss, grads = lm.loss_and_grads(tokens_BS, labels_BS)
+    assert jax.tree.structure(grads) == jax.tree.structure(lm.params)
+    ignored, _ = lm.loss_and_grads(tokens_BS, jnp.full_like(labels_BS, -100))
+    assert loss > 1
+    assert ignored == 0
+
+
+@pytest.mark.parametrize("loops", [dict(num_loops=0), dict(num_loops=-1), dict(num_loops=2, num_detached=2)])
+def test_impossible_depths_are_refused(lm, tokens_BS, loops):
+    with pytest.raises(UserError, match="num_loops="):
+        lm(tokens_BS, **loops)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_depths_that_were_not_computed_are_refused(lm, tokens_BS, depth):
+    with pytest.raises(UserError, match="holds 2 to 4"):
+        lm(tokens_BS, num_loops=4, num_detached=1).logits(depth)
+
+
+@pytest.mark.parametrize("prompts", [[], "abc"])
+def test_prompts_must_be_a_list(lm, prompts):
+    with pytest.raises(UserError, match="list"):
+        lm.generate(prompts)
