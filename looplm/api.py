@@ -9,17 +9,17 @@ import numpy as np
 
 from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.load import from_json
-from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy, Run
+from looplm.config.schema import Objective, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.model.lm import Output
+from looplm.model.lm import Output, ReadLoops
 from looplm.model.loop import Depth
-from looplm.objective import Sums, build_objective
-from looplm.ops.attention import causal_mask
+from looplm.objective import Sums, build_objective, trained
+from looplm.ops.attention import self_mask
 from looplm.ops.precision import at_least_fp32
 
 
@@ -93,7 +93,7 @@ class LoadedLM:
         num_loops: int | None = None,
         num_detached: int = 0,
         initial_state: jax.Array | None = None,
-        objective: FinalCrossEntropy | ExpectedCrossEntropy | None = None,
+        objective: Objective | None = None,
     ) -> tuple[jax.Array, Params]:
         """Returns (objective per scored token in nats, gradients in a tree like the parameters).
 
@@ -102,9 +102,11 @@ class LoadedLM:
         loss = build_objective(objective or self.run.objective)
 
         def mean(params: Params) -> jax.Array:
+            params = trained(loss, params)
             model = self.functional.bind(params)
-            output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None)
-            sums: Sums = loss(model, output, labels_BS)
+            read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(self.run.seed))
+            output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None, read)
+            sums: Sums = loss(model, output, labels_BS, read)
             return sums.objective / jnp.maximum(sums.tokens, 1)
 
         return jax.value_and_grad(mean)(self.params)
@@ -130,7 +132,7 @@ class LoadedLM:
             self.functional,
             self.params,
             [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
-            num_loops=self.run.loop.num_loops if num_loops is None else num_loops,
+            num_loops=self._loops(num_loops),
             exit_threshold=parse_exit(exit, has_gate=self.run.model.exit_gate is not None),
             max_tokens=max_tokens,
             temperature=temperature,
@@ -140,6 +142,9 @@ class LoadedLM:
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
+    def _loops(self, num_loops: int | None) -> int:
+        return self.run.loop.num_loops if num_loops is None else num_loops
+
     def _forward(
         self,
         params: Params,
@@ -148,8 +153,9 @@ class LoadedLM:
         num_detached: int,
         initial_state: jax.Array | None,
         segments: jax.Array | None,
+        read: ReadLoops = "all",
     ) -> tuple[Output, jax.Array]:
-        num_loops = self.run.loop.num_loops if num_loops is None else num_loops
+        num_loops = self._loops(num_loops)
         if not 0 <= num_detached < num_loops:
             raise UserError(
                 f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"
@@ -159,10 +165,15 @@ class LoadedLM:
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         output = model(
             tokens_BS,
-            Context(positions_BS, causal_mask(segments_BS)),
+            Context(
+                positions_BS,
+                self_mask(self.run.model, segments_BS),
+                key=jax.random.key(self.run.seed),
+                sequence_B=jnp.arange(tokens_BS.shape[0]),
+            ),
             Depth(num_loops - num_detached, num_detached=num_detached),
             dtype=compute_dtype(self.run.model),
-            every_loop=True,
+            read_loops=read,
             initial_state_BSD=initial_state,
         )
         return output, model.head_VD

@@ -6,7 +6,7 @@ vocabulary fit?) are where the data is opened.
 
 from collections.abc import Callable, Iterator
 
-from looplm.config.schema import ExpectedCrossEntropy, Run, UniformDepth
+from looplm.config.schema import ExpectedCrossEntropy, FixedDepth, GateImprovement, Run, ScheduledDepth, UniformDepth
 from looplm.errors import UserError
 
 
@@ -53,13 +53,18 @@ def _depth(run: Run) -> Iterator[str]:
     depth, loop = run.loop.depth, run.loop
     if isinstance(depth, UniformDepth) and depth.min_loops > depth.max_loops:
         yield f"loop.depth.min_loops={depth.min_loops} is above loop.depth.max_loops={depth.max_loops}; swap them"
-    if loop.backprop_loops and loop.backprop_loops > (largest := max_loops(run)):
+    if isinstance(depth, ScheduledDepth) and 0 not in depth.loops:
+        yield f"loop.depth.loops={depth.loops} says nothing about the first step; add an entry for step 0"
+    largest = max_loops(run)
+    if largest is None and loop.backprop_loops is None:
+        yield f"loop.depth.kind={depth.kind} has no largest depth; set loop.backprop_loops, e.g. {loop.num_loops}"
+    if largest and loop.backprop_loops and loop.backprop_loops > largest:
         yield f"loop.backprop_loops={loop.backprop_loops} is more than the {largest} loops that run; use at most that"
 
 
 def _objective(run: Run) -> Iterator[str]:
-    if isinstance(run.objective, ExpectedCrossEntropy) and run.model.exit_gate is None:
-        yield "objective.kind=expected needs an exit gate; set model.exit_gate={} or objective=final"
+    if isinstance(run.objective, ExpectedCrossEntropy | GateImprovement) and run.model.exit_gate is None:
+        yield f"objective.kind={run.objective.kind} needs an exit gate; set model.exit_gate={{}} or objective=final"
 
 
 def _eval(run: Run) -> Iterator[str]:
@@ -78,9 +83,17 @@ def _schedule(run: Run) -> Iterator[str]:
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _eval, _schedule)
 
 
-def max_loops(run: Run) -> int:
-    """The largest number of loops that a training step of this run can have."""
-    return run.loop.depth.max_loops if isinstance(run.loop.depth, UniformDepth) else run.loop.num_loops
+def max_loops(run: Run) -> int | None:
+    """The largest number of loops that a training step of this run can have; None for a law without a bound."""
+    match run.loop.depth:
+        case FixedDepth():
+            return run.loop.num_loops
+        case UniformDepth(max_loops=largest):
+            return largest
+        case ScheduledDepth(loops=loops):
+            return max(loops.values())
+        case _:
+            return None
 
 
 def _divisors(n: int) -> str:

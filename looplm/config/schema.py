@@ -48,7 +48,117 @@ class ConcatInjection(Section):
     """First value of the (2D, D) map: random, [I, 0] (pass the state) or [0, I] (pass the input)."""
 
 
-Injection = Annotated[NoInjection | AddInjection | ConcatInjection, Field(discriminator="kind")]
+class DiagonalInjection(Section):
+    """decay * state + dt * B e, all but B per channel, decay = exp(-dt exp(A)) < 1: contracts (arXiv 2604.12946)."""
+
+    kind: Literal["diagonal"] = "diagonal"
+    initial_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2**0.5
+    """Share of the state that a loop keeps, at initialisation."""
+
+
+Injection = Annotated[NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")]
+
+
+class InputState(Section):
+    """The first state is what the loops get as input: the prelude's output."""
+
+    kind: Literal["input"] = "input"
+
+
+class EmbeddingState(Section):
+    """The first state is the token embedding, before the prelude."""
+
+    kind: Literal["embedding"] = "embedding"
+
+
+class ZeroState(Section):
+    kind: Literal["zeros"] = "zeros"
+
+
+class NormalState(Section):
+    """The first state is drawn anew for every token: normal, cut at 3 standard deviations (arXiv 2502.05171)."""
+
+    kind: Literal["normal"] = "normal"
+    std: PositiveFloat = 0.4**0.5
+
+
+StateInit = Annotated[InputState | EmbeddingState | ZeroState | NormalState, Field(discriminator="kind")]
+
+
+class SwiGLU(Section):
+    """silu(x W_gate) * (x W_up) W_down."""
+
+    kind: Literal["swiglu"] = "swiglu"
+
+
+class GELU(Section):
+    """gelu(x W_up) W_down, the tanh form."""
+
+    kind: Literal["gelu"] = "gelu"
+
+
+class SquaredReLU(Section):
+    """relu(x W_up)^2 W_down."""
+
+    kind: Literal["relu2"] = "relu2"
+
+
+FeedForward = Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")]
+
+
+class NoScaling(Section):
+    kind: Literal["none"] = "none"
+
+
+class LinearScaling(Section):
+    """Positions divided by `factor`."""
+
+    kind: Literal["linear"] = "linear"
+    factor: PositiveFloat
+
+
+class RampScaling(Section):
+    """Long wavelengths stretched by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat
+    low_frequency_factor: PositiveFloat = 1.0
+    high_frequency_factor: PositiveFloat = 4.0
+    original_length: PositiveInt
+
+
+class Rope(Section):
+    """Rotary positions (arXiv 2104.09864)."""
+
+    theta: PositiveFloat = 10_000.0
+    layout: Literal["half", "interleaved"] = "half"
+    """Which dims of a head form a pair: i and i + H/2, or 2i and 2i + 1."""
+    scaling: Annotated[NoScaling | LinearScaling | RampScaling, Field(discriminator="kind")] = NoScaling()
+
+
+class NormalInit(Section):
+    """Every matrix from one normal law."""
+
+    kind: Literal["normal"] = "normal"
+    std: PositiveFloat = 0.02
+
+
+class DepthScaledInit(Section):
+    """std = sqrt(2 / (5 D)), cut at 3 std; maps back to the residual stream / sqrt(2 * depth) (arXiv 2502.05171)."""
+
+    kind: Literal["depth_scaled"] = "depth_scaled"
+    effective_depth: PositiveInt
+    """Layers that a token passes: prelude + loops * block + coda."""
+
+
+class ZeroOutputInit(Section):
+    """As `normal`, but maps back to the residual stream start at zero: every layer starts as the identity."""
+
+    kind: Literal["zero_output"] = "zero_output"
+    std: PositiveFloat = 0.02
+
+
+Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit, Field(discriminator="kind")]
 
 
 class ExitGate(Section):
@@ -75,19 +185,38 @@ class Model(Section):
     block_layers: PositiveInt
     """Layers in the shared block (L)."""
     coda_layers: NonNegativeInt = 0
-    norm_placement: Literal["pre", "sandwich"] = "pre"
-    """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))), the second norm on the branch (Ouro)."""
+    feed_forward: FeedForward = SwiGLU()
+    attention_mask: Literal["causal", "prefix", "full"] = "causal"
+    """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
+    attention_window: PositiveInt | None = None
+    """A token sees so many of the last tokens, itself included; None means all."""
+    qk_norm: bool = False
+    """RMSNorm on every head of queries and keys, before the rotation."""
+    qk_bias: bool = False
+    """A learned bias per head on queries and keys, before the rotation."""
+    rope: Rope = Rope()
+    norm_placement: Literal["pre", "sandwich", "sandwich_sum"] = "pre"
+    """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn)."""
     norm_eps: PositiveFloat = 1e-6
+    prelude_norm: bool = False
+    """RMSNorm on the prelude's output, before it is the loops' input (Parcae)."""
     norm_at_loop_end: bool = False
     """RMSNorm on the state at the end of every loop; what it gives enters the next loop (Ouro)."""
+    norm_before_coda: bool = False
+    """The final norm is also applied, with the same weights, before the coda (Huginn)."""
     final_norm: bool = True
     """RMSNorm before the head."""
-    rope_theta: PositiveFloat = 10_000.0
+    residual_step: Literal["one", "inverse_loops"] = "one"
+    """What a branch of the shared block is multiplied with before it is added: 1 or 1/R."""
     injection: Injection = NoInjection()
+    state_init: StateInit = InputState()
     exit_gate: ExitGate | None = None
     tie_embeddings: bool = False
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of the weight matrices at initialisation."""
+    embedding_scale: PositiveFloat = 1.0
+    """Embeddings are multiplied with this."""
+    logit_softcap: PositiveFloat | None = None
+    """c * tanh(logits / c); None means no cap."""
+    init: Init = NormalInit()
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""
 
@@ -102,27 +231,57 @@ class FixedDepth(Section):
 
 
 class UniformDepth(Section):
-    """Every training step draws its number of loops uniformly, both ends included."""
+    """Uniform in a range, both ends included."""
 
     kind: Literal["uniform"] = "uniform"
     min_loops: PositiveInt = 1
     max_loops: PositiveInt
 
 
-Depth = Annotated[FixedDepth | UniformDepth, Field(discriminator="kind")]
+class PoissonDepth(Section):
+    """Poisson with mean `loop.num_loops`, at least 1 (arXiv 2604.12946)."""
+
+    kind: Literal["poisson"] = "poisson"
+
+
+class LogNormalPoissonDepth(Section):
+    """1 + Poisson(rate), log rate normal, mean of the rate `loop.num_loops` (arXiv 2502.05171)."""
+
+    kind: Literal["lognormal_poisson"] = "lognormal_poisson"
+    sigma: PositiveFloat = 0.5
+    """Standard deviation of the logarithm of the rate."""
+
+
+class ScheduledDepth(Section):
+    """A fixed depth that changes over steps: in jumps, or growing linearly from the first entry to the last."""
+
+    kind: Literal["scheduled"] = "scheduled"
+    loops: dict[int, PositiveInt]
+    """{first step (from 0): loops}; must hold step 0."""
+    interpolate: bool = False
+    """Grow linearly (rounded) between the entries."""
+
+
+Depth = Annotated[
+    FixedDepth | UniformDepth | PoissonDepth | LogNormalPoissonDepth | ScheduledDepth, Field(discriminator="kind")
+]
 
 
 class Loop(Section):
     """How often the shared block runs, and how the gradient goes through it."""
 
     num_loops: PositiveInt
-    """R: the depth of evaluation and generation, and of training when `depth` is fixed."""
+    """R: the depth of evaluation and generation, and of training when `depth` is fixed; the mean of a Poisson law."""
     depth: Depth = FixedDepth()
-    """The number of loops of a training step."""
+    """The number of loops in training."""
+    depth_per: Literal["batch", "sequence"] = "batch"
+    """Whether all sequences of a step share a drawn depth."""
     backprop_loops: PositiveInt | None = None
-    """Gradient flows through the last so many loops; None means all."""
-    remat: Literal["none", "layer", "loop"] = "loop"
-    """What is recomputed in the backward pass: nothing, every layer, or every loop and in it every layer."""
+    """Gradient flows through the last so many loops; None means all (needs a bounded depth)."""
+    remat: Literal["none", "layer", "loop", "names", "offload"] = "loop"
+    """What the backward pass recomputes. `none`: nothing. `layer`: every layer. `loop`: every loop and in it every
+    layer. `names`: as `loop`, but the branches' outputs of the loop in work are kept. `offload`: as `loop`, with the
+    loops' states in host memory."""
     unroll: bool = False
     """Write the loops and layers out in the program: faster on a CPU, slower to compile; never on large models."""
 
@@ -134,6 +293,8 @@ class FinalCrossEntropy(Section):
     """Cross-entropy after the last loop."""
 
     kind: Literal["final"] = "final"
+    z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the logits, which keeps them from drifting."""
 
 
 class ExpectedCrossEntropy(Section):
@@ -142,9 +303,35 @@ class ExpectedCrossEntropy(Section):
     kind: Literal["expected"] = "expected"
     entropy_weight: NonNegativeFloat = 0.05
     """beta: nats of loss given for a nat of entropy of the exit distribution."""
+    sampled_heads: PositiveInt | None = None
+    """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
+    z_loss_weight: NonNegativeFloat = 0.0
 
 
-Objective = Annotated[FinalCrossEntropy | ExpectedCrossEntropy, Field(discriminator="kind")]
+class WeightedCrossEntropy(Section):
+    """Cross-entropy of every loop with fixed weights that sum to 1; needs no gate."""
+
+    kind: Literal["weighted"] = "weighted"
+    weights: Literal["uniform", "linear"] = "uniform"
+    """The same for all loops, or growing with the loop's number."""
+    sampled_heads: PositiveInt | None = None
+    """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
+    z_loss_weight: NonNegativeFloat = 0.0
+
+
+class GateImprovement(Section):
+    """Trains the gate alone, on how much the next loop improves each token's loss (arXiv 2510.25741, stage II)."""
+
+    kind: Literal["gate"] = "gate"
+    sharpness: PositiveFloat = 50.0
+    """k: slope of the target sigmoid(k (improvement - threshold))."""
+    threshold: NonNegativeFloat = 0.005
+    """Improvement in nats above which to go on."""
+
+
+Objective = Annotated[
+    FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement, Field(discriminator="kind")
+]
 
 
 class AdamW(Section):
@@ -157,11 +344,29 @@ class AdamW(Section):
     weight_decay: NonNegativeFloat = 0.1
 
 
+class Muon(Section):
+    """Orthogonalised momentum for the matrices of the layers, each layer's by itself; AdamW for all else."""
+
+    kind: Literal["muon"] = "muon"
+    momentum: Fraction = 0.95
+    newton_schulz_steps: PositiveInt = 5
+    weight_decay: NonNegativeFloat = 0.1
+    adamw: AdamW = AdamW()
+    """For embeddings, head, gate, norms and biases."""
+    adamw_rate: PositiveFloat = 1.0
+    """Their learning rate, as a multiple of optim.learning_rate."""
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
 class Schedule(Section):
     """Linear warm-up to the peak, then the decay."""
 
     warmup_steps: NonNegativeInt = 0
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    decay: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """`wsd`: constant, then linear over the last `wsd_fraction` of the steps."""
+    wsd_fraction: Fraction = 0.2
     final_fraction: Fraction = 0.1
     """The rate of the last step, as a fraction of the peak."""
 
@@ -169,10 +374,16 @@ class Schedule(Section):
 class Optim(Section):
     learning_rate: PositiveFloat
     """Peak learning rate."""
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     clip_norm: PositiveFloat | None = 1.0
     """The gradient is scaled down to this global norm; None means never."""
+    gate_rate: NonNegativeFloat = 1.0
+    """Learning rate of the exit gate, as a multiple."""
+    injection_rate: NonNegativeFloat = 1.0
+    """Learning rate of the injection, as a multiple."""
+    ema_decay: Fraction | None = None
+    """Keep an exponential moving average of the weights with this decay a step; None means no."""
 
 
 class Data(Section):

@@ -11,9 +11,9 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
 from looplm.model.loop import Depth
-from looplm.ops.attention import causal_mask
+from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import linear_cross_entropy
-from looplm.sharding.rules import BATCH_AXES
+from looplm.sharding.rules import BATCH_AXES, activation_spec
 
 
 class TokenScores(NamedTuple):
@@ -45,10 +45,17 @@ class Scorer:
 
     def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         model = self.lm.bind(self.lm.gather(params, batch["tokens"].shape[0]))
-        context = Context(batch["positions"], causal_mask(batch["segments"]))
-        output = model(batch["tokens"], context, Depth(self.num_loops), dtype=self._dtype, every_loop=True)
+        context = Context(
+            batch["positions"],
+            self_mask(self.lm.config, batch["segments"]),
+            key=jax.random.key(0),
+            sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
+        )
+        output = model(batch["tokens"], context, Depth(self.num_loops), dtype=self._dtype, read_loops="all")
+        cap = self.lm.config.logit_softcap
         scores = jax.lax.map(
-            lambda hidden_BSD: linear_cross_entropy(hidden_BSD, model.head_VD, batch["labels"]), output.hidden_RBSD
+            lambda hidden_BSD: linear_cross_entropy(hidden_BSD, model.head_VD, batch["labels"], logit_softcap=cap),
+            output.hidden_RBSD,
         )
         result = (scores.nll_BS, scores.correct_BS, output.gate_logits_RBS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)

@@ -108,7 +108,12 @@ def _generate(
 
     def run(tokens_BS: jax.Array, positions_BS: jax.Array, last_B: jax.Array, cache: Cache) -> tuple:
         """Logits after token `last_B` of every row, and the cache."""
-        context = Context(positions_BS, cached_mask(positions_BS, room))
+        context = Context(
+            positions_BS,
+            cached_mask(lm.config, positions_BS, room),
+            key=key,
+            sequence_B=jnp.arange(batch_size),
+        )
         output = model(
             tokens_BS, context, Depth(sampling.num_loops), dtype=dtype, exit_threshold=sampling.exit_threshold,
             cache=cache,

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped key/value heads and rotary positions."""
+"""Self-attention with grouped key/value heads and rotary positions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,35 @@ from flax import nnx
 from looplm.config.schema import Model
 from looplm.model.context import Context, KeysValues
 from looplm.model.init import initializers
-from looplm.model.layers import Linear
+from looplm.model.layers import Linear, RMSNorm, parameter
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
+
+
+class Heads(nnx.Module):
+    """Queries or keys: projection, then learned bias, norm and rotation as the config has them."""
+
+    def __init__(self, config: Model, num_heads: int, axis: str, *, rngs: nnx.Rngs):
+        init, H = initializers(config), config.head_dim or config.dim // config.num_heads
+        self.rope = config.rope
+        self.project = Linear(
+            rngs, init["linear"], "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
+            ("batch", "sequence", axis, "head_dim"),
+        )  # fmt: skip
+        self.bias = (
+            parameter(rngs, init["attention_bias"], (num_heads, H), (axis, "head_dim"), elementwise=True)
+            if config.qk_bias
+            else None
+        )
+        self.norm = RMSNorm(rngs, init["norm"], H, config.norm_eps, axis="head_dim") if config.qk_norm else None
+
+    def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
+        h_BSNH = self.project(x_BSD)
+        if self.bias is not None:
+            h_BSNH += self.bias[...].astype(h_BSNH.dtype)
+        if self.norm is not None:
+            h_BSNH = self.norm(h_BSNH)
+        return rotary(h_BSNH, positions_BS, self.rope)
 
 
 class Attention(nnx.Module):
@@ -17,11 +43,12 @@ class Attention(nnx.Module):
         D, N = config.dim, config.num_heads
         K, H = config.num_kv_heads or N, config.head_dim or D // N
         init = initializers(config)
-        q, kv = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
-        self.theta = config.rope_theta
-        self.query = Linear(rngs, init["linear"], "BSD,DNH->BSNH", (D, N, H), ("embed", "heads", "head_dim"), q)
-        self.key = Linear(rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), kv)
-        self.value = Linear(rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), kv)
+        self.query = Heads(config, N, "heads", rngs=rngs)
+        self.key = Heads(config, K, "kv_heads", rngs=rngs)
+        self.value = Linear(
+            rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
+            ("batch", "sequence", "kv_heads", "head_dim"),
+        )  # fmt: skip
         self.output = Linear(
             rngs, init["residual_output"], "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
             ("batch", "sequence", "embed"),
@@ -31,8 +58,8 @@ class Attention(nnx.Module):
         self, x_BSD: jax.Array, context: Context, cache: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
         """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache)."""
-        q_BSNH = rotary(self.query(x_BSD), context.positions_BS, theta=self.theta)
-        k_BTKH = rotary(self.key(x_BSD), context.positions_BS, theta=self.theta)
+        q_BSNH = self.query(x_BSD, context.positions_BS)
+        k_BTKH = self.key(x_BSD, context.positions_BS)
         v_BTKH = self.value(x_BSD)
         if cache is not None:
             row_B1 = jnp.arange(x_BSD.shape[0])[:, None]

@@ -2,35 +2,39 @@
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from looplm.config.schema import Model
 from looplm.model.attention import Attention
 from looplm.model.context import Context, KeysValues
-from looplm.model.feed_forward import SwiGLU
-from looplm.model.init import initializers
-from looplm.model.layers import RMSNorm
+from looplm.model.feed_forward import build_feed_forward
+from looplm.model.residual import PLACEMENTS
+
+KEPT_NAMES = ("attention_out", "feed_forward_out")
+"""What `remat = names` keeps of every layer."""
 
 
 class Layer(nnx.Module):
-    """x + attention, then x + feed-forward; norms before each branch, and with `sandwich` also after it (Ouro)."""
+    """Attention, then feed-forward, each a branch of the residual stream."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        def norm() -> RMSNorm:
-            return RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
-
-        sandwich = config.norm_placement == "sandwich"
-        self.attention_norm, self.attention = norm(), Attention(config, rngs=rngs)
-        self.attention_out_norm = norm() if sandwich else None
-        self.feed_forward_norm, self.feed_forward = norm(), SwiGLU(config, rngs=rngs)
-        self.feed_forward_out_norm = norm() if sandwich else None
+        residual = PLACEMENTS[config.norm_placement]
+        self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, rngs=rngs)
+        self.feed_forward_residual = residual(config, rngs=rngs)
+        self.feed_forward = build_feed_forward(config, rngs=rngs)
 
     def __call__(
         self, x_BSD: jax.Array, context: Context, cache: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
-        branch_BSD, cache = self.attention(self.attention_norm(x_BSD), context, cache)
-        x_BSD += self.attention_out_norm(branch_BSD) if self.attention_out_norm else branch_BSD
-        branch_BSD = self.feed_forward(self.feed_forward_norm(x_BSD))
-        x_BSD += self.feed_forward_out_norm(branch_BSD) if self.feed_forward_out_norm else branch_BSD
+        def attend(h_BSD: jax.Array) -> tuple[jax.Array, KeysValues | None]:
+            out_BSD, new_cache = self.attention(h_BSD, context, cache)
+            return checkpoint_name(out_BSD, KEPT_NAMES[0]), new_cache
+
+        def transform(h_BSD: jax.Array) -> tuple[jax.Array, None]:
+            return checkpoint_name(self.feed_forward(h_BSD), KEPT_NAMES[1]), None
+
+        x_BSD, cache = self.attention_residual(x_BSD, attend, context.residual_scale)
+        x_BSD, _ = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
         return x_BSD, cache
 
 
@@ -53,6 +57,8 @@ class Stack(nnx.Module):
             parameters, cache = layer
             return nnx.merge(graph, parameters)(x_BSD, context, cache)
 
-        if context.remat != "none":
+        if context.remat == "names":
+            apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES))
+        elif context.remat != "none":
             apply = jax.checkpoint(apply)
         return jax.lax.scan(apply, x_BSD, (parameters, cache), unroll=self.num_layers if context.unroll else 1)

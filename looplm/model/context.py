@@ -17,7 +17,13 @@ class Context:
     """Position of every token in its document, int32."""
     mask_BST: jax.Array
     """True where query s sees key t."""
-    remat: Literal["none", "layer", "loop"] = "none"
-    """What the backward pass recomputes."""
+    remat: Literal["none", "layer", "loop", "names", "offload"] = "none"
+    """What the backward pass recomputes; see `config.schema.Loop`."""
     unroll: bool = False
     """Write loops and layers out in the program."""
+    key: jax.Array | None = None
+    """Random key of the step, for a state that is drawn."""
+    sequence_B: jax.Array | None = None
+    """Index of every sequence in the global batch: what is drawn for it does not depend on how the batch is split."""
+    residual_scale: jax.Array | float = 1.0
+    """What every branch is multiplied with before it is added. Set for the shared block only."""

@@ -23,9 +23,6 @@ class Core(nnx.Module):
         norm = initializers(config)["norm"]
         self.end_norm = RMSNorm(rngs, norm, config.dim, config.norm_eps) if config.norm_at_loop_end else None
 
-    def init_state(self, input_BSD: jax.Array) -> jax.Array:
-        return input_BSD
-
     def step(
         self, state_BSD: jax.Array, input_BSD: jax.Array, context: Context, cache: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:

@@ -1,21 +1,59 @@
-"""The gated feed-forward (arXiv 2002.05202)."""
+"""The feed-forward branch of a layer."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from looplm.config import schema
 from looplm.config.schema import Model
 from looplm.model.init import initializers
 from looplm.model.layers import Linear
 
 
-class SwiGLU(nnx.Module):
+class TwoMatrices(nnx.Module):
+    """activation(x W_up) W_down."""
+
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         D, F = config.dim, config.hidden_dim
-        init = initializers(config)
-        wide, narrow = ("batch", "sequence", "hidden"), ("batch", "sequence", "embed")
-        self.gate = Linear(rngs, init["linear"], "BSD,DF->BSF", (D, F), ("embed", "hidden"), wide)
-        self.up = Linear(rngs, init["linear"], "BSD,DF->BSF", (D, F), ("embed", "hidden"), wide)
-        self.down = Linear(rngs, init["residual_output"], "BSF,FD->BSD", (F, D), ("hidden", "embed"), narrow)
+        init, out = initializers(config), ("batch", "sequence", "embed")
+        self.up = self.widen(config, rngs)
+        self.down = Linear(rngs, init["residual_output"], "BSF,FD->BSD", (F, D), ("hidden", "embed"), out)
+
+    @staticmethod
+    def widen(config: Model, rngs: nnx.Rngs) -> Linear:
+        D, F = config.dim, config.hidden_dim
+        out = ("batch", "sequence", "hidden")
+        return Linear(rngs, initializers(config)["linear"], "BSD,DF->BSF", (D, F), ("embed", "hidden"), out)
+
+
+class SwiGLU(TwoMatrices):
+    """silu(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.gate = self.widen(config, rngs)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD))
+
+
+class GELU(TwoMatrices):
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x_BSD), approximate=True))
+
+
+class SquaredReLU(TwoMatrices):
+    """relu(x)^2 (arXiv 2109.08668)."""
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        return self.down(jnp.square(jax.nn.relu(self.up(x_BSD))))
+
+
+def build_feed_forward(config: Model, *, rngs: nnx.Rngs) -> SwiGLU | GELU | SquaredReLU:
+    match config.feed_forward:
+        case schema.SwiGLU():
+            return SwiGLU(config, rngs=rngs)
+        case schema.GELU():
+            return GELU(config, rngs=rngs)
+        case schema.SquaredReLU():
+            return SquaredReLU(config, rngs=rngs)

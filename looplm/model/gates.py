@@ -28,22 +28,22 @@ class ExitGate(nnx.Module):
         return (logits_BS1 + self.bias[...])[..., 0]
 
 
-def log_exit_distribution(gate_logits_RBS: jax.Array, active_R: jax.Array | None = None) -> jax.Array:
+def log_exit_distribution(gate_logits_RBS: jax.Array, active_RB: jax.Array | None = None) -> jax.Array:
     """log p_t of leaving after loop t: p_t = lambda_t prod_{j<t} (1 - lambda_j); the last loop takes what remains.
 
     Args:
         gate_logits_RBS: float32.
-        active_R: False for loops that did not run (fewer loops than the window): p = 0, log p = -inf. The last one
-            is always active.
+        active_RB: (R, 1) or (R, B), False for loops that did not run (fewer loops than the window): p = 0,
+            log p = -inf. The last one is always active.
 
     Returns:
         (R, B, S) float32; exp of it sums to 1 over R. In log space, since a product of many (1 - lambda) underflows.
     """
     log_leave_RBS = jax.nn.log_sigmoid(gate_logits_RBS).at[-1].set(0.0)
     log_stay_RBS = jax.nn.log_sigmoid(-gate_logits_RBS)
-    if active_R is not None:
-        log_leave_RBS = jnp.where(active_R[:, None, None], log_leave_RBS, -jnp.inf)
-        log_stay_RBS = jnp.where(active_R[:, None, None], log_stay_RBS, 0.0)
+    if active_RB is not None:
+        log_leave_RBS = jnp.where(active_RB[:, :, None], log_leave_RBS, -jnp.inf)
+        log_stay_RBS = jnp.where(active_RB[:, :, None], log_stay_RBS, 0.0)
     log_survive_RBS = jnp.cumsum(log_stay_RBS, axis=0) - log_stay_RBS
     return log_leave_RBS + log_survive_RBS
 

@@ -4,9 +4,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import AddInjection, ConcatInjection, Model, NoInjection
+from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, Model, NoInjection
 from looplm.model.init import initializers
-from looplm.model.layers import Linear
+from looplm.model.layers import Linear, parameter
+from looplm.ops.precision import at_least_fp32
+
+
+class Nothing(nnx.Module):
+    """The input enters as the first state, or not at all."""
+
+    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        return state_BSD
+
+
+class Add(nnx.Module):
+    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        return state_BSD + input_BSD
 
 
 class Concat(nnx.Module):
@@ -15,7 +28,7 @@ class Concat(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         D = config.dim
         self.linear = Linear(
-            rngs, initializers(config)["injection"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
+            rngs, initializers(config)["concat"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
             ("batch", "sequence", "embed"),
         )  # fmt: skip
 
@@ -23,17 +36,29 @@ class Concat(nnx.Module):
         return self.linear(jnp.stack([state_BSD, input_BSD]))
 
 
-class Add(nnx.Module):
+class Diagonal(nnx.Module):
+    """decay * state + dt * (input B), decay = exp(-dt exp(A)), dt = softplus(b), per channel (arXiv 2604.12946).
+
+    The decay is below 1 whatever is learned, so the loop contracts; nothing here is weight-decayed.
+    """
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        D, init = config.dim, initializers(config)
+        self.input = Linear(
+            rngs, init["diagonal_input"], "BSD,DE->BSE", (D, D), ("embed", "embed_out"),
+            ("batch", "sequence", "embed"), decays=False,
+        )  # fmt: skip
+        self.log_rate = parameter(rngs, init["diagonal_rate"], (D,), ("embed",), elementwise=True)
+        self.step_bias = parameter(rngs, init["diagonal_step"], (D,), ("embed",), elementwise=True)
+
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
-        return state_BSD + input_BSD
+        step_D = jax.nn.softplus(self.step_bias[...])
+        decay_D = jnp.exp(-step_D * jnp.exp(self.log_rate[...]))
+        mixed_BSD = decay_D * at_least_fp32(state_BSD) + step_D * at_least_fp32(self.input(input_BSD))
+        return mixed_BSD.astype(state_BSD.dtype)
 
 
-class Nothing(nnx.Module):
-    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
-        return state_BSD
-
-
-def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat:
+def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat | Diagonal:
     match config.injection:
         case NoInjection():
             return Nothing()
@@ -41,3 +66,5 @@ def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat:
             return Add()
         case ConcatInjection():
             return Concat(config, rngs=rngs)
+        case DiagonalInjection():
+            return Diagonal(config, rngs=rngs)

@@ -10,13 +10,21 @@ from looplm.sharding.rules import activation_spec
 
 
 def parameter(
-    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], *, elementwise: bool = False
+    rngs: nnx.Rngs,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    elementwise: bool = False,
+    decays: bool | None = None,
 ) -> nnx.Param:
     """A float32 parameter with its logical axes (see `sharding.rules`).
 
     `elementwise` marks what is multiplied with or added to activations; `sharding.collective` treats it differently.
+    `decays` says whether weight decay applies; None means to all that are not elementwise.
     """
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, elementwise=elementwise)
+    decays = not elementwise if decays is None else decays
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, elementwise=elementwise, decays=decays)
 
 
 class Linear(nnx.Module):
@@ -31,21 +39,28 @@ class Linear(nnx.Module):
         shape: tuple[int, ...],
         axes: tuple[str, ...],
         out: tuple[str, ...],
+        *,
+        decays: bool = True,
     ):
         self.equation, self.out = equation, out
-        self.kernel = parameter(rngs, init, shape, axes)
+        self.kernel = parameter(rngs, init, shape, axes, decays=decays)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=activation_spec(*self.out))
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, init: Initializer, dim: int, eps: float):
-        self.eps = eps
-        self.scale = parameter(rngs, init, (dim,), ("embed",), elementwise=True)
+    """Over the last dim, with a learned scale."""
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        return rms_norm(x_BSD, self.scale[...], eps=self.eps)
+    def __init__(self, rngs: nnx.Rngs, init: Initializer, dim: int, eps: float, axis: str = "embed"):
+        self.eps = eps
+        self.scale = parameter(rngs, init, (dim,), (axis,), elementwise=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.scale[...]
+        if scale.ndim > 1 and x.ndim > scale.ndim:
+            scale = scale[:, :, None]  # one copy per sequence (see `sharding.collective`), and x has heads
+        return rms_norm(x, scale, eps=self.eps)
 
 
 class Embedding(nnx.Module):

@@ -1,15 +1,16 @@
 """LoopLM: embed, prelude, the shared block R times, coda, norm, head.
 
     e      = prelude(embed(tokens))
-    s_0    = e
-    s_t    = core(s_{t-1}, e)                  t = 1..R, one shared block of L layers
-    h_t    = norm(coda(s_t))                   what the head reads
-    exit_t = sigmoid(gate(s_t))                what decides when a token may leave
+    s_0    = e, or zeros, or drawn            config.state_init
+    s_t    = core(s_{t-1}, e)                 t = 1..R, one shared block of L layers
+    h_t    = norm(coda(s_t))                  what the head reads
+    exit_t = sigmoid(gate(s_t))               what decides when a token may leave
 
 The number of loops is an argument. The model knows no steps, hosts or losses; names of dims are in `__init__.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,11 @@ from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
 from looplm.model.layers import Embedding, RMSNorm, parameter
 from looplm.model.loop import Depth, run_loops
+from looplm.model.state_init import initial_state
+from looplm.ops.softcap import softcap
 from looplm.sharding.rules import activation_spec
+
+ReadLoops = Literal["last", "all"] | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -46,25 +51,35 @@ class Output:
     """What the head reads."""
     gate_logits_RBS: jax.Array | None
     """logit of the exit probability, float32; None without a gate."""
-    active_R: jax.Array | None
-    """False for loops of the window that did not run; None when all did."""
+    active_RB: jax.Array | None
+    """(R, 1) or (R, B), False for loops of the window that did not run; None when all did."""
     cache: Cache | None
+    window: int
+    """Loops of the window, read or not."""
 
     @property
     def log_exit_RBS(self) -> jax.Array | None:
         """log of the exit distribution over the collected loops; None without a gate."""
-        return None if self.gate_logits_RBS is None else log_exit_distribution(self.gate_logits_RBS, self.active_R)
+        return None if self.gate_logits_RBS is None else log_exit_distribution(self.gate_logits_RBS, self.active_RB)
 
 
 class LoopLM(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         init = initializers(config)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
+
+        def stack(num_layers: int) -> Stack | None:
+            return Stack(config, num_layers, rngs=rngs) if num_layers else None
+
+        self.config = config
         self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
-        self.prelude = Stack(config, config.prelude_layers, rngs=rngs) if config.prelude_layers else None
+        self.prelude, self.coda = stack(config.prelude_layers), stack(config.coda_layers)
+        self.prelude_norm = norm() if config.prelude_norm else None
         self.core = Core(config, rngs=rngs)
         self.gate = ExitGate(config, rngs=rngs) if config.exit_gate else None
-        self.coda = Stack(config, config.coda_layers, rngs=rngs) if config.coda_layers else None
-        self.final_norm = RMSNorm(rngs, init["norm"], config.dim, config.norm_eps) if config.final_norm else None
+        self.final_norm = norm() if config.final_norm else None
         shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
         self.head = None if config.tie_embeddings else parameter(rngs, init["head"], shape, axes)
 
@@ -75,7 +90,7 @@ class LoopLM(nnx.Module):
         depth: Depth,
         *,
         dtype: jax.typing.DTypeLike,
-        every_loop: bool = False,
+        read_loops: ReadLoops = "last",
         exit_threshold: float | None = None,
         initial_state_BSD: jax.Array | None = None,
         cache: Cache | None = None,
@@ -87,29 +102,40 @@ class LoopLM(nnx.Module):
             context: positions, mask and how to run.
             depth: how many loops, and which of them carry a gradient.
             dtype: compute type of the matrix products.
-            every_loop: whether hidden states of all loops of the window are wanted, or only of the last.
+            read_loops: of which loops of the window hidden states are wanted; an int array of places in the window
+                wants those.
             exit_threshold: read every token's state at the loop where its cumulative exit probability reaches this.
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
-        x_BSD = self.embedding(tokens_BS).astype(dtype)
-        prelude_cache = coda_cache = None
+        embedded_BSD = self.embedding(tokens_BS).astype(dtype) * jnp.asarray(self.config.embedding_scale, dtype)
+        x_BSD, prelude_cache = embedded_BSD, None
         if self.prelude:
             x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None)
+        if self.prelude_norm:
+            x_BSD = self.prelude_norm(x_BSD)
+        if initial_state_BSD is None:
+            state_BSD = initial_state(
+                self.config.state_init, input_BSD=x_BSD, embedded_BSD=embedded_BSD, context=context
+            )
+        else:
+            state_BSD = initial_state_BSD.astype(dtype)
 
         core_graph, core_parameters = nnx.split(self.core)
+        in_loop = context
+        if self.config.residual_step == "inverse_loops":
+            in_loop = replace(context, residual_scale=1 / jnp.reshape(depth.num_loops, (-1, 1, 1)))
 
         def step(
             parameters: nnx.State, state_BSD: jax.Array, input_BSD: jax.Array, cache: KeysValues | None
         ) -> tuple[jax.Array, KeysValues | None]:
-            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, context, cache)
+            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, in_loop, cache)
 
-        keep_states = every_loop or exit_threshold is not None
+        keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
         def collect(state_BSD: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
             return (state_BSD if keep_states else None), (self.gate(state_BSD) if self.gate else None)
 
-        state_BSD = self.core.init_state(x_BSD) if initial_state_BSD is None else initial_state_BSD.astype(dtype)
         state_BSD, (states_RBSD, gate_logits_RBS), block_cache = run_loops(
             step,
             core_parameters,
@@ -118,28 +144,32 @@ class LoopLM(nnx.Module):
             depth,
             collect=collect,
             per_loop=cache.block if cache else None,
-            remat=context.remat == "loop",
+            remat=context.remat,
             unroll=context.unroll,
         )
 
-        if every_loop:
+        coda_cache = None
+        if exit_threshold is None and keep_states:
             assert cache is None, "the coda's cache belongs to one depth"
-            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context)[0], states_RBSD)
+            wanted_RBSD = states_RBSD if isinstance(read_loops, str) else states_RBSD[read_loops]
+            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context)[0], wanted_RBSD)
         else:
             if exit_threshold is not None:
-                exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_R))
+                exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_RB))
                 index_1BS1 = exit_loop(exit_RBS, exit_threshold)[None, :, :, None] - 1
                 state_BSD = jnp.take_along_axis(states_RBSD, index_1BS1, axis=0)[0]
             hidden_BSD, coda_cache = self.read(state_BSD, context, cache.coda if cache else None)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
-        return Output(hidden_RBSD, gate_logits_RBS, depth.active_R, new_cache)
+        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window)
 
     def read(
         self, state_BSD: jax.Array, context: Context, cache: KeysValues | None = None
     ) -> tuple[jax.Array, KeysValues | None]:
         """From a loop's state to what the head reads: coda and final norm. Returns (hidden, coda's cache)."""
         x_BSD = state_BSD
+        if self.config.norm_before_coda and self.final_norm:
+            x_BSD = self.final_norm(x_BSD)
         if self.coda:
             x_BSD, cache = self.coda(x_BSD, context, cache)
         return (self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
@@ -150,7 +180,8 @@ class LoopLM(nnx.Module):
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """(B, S, V) in hidden's type. Training never calls it: see `ops.cross_entropy`."""
-        return jnp.einsum(
+        logits_BSV = jnp.einsum(
             "BSD,VD->BSV", hidden_BSD, self.head_VD.astype(hidden_BSD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
         )  # fmt: skip
+        return softcap(logits_BSV, self.config.logit_softcap)

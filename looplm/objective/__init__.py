@@ -2,4 +2,5 @@
 
 from looplm.objective.base import Objective as Objective
 from looplm.objective.base import Sums as Sums
+from looplm.objective.base import trained as trained
 from looplm.objective.build import build_objective as build_objective

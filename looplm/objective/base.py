@@ -1,10 +1,13 @@
 """What an objective is: from a forward pass to sums over tokens."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
 
-from looplm.model.lm import LoopLM, Output
+from looplm.model.functional import Params
+from looplm.model.lm import LoopLM, Output, ReadLoops
+from looplm.ops.cross_entropy import TokenScores, linear_cross_entropy
 
 
 class Sums(NamedTuple):
@@ -13,7 +16,7 @@ class Sums(NamedTuple):
     objective: jax.Array
     """What is minimised, nats."""
     loss: jax.Array
-    """Cross-entropy after the last loop, nats."""
+    """Cross-entropy after the last loop that was read, nats."""
     tokens: jax.Array
     """Scored tokens."""
     extra: dict[str, jax.Array]
@@ -21,9 +24,34 @@ class Sums(NamedTuple):
 
 
 class Objective(Protocol):
-    every_loop: bool
-    """Whether hidden states of all loops are needed."""
+    trains_gate_only: bool
+    """Whether every other parameter is frozen."""
 
-    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array) -> Sums:
-        """Labels of `ops.cross_entropy.IGNORED` are not scored."""
-        ...
+    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
+        """Which loops of the window the model is to read in this step."""
+
+    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+        """`read`: what `read_loops` gave. Labels of `ops.cross_entropy.IGNORED` are not scored."""
+
+
+def trained(objective: Objective, params: Params) -> Params:
+    """The parameters, without a gradient for those that the objective freezes."""
+    if not objective.trains_gate_only:
+        return params
+    return {name: jax.lax.stop_gradient(tree) for name, tree in params.items()} | {"gate": params["gate"]}
+
+
+def scores_of_loops(model: LoopLM, output: Output, labels_BS: jax.Array) -> TokenScores:
+    """Scores of all loops that were read, each (R, B, S); one loop's logits in memory at a time."""
+    head_VD, cap = model.head_VD, model.config.logit_softcap
+    score: Callable[[jax.Array], TokenScores] = lambda hidden_BSD: linear_cross_entropy(  # noqa: E731
+        hidden_BSD, head_VD, labels_BS, logit_softcap=cap
+    )
+    return jax.lax.map(score, output.hidden_RBSD)
+
+
+def draw_loops(window: int, number: int | None, key: jax.Array) -> ReadLoops:
+    """All loops, or `number` different ones of the window, each as likely as any other, ascending."""
+    if number is None or number >= window:
+        return "all"
+    return jax.numpy.sort(jax.random.choice(key, window, (number,), replace=False))

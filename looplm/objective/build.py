@@ -1,15 +1,20 @@
 """From the config to an objective."""
 
-from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
+from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy, GateImprovement, WeightedCrossEntropy
 from looplm.config.schema import Objective as Config
 from looplm.objective.base import Objective
-from looplm.objective.expected import Expected
 from looplm.objective.final import Final
+from looplm.objective.gate import Gate
+from looplm.objective.per_loop import Expected, Weighted
 
 
 def build_objective(config: Config) -> Objective:
     match config:
         case FinalCrossEntropy():
-            return Final()
+            return Final(config)
         case ExpectedCrossEntropy():
-            return Expected(config.entropy_weight)
+            return Expected(config)
+        case WeightedCrossEntropy():
+            return Weighted(config)
+        case GateImprovement():
+            return Gate(config)

@@ -3,15 +3,23 @@
 import jax
 import jax.numpy as jnp
 
-from looplm.model.lm import LoopLM, Output
-from looplm.objective.base import Sums
-from looplm.ops.cross_entropy import IGNORED, linear_cross_entropy
+from looplm.config.schema import FinalCrossEntropy
+from looplm.model.lm import LoopLM, Output, ReadLoops
+from looplm.objective.base import Sums, scores_of_loops
+from looplm.ops.cross_entropy import IGNORED
 
 
 class Final:
-    every_loop = False
+    trains_gate_only = False
 
-    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array) -> Sums:
-        scores = linear_cross_entropy(output.hidden_RBSD[-1], model.head_VD, labels_BS)
+    def __init__(self, config: FinalCrossEntropy):
+        self.config = config
+
+    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
+        return "last"
+
+    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+        scores = scores_of_loops(model, output, labels_BS)
         loss = jnp.sum(scores.nll_BS)
-        return Sums(loss, loss, jnp.sum(labels_BS != IGNORED), {})
+        objective = loss + self.config.z_loss_weight * jnp.sum(scores.z_BS)
+        return Sums(objective, loss, jnp.sum(labels_BS != IGNORED), {})

@@ -1,18 +1,62 @@
-"""Rotary positions (arXiv 2104.09864), half-rotation layout: dims i and i + H/2 form a pair."""
+"""Rotary positions (arXiv 2104.09864): a pair of dims is turned by position * frequency."""
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from looplm.config.schema import LinearScaling, RampScaling, Rope
 from looplm.ops.precision import at_least_fp32
 
 
-def rotary(x_BSNH: jax.Array, positions_BS: jax.Array, *, theta: float) -> jax.Array:
-    """Rotates every pair by position * theta^(-2i/H). Returns like x; angles and products in float32."""
-    half = x_BSNH.shape[-1] // 2
-    x_BSNH_wide = at_least_fp32(x_BSNH)
-    dtype = x_BSNH_wide.dtype
-    frequency_h = theta ** -(jnp.arange(half, dtype=dtype) / half)
-    angle_BS1h = positions_BS[:, :, None, None].astype(dtype) * frequency_h
+def rotary(x_BSNH: jax.Array, positions_BS: jax.Array, config: Rope) -> jax.Array:
+    """Turns every pair of dims of every head. Returns like x; angles and products in float32."""
+    x_wide = at_least_fp32(x_BSNH)
+    frequency_h = jnp.asarray(frequencies(config, x_BSNH.shape[-1]), x_wide.dtype)
+    angle_BS1h = positions_BS[:, :, None, None].astype(x_wide.dtype) * frequency_h
     cos, sin = jnp.cos(angle_BS1h), jnp.sin(angle_BS1h)
-    first, second = x_BSNH_wide[..., :half], x_BSNH_wide[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BSNH.dtype)
+    split, join = LAYOUTS[config.layout]
+    first, second = split(x_wide)
+    return join(first * cos - second * sin, second * cos + first * sin).astype(x_BSNH.dtype)
+
+
+def frequencies(config: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position of every pair, (H/2,) float64: theta^(-2i/H), then the scaling."""
+    frequency_h = config.theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    match config.scaling:
+        case LinearScaling(factor=factor):
+            return frequency_h / factor
+        case RampScaling() as scaling:
+            # A ramp over the number of turns that the original context holds: 0 stretches, 1 keeps.
+            turns_h = scaling.original_length * frequency_h / (2 * math.pi)
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            kept_h = np.clip((turns_h - low) / (high - low), 0, 1)
+            return frequency_h * (kept_h + (1 - kept_h) / scaling.factor)
+        case _:
+            return frequency_h
+
+
+def _split_halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def _join_halves(first: jax.Array, second: jax.Array) -> jax.Array:
+    return jnp.concatenate([first, second], axis=-1)
+
+
+def _split_neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x[..., 0::2], x[..., 1::2]
+
+
+def _join_neighbours(first: jax.Array, second: jax.Array) -> jax.Array:
+    return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
+
+
+LAYOUTS: dict[str, tuple[Callable, Callable]] = {
+    "half": (_split_halves, _join_halves),
+    "interleaved": (_split_neighbours, _join_neighbours),
+}
+"""How a head is cut into the first and second dims of its pairs, and put together again."""

@@ -1,32 +1,57 @@
-"""The optimizer of a run."""
+"""The optimizer of a run, as a chain of optax transformations."""
 
 from typing import Any
 
+import jax
 import optax
 
-from looplm.config.schema import Optim
+from looplm.config.schema import AdamW, Muon, Optim
 from looplm.model.functional import FunctionalLM
+from looplm.optim.ema import track_ema
+from looplm.optim.groups import decay_mask, learning_rates, muon_dims, muon_labels
+from looplm.optim.muon import scale_by_muon
 from looplm.optim.schedule import build_schedule
 
 
-def build_optimizer(config: Optim, lm: FunctionalLM, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with decay on matrices only (no norms, biases or gate bias)."""
-    adamw = config.optimizer
+def build_optimizer(
+    config: Optim, lm: FunctionalLM, num_steps: int, *, gate_only: bool = False
+) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW or Muon, then the learning rates, then the average of the weights.
+
+    Weight decay is decoupled (arXiv 1711.05101) and multiplied with the parameter's learning rate. `gate_only` freezes
+    all but the exit gate, against weight decay too.
+    """
     transforms = [
-        optax.adamw(
-            build_schedule(config, num_steps),
-            b1=adamw.beta1,
-            b2=adamw.beta2,
-            eps=adamw.eps,
-            weight_decay=adamw.weight_decay,
-            mask=decay_mask(lm),
-        )
+        _direction(config.optimizer, lm),
+        _scale_by(learning_rates(config, lm, gate_only=gate_only)),
+        optax.scale_by_learning_rate(build_schedule(config, num_steps)),
     ]
     if config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.ema_decay is not None:
+        transforms.append(track_ema(config.ema_decay))
     return optax.chain(*transforms)
 
 
-def decay_mask(lm: FunctionalLM) -> dict[str, Any]:
-    """True for parameters that decay: all that are not elementwise. A tree like the parameters."""
-    return lm.map(lambda _, declaration: not declaration.elementwise, lm.shapes)
+def _direction(config: AdamW | Muon, lm: FunctionalLM) -> optax.GradientTransformation:
+    """What is subtracted from the parameters, but for the learning rate."""
+    decays = decay_mask(lm)
+    if isinstance(config, AdamW):
+        return _adamw(config, decays)
+    muon = optax.chain(
+        scale_by_muon(config.momentum, config.newton_schulz_steps, muon_dims(lm)),
+        optax.add_decayed_weights(config.weight_decay, decays),
+    )
+    return optax.partition({"muon": muon, "adamw": _adamw(config.adamw, decays)}, muon_labels(lm))
+
+
+def _adamw(config: AdamW, decays: dict[str, Any]) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, decays),
+    )
+
+
+def _scale_by(rates: dict[str, Any]) -> optax.GradientTransformation:
+    """Multiplies every update with its parameter's number; 0 freezes it."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))

@@ -1,9 +1,18 @@
 """How many loops a training step runs: a function of (seed, step), the same on every host."""
 
+import math
+
 import numpy as np
 
 from looplm.config.check import max_loops
-from looplm.config.schema import Run, UniformDepth
+from looplm.config.schema import (
+    FixedDepth,
+    LogNormalPoissonDepth,
+    PoissonDepth,
+    Run,
+    ScheduledDepth,
+    UniformDepth,
+)
 from looplm.model.loop import Depth
 
 PURPOSE = 1
@@ -15,23 +24,46 @@ class DepthSchedule:
 
     def __init__(self, run: Run):
         self.run = run
-        self.window = min(run.loop.backprop_loops or max_loops(run), max_loops(run))
+        largest = max_loops(run)
+        # config.check: a law without a bound comes with a gradient window.
+        self.window = min(run.loop.backprop_loops or math.inf, largest) if largest else run.loop.backprop_loops or 1
+        self.per_sequence = run.loop.depth_per == "sequence"
 
-    def num_loops(self, step: int) -> int:
-        depth = self.run.loop.depth
-        if isinstance(depth, UniformDepth):
-            generator = np.random.default_rng((self.run.seed, PURPOSE, step))
-            return int(generator.integers(depth.min_loops, depth.max_loops, endpoint=True))
-        return self.run.loop.num_loops
+    def num_loops(self, step: int) -> np.ndarray:
+        """Loops of every sequence of the global batch, or of all of them: int (B,) or (1,)."""
+        run, depth = self.run, self.run.loop.depth
+        size = run.data.batch_tokens // run.data.sequence_length if self.per_sequence else 1
+        generator = np.random.default_rng((run.seed, PURPOSE, step))
+        match depth:
+            case FixedDepth():
+                return np.full(size, run.loop.num_loops)
+            case UniformDepth():
+                return generator.integers(depth.min_loops, depth.max_loops, size=size, endpoint=True)
+            case PoissonDepth():
+                return np.maximum(generator.poisson(run.loop.num_loops, size), 1)
+            case LogNormalPoissonDepth(sigma=sigma):
+                rate = generator.lognormal(math.log(run.loop.num_loops) - sigma**2 / 2, sigma, size)
+                return generator.poisson(rate) + 1
+            case ScheduledDepth():
+                return np.full(size, scheduled(depth, step))
 
     def draw(self, step: int) -> np.ndarray:
-        """(loops without gradient, loops with gradient) of this step, int32 (2,)."""
+        """(loops without gradient, loops with gradient): int32 (2,), or (B, 2) where sequences differ."""
         loops = self.num_loops(step)
-        trained = min(loops, self.window)
-        return np.array([loops - trained, trained], np.int32)
+        trained = np.minimum(loops, self.window)
+        drawn = np.stack([loops - trained, trained], axis=-1).astype(np.int32)
+        return drawn if self.per_sequence else drawn[0]
 
     def as_depth(self, drawn: object) -> Depth:
         """What the model is told, inside the traced step; static where it never changes."""
-        if isinstance(self.run.loop.depth, UniformDepth):
-            return Depth(self.window, num_trained=drawn[1], num_detached=drawn[0])  # type: ignore[index]
-        return Depth(self.window, num_detached=self.run.loop.num_loops - self.window)
+        if isinstance(self.run.loop.depth, FixedDepth):
+            return Depth(int(self.window), num_detached=self.run.loop.num_loops - int(self.window))
+        return Depth(int(self.window), num_detached=drawn[..., 0], num_trained=drawn[..., 1])  # type: ignore[index]
+
+
+def scheduled(depth: ScheduledDepth, step: int) -> int:
+    """The loops of a step (from 0): those of the last entry at or before it, or on the line to the next."""
+    steps = sorted(depth.loops)
+    if depth.interpolate:
+        return round(float(np.interp(step, steps, [depth.loops[s] for s in steps])))
+    return depth.loops[max(s for s in steps if s <= step)]

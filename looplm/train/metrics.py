@@ -11,10 +11,13 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
 
     Args:
         metrics: host arrays: scalars, or (window,) per iteration of the trained window.
-        drawn: (loops without gradient, loops with gradient) of the step.
+        drawn: (loops without gradient, loops with gradient) of the step; of every sequence (B, 2) where they differ,
+            which leaves the numbers per loop out.
     """
-    detached, trained = (int(n) for n in drawn)
     result = {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+    if drawn.ndim == 2:
+        return result | {"loop/num_loops": float(drawn.sum(axis=1).mean())}
+    detached, trained = (int(n) for n in drawn)
     result["loop/num_loops"] = detached + trained
     numbers = np.arange(detached + 1, detached + trained + 1)
     if (losses := metrics.get("train/loss_loop")) is not None:

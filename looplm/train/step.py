@@ -10,16 +10,20 @@ import optax
 from looplm.config.schema import Run
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.objective import Sums, build_objective
-from looplm.ops.attention import causal_mask
+from looplm.objective import Sums, build_objective, trained
+from looplm.ops.attention import self_mask
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import zero_gradient
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
 
 Batch = dict[str, jax.Array]
-"""tokens, labels, segments, positions: int32 (A, B/A, S), A micro-batches."""
+"""tokens, labels, segments, positions: int32 (A, B/A, S), A micro-batches; sequence: the row in the global batch (A,
+B/A); depth: (loops without gradient, loops with gradient) of every sequence (A, B/A, 2), where sequences differ."""
 Metrics = dict[str, jax.Array]
+
+STATE_PURPOSE, HEADS_PURPOSE = 2, 3
+"""Keep the streams of random numbers of a step apart."""
 
 
 def build_train_step(
@@ -30,15 +34,21 @@ def build_train_step(
     schedule = build_schedule(run.optim, run.num_steps)
     dtype = compute_dtype(run.model)
 
-    def sums(params: Params, micro_batch: Batch, drawn: jax.Array) -> tuple[jax.Array, Sums]:
-        model = lm.bind(params)
+    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, Sums]:
+        model = lm.bind(trained(objective, params))
         context = Context(
-            micro_batch["positions"], causal_mask(micro_batch["segments"]), run.loop.remat, run.loop.unroll
+            micro_batch["positions"],
+            self_mask(run.model, micro_batch["segments"]),
+            # Nothing is differentiated through the loops when only the gate learns: nothing needs computing twice.
+            "none" if objective.trains_gate_only else run.loop.remat,
+            run.loop.unroll,
+            key=step_key(run.seed, STATE_PURPOSE, step),
+            sequence_B=micro_batch["sequence"],
         )
-        output = model(
-            micro_batch["tokens"], context, depths.as_depth(drawn), dtype=dtype, every_loop=objective.every_loop
-        )
-        result = objective(model, output, micro_batch["labels"])
+        read = objective.read_loops(int(depths.window), step_key(run.seed, HEADS_PURPOSE, step))
+        depth = depths.as_depth(micro_batch.get("depth", drawn))
+        output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read)
+        result = objective(model, output, micro_batch["labels"], read)
         return result.objective, result
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
@@ -46,7 +56,7 @@ def build_train_step(
         whole, reduce = jax.vjp(lambda params: lm.gather(params, batch_size), state.params)
 
         def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
-            (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn)
+            (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn, state.step)
             return jax.tree.map(jnp.add, gradient, more), result
 
         gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
@@ -57,6 +67,9 @@ def build_train_step(
         gradient = jax.tree.map(lambda g: g / scored, gradient)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        if objective.trains_gate_only:
+            # Weight decay would move frozen parameters too.
+            updates = jax.tree.map(jnp.zeros_like, updates) | {"gate": updates["gate"]}
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {
             "train/loss": total.loss / scored,
@@ -69,3 +82,8 @@ def build_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:
+    """The random key of one purpose in one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
@@ -23,8 +24,10 @@ from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
+from looplm.hardware import find as find_device
+from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
-from looplm.model.functional import FunctionalLM
+from looplm.model.functional import FunctionalLM, compute_dtype
 from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import build_mesh, check_fit
 from looplm.sharding.rules import BATCH_AXES
@@ -91,9 +94,9 @@ class Trainer:
         clock = time.perf_counter()
         for step in range(done + 1, self.run.num_steps + 1):
             waited = time.perf_counter()
-            batch = self.place(next(batches))
-            waited = time.perf_counter() - waited
             drawn = self.depths.draw(step - 1)
+            batch = self.place(next(batches), drawn)
+            waited = time.perf_counter() - waited
             state, metrics = train_step(state, batch, self.place_drawn(drawn))
             if before is not None:
                 clock = self.log(before, clock, extra, sinks)
@@ -153,10 +156,14 @@ class Trainer:
         """Compiles the one program that serves every step, whatever its depth."""
         function = build_train_step(self.run, self.lm, self.optimizer, self.depths)
         steps, length = self.run.data.accumulation_steps, self.run.data.sequence_length
-        shape = (steps, self.batch_size // steps, length)
+        rows = (steps, self.batch_size // steps)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            ("tokens", "labels", "segments", "positions"), (*rows, length)
+        )
+        shapes |= {"sequence": rows} | ({"depth": (*rows, 2)} if self.depths.per_sequence else {})
         batch = {
-            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.batch_sharding)
-            for name in ("tokens", "labels", "segments", "positions")
+            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.rows_sharding(len(shape)))
+            for name, shape in shapes.items()
         }
         drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))
         with jax.set_mesh(self.mesh):
@@ -172,20 +179,27 @@ class Trainer:
 
     # --- in the loop -------------------------------------------------------------------------------------------------
 
-    @property
-    def batch_sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, None))
+    def rows_sharding(self, ndim: int) -> NamedSharding:
+        """Of a batch leaf (A, B/A, ...)."""
+        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, *(None,) * (ndim - 2)))
 
-    def place(self, rows: dict[str, np.ndarray]) -> Batch:
-        """From this host's rows (B/hosts, S) to global micro-batches (A, B/A, S)."""
-        steps = self.run.data.accumulation_steps
-        return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding, value.reshape(steps, -1, value.shape[-1]))
-            for name, value in rows.items()
-        }
+    def place(self, rows: dict[str, np.ndarray], drawn: np.ndarray) -> Batch:
+        """From this host's rows (B/hosts, S) to global micro-batches (A, B/A, S), with what belongs to every row."""
+        steps, count = self.run.data.accumulation_steps, len(rows["tokens"])
+        first = jax.process_index() * count
+        rows = rows | {"sequence": np.arange(first, first + count, dtype=np.int32)}
+        if self.depths.per_sequence:
+            rows["depth"] = drawn[first : first + count]
+
+        def spread(value: np.ndarray) -> jax.Array:
+            local = value.reshape(steps, -1, *value.shape[1:])
+            return jax.make_array_from_process_local_data(self.rows_sharding(local.ndim), local)
+
+        return {name: spread(value) for name, value in rows.items()}
 
     def place_drawn(self, drawn: np.ndarray) -> jax.Array:
-        return jax.device_put(drawn, NamedSharding(self.mesh, PartitionSpec()))
+        shared = np.zeros(2, np.int32) if drawn.ndim == 2 else drawn  # else it travels with the rows
+        return jax.device_put(shared, NamedSharding(self.mesh, PartitionSpec()))
 
     def log(self, dispatched: Dispatched, clock: float, extra: dict[str, float], sinks: list[Sink]) -> float:
         """Waits for a dispatched step and writes its numbers. Returns the time at which it was done."""
@@ -194,12 +208,34 @@ class Trainer:
         metrics |= {
             "perf/step_s": done - clock,
             "perf/tokens_per_s": metrics["train/tokens"] / (done - clock),
+            **self.efficiency(dispatched.drawn, done - clock),
             "data/wait_s": dispatched.data_wait_s,
             **extra,
         }
         for sink in sinks:
             sink.write(dispatched.step, metrics)
         return done
+
+    def efficiency(self, drawn: np.ndarray, seconds: float) -> dict[str, float]:
+        """Model FLOP/s of a step: the work that is needed, so what is computed twice does not count."""
+        run = self.run
+        depths, counts = np.unique(np.atleast_2d(drawn), axis=0, return_counts=True)
+        per_token = [
+            training_flops(
+                run.model,
+                run.objective,
+                sequence_length=run.data.sequence_length,
+                num_loops=int(detached + trained),
+                trained_loops=int(trained),
+            ).total
+            for detached, trained in depths
+        ]
+        rate = np.average(per_token, weights=counts) * run.data.batch_tokens / seconds / jax.device_count()
+        metrics = {"perf/tflops_per_device": float(rate) / 1e12}
+        device = find_device(jax.devices()[0].device_kind)
+        if device is not None and compute_dtype(run.model) == jnp.bfloat16:  # the peak is one of bfloat16
+            metrics["perf/mfu"] = float(rate) / device.peak_flops
+        return metrics
 
     def save(self, checkpoints: CheckpointManager, step: int, state: TrainState) -> float:
         """Starts a save. Returns the seconds for which it held the training thread up."""

@@ -87,7 +87,10 @@ def test_a_wrong_key_names_the_right_one(load, override: str, message: str) -> N
         ("model.dim=null", "model.dim=None: input should be a valid integer"),
         ("model.dim=-1", "model.dim=-1: input should be greater than 0"),
         ("model=3", "model=3: input should be a valid dictionary"),
-        ("model.norm_placement=post", "model.norm_placement='post': input should be 'pre' or 'sandwich'"),
+        (
+            "model.norm_placement=post",
+            "model.norm_placement='post': input should be 'pre', 'sandwich' or 'sandwich_sum'",
+        ),
         ("model.injection=gated", "model.injection: input tag 'gated' found using 'kind' does not match"),
         ("model.exit_gate.initial_exit_probability=2", "model.exit_gate.initial_exit_probability=2: input should be"),
         ("optim.optimizer.beta1=7", "optim.optimizer.beta1=7: input should be less than or equal to 1"),

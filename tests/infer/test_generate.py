@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model
+from looplm.config.schema import ConcatInjection, ExitGate, Model, NormalInit
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
-from looplm.ops.attention import causal_mask
+from looplm.ops.attention import self_mask
 
 VOCAB, END = 41, 40
 PROMPTS = [np.arange(1, 8), np.array([5]), np.arange(9, 30, 2)]
@@ -22,7 +22,8 @@ def lm():
     return FunctionalLM(
         Model(
             vocab_size=VOCAB, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=32, prelude_layers=1, block_layers=2,
-            coda_layers=1, injection=ConcatInjection(), exit_gate=ExitGate(initial_exit_probability=0.3), init_std=0.3,
+            coda_layers=1, injection=ConcatInjection(), exit_gate=ExitGate(initial_exit_probability=0.3),
+            init=NormalInit(std=0.3),
         )
     )  # fmt: skip
 
@@ -42,7 +43,7 @@ def without_cache(lm, params, prompt, num_loops, threshold, max_tokens):
         positions_1S = jnp.arange(tokens_1S.shape[1])[None]
         model = lm.bind(params)
         output = model(
-            tokens_1S, Context(positions_1S, causal_mask(jnp.zeros_like(tokens_1S))), Depth(num_loops),
+            tokens_1S, Context(positions_1S, self_mask(lm.config, jnp.zeros_like(tokens_1S))), Depth(num_loops),
             dtype=jnp.float32, exit_threshold=threshold,
         )  # fmt: skip
         return model.logits(output.hidden_RBSD[-1])

@@ -12,7 +12,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.lm import Output
 from looplm.model.loop import Depth
-from looplm.ops.attention import causal_mask
+from looplm.ops.attention import self_mask
 
 VOCAB, B, S = 37, 2, 11
 
@@ -57,9 +57,9 @@ def run_model() -> Callable[..., Output]:
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         segments_BS = jnp.zeros_like(tokens_BS) if segments_BS is None else segments_BS
         context = Context(
-            positions_BS, causal_mask(segments_BS), options.pop("remat", "none"), options.pop("unroll", False)
+            positions_BS, self_mask(lm.config, segments_BS), options.pop("remat", "none"), options.pop("unroll", False)
         )
-        options.setdefault("every_loop", True)
+        options.setdefault("read_loops", "all")
         return lm.bind(params)(tokens_BS, context, depth, dtype=jnp.float32, **options)
 
     return run

@@ -47,13 +47,13 @@ def layers(config: Model, stack: Params | None, x_SD: jax.Array) -> jax.Array:
 
 def layer(config: Model, p: Params, x: jax.Array) -> jax.Array:
     sandwich = config.norm_placement == "sandwich"
-    branch = attention(config, p["attention"], norm(config, p["attention_norm"], x))
-    x = x + (norm(config, p["attention_out_norm"], branch) if sandwich else branch)
-    h = norm(config, p["feed_forward_norm"], x)
+    branch = attention(config, p["attention"], norm(config, p["attention_residual"]["norm"], x))
+    x = x + (norm(config, p["attention_residual"]["out_norm"], branch) if sandwich else branch)
+    h = norm(config, p["feed_forward_residual"]["norm"], x)
     f = p["feed_forward"]
     gate = h @ f["gate"]["kernel"]
     branch = (gate / (1 + jnp.exp(-gate)) * (h @ f["up"]["kernel"])) @ f["down"]["kernel"]
-    return x + (norm(config, p["feed_forward_out_norm"], branch) if sandwich else branch)
+    return x + (norm(config, p["feed_forward_residual"]["out_norm"], branch) if sandwich else branch)
 
 
 def norm(config: Model, p: Params, x: jax.Array) -> jax.Array:
@@ -65,8 +65,8 @@ def attention(config: Model, p: Params, x_SD: jax.Array) -> jax.Array:
     K = config.num_kv_heads or N
     out = 0.0
     for n in range(N):
-        q = rotate(config, x_SD @ p["query"]["kernel"][:, n])
-        k = rotate(config, x_SD @ p["key"]["kernel"][:, n // (N // K)])
+        q = rotate(config, x_SD @ p["query"]["project"]["kernel"][:, n])
+        k = rotate(config, x_SD @ p["key"]["project"]["kernel"][:, n // (N // K)])
         v = x_SD @ p["value"]["kernel"][:, n // (N // K)]
         scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
         out += jax.nn.softmax(scores, axis=-1) @ v @ p["output"]["kernel"][n]
@@ -76,6 +76,6 @@ def attention(config: Model, p: Params, x_SD: jax.Array) -> jax.Array:
 def rotate(config: Model, x_SH: jax.Array) -> jax.Array:
     """Pairs (i, i + H/2) as complex numbers, turned by position * theta^(-2i/H)."""
     half = x_SH.shape[1] // 2
-    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope_theta ** (-2 * jnp.arange(half) / x_SH.shape[1])))
+    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope.theta ** (-2 * jnp.arange(half) / x_SH.shape[1])))
     turned = (x_SH[:, :half] + 1j * x_SH[:, half:]) * turn
     return jnp.concatenate([turned.real, turned.imag], axis=1)

@@ -31,8 +31,8 @@ def test_distribution_equals_its_definition_and_sums_to_one(scale):
 
 def test_loops_that_did_not_run_have_no_share():
     logits_RBS = jax.random.normal(jax.random.key(0), (5, 2, 3))
-    active_R = jnp.array([False, False, True, True, True])
-    exit_RBS = np.exp(log_exit_distribution(logits_RBS, active_R))
+    active_RB = jnp.array([False, False, True, True, True])[:, None]
+    exit_RBS = np.exp(log_exit_distribution(logits_RBS, active_RB))
     np.testing.assert_array_equal(exit_RBS[:2], 0.0)
     np.testing.assert_allclose(exit_RBS[2:], np.exp(log_exit_distribution(logits_RBS[2:])), rtol=1e-6)
 

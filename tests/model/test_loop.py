@@ -15,7 +15,7 @@ def step(parameters, state, inputs, loop_data):
 
 
 def run(parameters, state, inputs, depth, **options):
-    options = {"collect": lambda state: state, "remat": False, "unroll": False, **options}
+    options = {"collect": lambda state: state, "remat": "none", "unroll": False, **options}
     return run_loops(step, parameters, state, inputs, depth, **options)
 
 
@@ -29,7 +29,7 @@ def unrolled(parameters, state, inputs, detached, trained):
     return state
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "loop", "offload"])
 @pytest.mark.parametrize(("detached", "trained"), [(0, 1), (0, 3), (0, 4), (1, 4), (5, 4), (2, 2)])
 def test_value_and_gradients_equal_the_unrolled_definition(detached, trained, remat):
     arguments = (jnp.float32(0.7), jnp.float32(0.3), jnp.float32(0.2))
@@ -60,7 +60,7 @@ def test_every_depth_runs_the_same_program():
 def test_skipped_iterations_come_first_and_are_marked():
     depth = Depth(4, jnp.int32(2))
     last, states, _ = run(jnp.float32(0.7), jnp.float32(0.3), jnp.float32(0.2), depth)
-    np.testing.assert_array_equal(depth.active_R, [False, False, True, True])
+    np.testing.assert_array_equal(depth.active_RB[:, 0], [False, False, True, True])
     np.testing.assert_array_equal(states[:2], jnp.float32([0.3, 0.3]))
     np.testing.assert_allclose(states[2], unrolled(0.7, 0.3, 0.2, 0, 1), rtol=1e-6)
     assert states[3] == last
@@ -72,7 +72,7 @@ def test_each_loop_gets_and_returns_its_own_data():
 
     state, _, data = run_loops(
         counting, None, jnp.float32(0), None, Depth(3), collect=lambda s: None, per_loop=jnp.float32([1, 2, 4]),
-        remat=False, unroll=False,
+        remat="none", unroll=False,
     )  # fmt: skip
     assert state == 7
     np.testing.assert_array_equal(data, [10, 20, 40])
@@ -89,7 +89,7 @@ def test_gradients_are_summed_over_loops_in_float32():
     def loss(parameters):
         collected = run_loops(
             constant_step, parameters, jnp.zeros((1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16),
-            Depth(2000), collect=lambda state: state, remat=False, unroll=False,
+            Depth(2000), collect=lambda state: state, remat="none", unroll=False,
         )[1]  # fmt: skip
         return jnp.sum(collected.astype(jnp.float32))
 
@@ -116,6 +116,6 @@ def test_activation_memory_of_a_loop_is_its_state_only():
         return compiled.memory_analysis().temp_size_in_bytes
 
     state_bytes = 256 * 32 * 4
-    slope = (temporary_bytes(24, True) - temporary_bytes(8, True)) / 16
+    slope = (temporary_bytes(24, "loop") - temporary_bytes(8, "loop")) / 16
     assert slope == pytest.approx(state_bytes, rel=0.05)
-    assert (temporary_bytes(24, False) - temporary_bytes(8, False)) / 16 > 2 * state_bytes
+    assert (temporary_bytes(24, "none") - temporary_bytes(8, "none")) / 16 > 2 * state_bytes

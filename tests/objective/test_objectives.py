@@ -10,7 +10,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
 from looplm.objective import build_objective
-from looplm.ops.attention import causal_mask
+from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy.reference import cross_entropy
 
 VOCAB, B, S = 23, 2, 9
@@ -40,9 +40,10 @@ def run(lm, params, data, config, depth):
     tokens_BS, labels_BS = data
     model, objective = lm.bind(params), build_objective(config)
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
-    context = Context(positions_BS, causal_mask(jnp.zeros_like(tokens_BS)))
-    output = model(tokens_BS, context, depth, dtype=jnp.float32, every_loop=objective.every_loop)
-    return objective(model, output, labels_BS), output, model
+    context = Context(positions_BS, self_mask(lm.config, jnp.zeros_like(tokens_BS)))
+    read = objective.read_loops(depth.window, jax.random.key(3))
+    output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read)
+    return objective(model, output, labels_BS, read), output, model
 
 
 @pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3)), Depth(2, num_detached=1)])
@@ -67,7 +68,7 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
 
 def test_final_loss_is_that_of_the_last_loop(lm, params, data):
     sums, output, model = run(lm, params, data, FinalCrossEntropy(), Depth(3))
-    nll_BS, _ = cross_entropy(model.logits(output.hidden_RBSD[-1]), data[1])
+    nll_BS = cross_entropy(model.logits(output.hidden_RBSD[-1]), data[1])[0]
     np.testing.assert_allclose(sums.loss, jnp.sum(nll_BS[:, :-1]), rtol=1e-6)
     assert sums.objective == sums.loss
 

@@ -3,8 +3,29 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from looplm.ops.attention import attention, cached_mask, causal_mask
+from looplm.config.schema import Model
+from looplm.ops.attention import attention, cached_mask, self_mask
+
+CAUSAL = Model(vocab_size=2, dim=8, num_heads=2, hidden_dim=8, block_layers=1)
+
+
+def allowed(kind, window, s, t, prefix):
+    """The rule for one pair of tokens of a document."""
+    past = t <= s or kind == "full" or (kind == "prefix" and prefix[t])
+    return past and (window is None or abs(s - t) < window)
+
+
+@pytest.mark.parametrize("kind", ["causal", "prefix", "full"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_masks_follow_their_rule_within_documents(kind, window):
+    config = CAUSAL.model_copy(update={"attention_mask": kind, "attention_window": window})
+    segments_BS, prefix_BS = np.array([[1, 1, 1, 1, 2, 2, 2, 0]]), np.array([[1, 1, 0, 0, 1, 0, 0, 0]], bool)
+    mask_BST = self_mask(config, jnp.asarray(segments_BS), jnp.asarray(prefix_BS))
+    for s, t in np.ndindex(8, 8):
+        expected = segments_BS[0, s] == segments_BS[0, t] and allowed(kind, window, s, t, prefix_BS[0])
+        assert bool(mask_BST[0, s, t]) == expected, (s, t)
 
 
 def test_grouped_attention_equals_its_definition():
@@ -12,7 +33,7 @@ def test_grouped_attention_equals_its_definition():
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (B, S, n, H)) for key, n in zip(keys, (N, K, K), strict=True))
     segments_BS = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
-    actual = attention(q, k, v, causal_mask(segments_BS))
+    actual = attention(q, k, v, self_mask(CAUSAL, segments_BS))
     for b, s, n in np.ndindex(B, S, N):
         seen = [t for t in range(s + 1) if segments_BS[b, t] == segments_BS[b, s]]
         scores = np.array([np.dot(q[b, s, n], k[b, t, n // 2]) for t in seen]) / np.sqrt(H)
@@ -21,7 +42,7 @@ def test_grouped_attention_equals_its_definition():
 
 
 def test_a_cached_query_sees_slots_up_to_its_position():
-    mask_BST = cached_mask(jnp.array([[0, 1], [4, 5]]), 6)
+    mask_BST = cached_mask(CAUSAL, jnp.array([[0, 1], [4, 5]]), 6)
     np.testing.assert_array_equal(mask_BST.sum(axis=-1), [[1, 2], [5, 6]])
     assert bool(mask_BST[1, 0, 4])
     assert not bool(mask_BST[1, 0, 5])

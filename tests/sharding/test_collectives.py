@@ -27,10 +27,13 @@ def collectives(run, mesh_config):
     mesh, lm = build_mesh(mesh_config), FunctionalLM(run.model)
     optimizer = build_optimizer(run.optim, lm, run.num_steps)
     step = build_train_step(run, lm, optimizer, DepthSchedule(run))
-    rows = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
-    shape = (run.data.accumulation_steps, 8, run.data.sequence_length)
+    steps, length = run.data.accumulation_steps, run.data.sequence_length
+    shapes = dict.fromkeys(("tokens", "labels", "segments", "positions"), (steps, 8, length)) | {"sequence": (steps, 8)}
     batch = {
-        k: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows) for k in ("tokens", "labels", "segments", "positions")
+        name: jax.ShapeDtypeStruct(
+            shape, np.int32, sharding=NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, *(None,) * (len(shape) - 2)))
+        )
+        for name, shape in shapes.items()
     }
     drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):

@@ -38,9 +38,9 @@ class WatchedTrainer(Trainer):
         super().__init__(run, workdir, Console(file=io.StringIO()))
         self.compiled, self.before_step = compiled, list[int]()
 
-    def place(self, rows: dict[str, np.ndarray]) -> Batch:
+    def place(self, rows: dict[str, np.ndarray], drawn: np.ndarray) -> Batch:
         self.before_step.append(len(self.compiled))
-        return super().place(rows)
+        return super().place(rows, drawn)
 
 
 def test_one_program_serves_all_depths(tiny_run: Callable[..., Run], compiled: list[str], tmp_path: Path) -> None:

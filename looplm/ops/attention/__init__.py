@@ -2,4 +2,4 @@
 
 from looplm.ops.attention.api import attention as attention
 from looplm.ops.attention.mask import cached_mask as cached_mask
-from looplm.ops.attention.mask import causal_mask as causal_mask
+from looplm.ops.attention.mask import self_mask as self_mask

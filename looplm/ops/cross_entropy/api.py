@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from looplm.ops.cross_entropy.reference import cross_entropy
+from looplm.ops.softcap import softcap
 from looplm.sharding.rules import activation_spec, num_batch_shards
 
 IGNORED = -100
@@ -20,10 +21,17 @@ class TokenScores(NamedTuple):
     """-log p(label) in nats, float32; zero where the label is ignored."""
     correct_BS: jax.Array
     """1 where the label had the largest logit, else 0; float32."""
+    z_BS: jax.Array
+    """Squared log-normaliser of the logits; zero where the label is ignored."""
 
 
 def linear_cross_entropy(
-    hidden_BSD: jax.Array, head_VD: jax.Array, labels_BS: jax.Array, *, chunk_logits: int = CHUNK_LOGITS
+    hidden_BSD: jax.Array,
+    head_VD: jax.Array,
+    labels_BS: jax.Array,
+    *,
+    logit_softcap: float | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> TokenScores:
     """Scores labels under softmax(hidden head^T) without holding (B, S, V).
 
@@ -31,6 +39,7 @@ def linear_cross_entropy(
         hidden_BSD: any float type; the product is taken in it and continued in float32.
         head_VD: the head, cast to hidden's type.
         labels_BS: int32, IGNORED where nothing is to be scored.
+        logit_softcap: see `ops.softcap`.
         chunk_logits: how many logits a device may hold.
     """
     batch, length, _ = hidden_BSD.shape
@@ -42,9 +51,13 @@ def linear_cross_entropy(
             "BCD,VD->BCV", hidden_BCD, head_VD.astype(hidden_BCD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
         )  # fmt: skip
-        nll_BC, correct_BC = cross_entropy(logits_BCV, labels_BC)
+        nll_BC, correct_BC, normaliser_BC = cross_entropy(softcap(logits_BCV, logit_softcap), labels_BC)
         scored_BC = labels_BC != IGNORED
-        return TokenScores(jnp.where(scored_BC, nll_BC, 0), (scored_BC & correct_BC).astype(nll_BC.dtype))
+        return TokenScores(
+            jnp.where(scored_BC, nll_BC, 0),
+            (scored_BC & correct_BC).astype(nll_BC.dtype),
+            jnp.where(scored_BC, jnp.square(normaliser_BC), 0),
+        )
 
     if chunk == length:
         return score(hidden_BSD, labels_BS)

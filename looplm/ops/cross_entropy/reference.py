@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from looplm.ops.precision import at_least_fp32
 
 
-def cross_entropy(logits_BSV: jax.Array, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns (-log p(label), whether the label has the largest logit), both (B, S); float32 and bool.
+def cross_entropy(logits_BSV: jax.Array, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (-log p(label), whether the label has the largest logit, log-normaliser), all (B, S).
 
     Ignored labels (negative) give a finite number without meaning.
     """
@@ -15,8 +15,8 @@ def cross_entropy(logits_BSV: jax.Array, labels_BS: jax.Array) -> tuple[jax.Arra
     vocab = jax.lax.broadcasted_iota(jnp.int32, logits_BSV.shape, 2, out_sharding=_sharding(logits_BSV))
     # A masked sum instead of a gather: it also works where V is split over devices.
     label_logit_BS = jnp.sum(jnp.where(vocab == labels_BS[:, :, None], logits_BSV, 0), axis=-1)
-    nll_BS = jax.nn.logsumexp(logits_BSV, axis=-1) - label_logit_BS
-    return nll_BS, label_logit_BS >= jnp.max(logits_BSV, axis=-1)
+    normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
+    return normaliser_BS - label_logit_BS, label_logit_BS >= jnp.max(logits_BSV, axis=-1), normaliser_BS
 
 
 def _sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:

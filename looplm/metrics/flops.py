@@ -1,0 +1,198 @@
+"""How many FLOPs a token costs, in closed form: what MFU is computed from, and where the FLOPs go.
+
+Only matrix products are counted, a multiplication and an addition each; everything is per token of a sequence.
+XLA's own count is no use: it counts the body of a scan once (5-35 % of a looped model).
+
+    layer      a = 2 (2 D N H + 2 D K H + m D F) + 4 N H k     m = 3 for SwiGLU, else 2; k keys that a query meets
+    injection  i = 2 (2 D) D concat, 2 D D diagonal, else 0
+    gate       g = 2 D, head h = 2 D V, embedding 0
+
+    forward  = prelude a + R (L a + i) + t g + n (coda a + h)
+    backward = 2 (prelude a, if reached) + 2 t (L a + i + g) + 2 n (coda a + h)
+
+R loops, the last t of them with gradient; n loops are read: 1 (final), t (all of the window) or m (sampled heads). A
+product costs two in the backward pass, one for each factor. No gradient enters the loops before the last t. It reaches
+the prelude through the input of a loop with gradient, or through the first state if t = R. In training, the diagonal
+injection is computed R - t + 1 times forward: its product does not depend on the loop, and JAX takes it out of the scan
+of the last t. The gate-only objective costs one product backward, for the gate's weights.
+
+k is S for a kernel that masks what it has computed (`causal=False`: the XLA reference), and the mean number of keys in
+sight for one that skips the rest (`causal=True`). MFU takes the latter; figures without the causal half are higher.
+
+The tests hold this equal to a count of the traced training step at fixed depth. Known deviations from what runs:
+- Norms, softmax, rotary positions, the optimizer and the padding of the chunked head are not counted.
+- Packed documents see less than the causal half, a prefix more; neither is known here.
+- At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
+  depth all run the window; average these counts over them for what was useful.
+- Where no gradient reaches the prelude, the program still sends zeros through it: 2 prelude a of idle work.
+
+Source: the stack as in arXiv 2203.15556, appendix F; the loop terms are derived.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
+
+from looplm.config.schema import (
+    ConcatInjection,
+    DiagonalInjection,
+    ExpectedCrossEntropy,
+    FinalCrossEntropy,
+    GateImprovement,
+    InputState,
+    Model,
+    NoInjection,
+    Objective,
+    SwiGLU,
+)
+
+
+class Part(NamedTuple):
+    """FLOPs per token."""
+
+    forward: float
+    backward: float = 0.0
+    recomputed: float = 0.0
+    """Forward products done again in the backward pass; see `rematerialised`."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs per token, of all devices together, by the part of the model that does them."""
+
+    prelude: Part
+    loops: Part
+    """The shared block in all loops."""
+    injection: Part
+    gate: Part
+    coda: Part
+    head: Part
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def forward(self) -> float:
+        return sum(part.forward for part in self.parts.values())
+
+    @property
+    def backward(self) -> float:
+        return sum(part.backward for part in self.parts.values())
+
+    @property
+    def total(self) -> float:
+        """Model FLOPs, forward and backward: what has to be done. The numerator of MFU."""
+        return self.forward + self.backward
+
+    @property
+    def hardware(self) -> float:
+        """Hardware FLOPs, also what is recomputed: what is done. The numerator of HFU."""
+        return self.total + sum(part.recomputed for part in self.parts.values())
+
+
+def forward_flops(model: Model, *, sequence_length: int, num_loops: int, num_reads: int, causal: bool = True) -> Flops:
+    """A forward pass in which coda and head read `num_reads` loops (a depth sweep: all), and the gate all loops."""
+    layer = _layer(model, visible_keys(model, sequence_length) if causal else sequence_length)
+    return Flops(
+        prelude=Part(model.prelude_layers * layer),
+        loops=Part(num_loops * model.block_layers * layer),
+        injection=Part(num_loops * _injection(model)),
+        gate=Part(num_loops * _gate(model)),
+        coda=Part(num_reads * model.coda_layers * layer),
+        head=Part(num_reads * 2.0 * model.dim * model.vocab_size),
+    )
+
+
+def training_flops(
+    model: Model, objective: Objective, *, sequence_length: int, num_loops: int, trained_loops: int, causal: bool = True
+) -> Flops:
+    """A training step whose gradient goes through the last `trained_loops` of `num_loops` loops."""
+    num_reads = _num_reads(objective, trained_loops)
+    once = forward_flops(
+        model, sequence_length=sequence_length, num_loops=num_loops, num_reads=num_reads, causal=causal
+    )
+    products = num_loops - trained_loops + 1 if isinstance(model.injection, DiagonalInjection) else num_loops
+    once = replace(once, injection=Part(products * _injection(model)), gate=Part(trained_loops * _gate(model)))
+    if isinstance(objective, GateImprovement):
+        return replace(once, gate=Part(once.gate.forward, once.gate.forward))
+
+    reached = not isinstance(model.injection, NoInjection) or (
+        isinstance(model.state_init, InputState) and trained_loops == num_loops
+    )
+    gated = isinstance(objective, ExpectedCrossEntropy)
+    return Flops(
+        prelude=Part(once.prelude.forward, 2 * once.prelude.forward if reached else 0.0),
+        loops=Part(once.loops.forward, 2 * once.loops.forward * trained_loops / num_loops),
+        injection=Part(once.injection.forward, 2 * trained_loops * _injection(model)),
+        gate=Part(once.gate.forward, 2 * once.gate.forward if gated else 0.0),
+        coda=Part(once.coda.forward, 2 * once.coda.forward),
+        head=Part(once.head.forward, 2 * once.head.forward),
+    )
+
+
+def rematerialised(
+    flops: Flops, model: Model, remat: Literal["none", "layer", "loop", "names", "offload"], *, num_loops: int
+) -> Flops:
+    """The counts of `training_flops`, with what the backward pass computes again under `loop.remat`.
+
+    - Always: the logits of the chunked cross-entropy.
+    - `layer`: every layer that has a gradient; its last product only where a norm needs the result.
+    - `loop`, `offload`: also every trained loop, injection included, to get the inputs of its layers back.
+    - `names`: as `loop`, but in the layers' turn without the last products of attention and feed-forward.
+
+    Approximate: XLA may drop or add recomputation, and a flash kernel computes q k again on its own. The gate-only
+    objective needs no recomputation, but the program runs its loops again under `loop`, `names` and `offload`.
+    """
+    layer = flops.loops.forward / (num_loops * model.block_layers)
+    kept = 2.0 * model.dim * model.hidden_dim if model.norm_placement == "pre" or remat == "names" else 0.0
+    if remat == "names":
+        kept += 2.0 * model.dim * model.num_heads * _head_dim(model)
+
+    times = {"head": 1.0}
+    if remat != "none":
+        times |= dict.fromkeys(("prelude", "loops", "coda"), 1 - kept / layer)
+    if remat in ("loop", "names", "offload"):
+        times |= {"loops": times["loops"] + 1, "injection": 1.0}
+    # What was done forward for the part that has a gradient is half of its backward cost.
+    again = {name: times.get(name, 0.0) * part.backward / 2 for name, part in flops.parts.items()}
+    return Flops(**{name: part._replace(recomputed=again[name]) for name, part in flops.parts.items()})
+
+
+def visible_keys(model: Model, sequence_length: int) -> float:
+    """Mean number of keys that a query sees, in one document that fills the sequence and has no prefix."""
+    window = min(model.attention_window or sequence_length, sequence_length)
+    past = window - window * (window - 1) / (2 * sequence_length)
+    return 2 * past - 1 if model.attention_mask == "full" else past
+
+
+def _layer(model: Model, keys: float) -> float:
+    heads, kv_heads = model.num_heads, model.num_kv_heads or model.num_heads
+    matrices = 3 if isinstance(model.feed_forward, SwiGLU) else 2
+    weights = model.dim * (2 * _head_dim(model) * (heads + kv_heads) + matrices * model.hidden_dim)
+    return 2 * weights + 4 * heads * _head_dim(model) * keys
+
+
+def _head_dim(model: Model) -> int:
+    return model.head_dim or model.dim // model.num_heads
+
+
+def _injection(model: Model) -> float:
+    match model.injection:
+        case ConcatInjection():
+            return 4.0 * model.dim**2
+        case DiagonalInjection():
+            return 2.0 * model.dim**2
+        case _:
+            return 0.0
+
+
+def _gate(model: Model) -> float:
+    return 2.0 * model.dim if model.exit_gate else 0.0
+
+
+def _num_reads(objective: Objective, window: int) -> int:
+    """Loops that get a coda and a head."""
+    if isinstance(objective, FinalCrossEntropy):
+        return 1
+    sampled = None if isinstance(objective, GateImprovement) else objective.sampled_heads
+    return min(sampled or window, window)

@@ -1,0 +1,60 @@
+"""How a branch is normalised and added: the three placements of norms around x + f(x)."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from looplm.config.schema import Model
+from looplm.model.context import KeysValues
+from looplm.model.init import initializers
+from looplm.model.layers import RMSNorm
+
+Branch = Callable[[jax.Array], tuple[jax.Array, KeysValues | None]]
+
+
+class Pre(nnx.Module):
+    """x + f(norm(x))."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
+
+    def __call__(
+        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
+    ) -> tuple[jax.Array, KeysValues | None]:
+        out_BSD, cache = branch(self.norm(x_BSD))
+        return x_BSD + scaled(out_BSD, scale), cache
+
+
+class Sandwich(Pre):
+    """x + norm(f(norm(x))): the second norm on the branch (arXiv 2510.25741)."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.out_norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
+
+    def __call__(
+        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
+    ) -> tuple[jax.Array, KeysValues | None]:
+        out_BSD, cache = branch(self.norm(x_BSD))
+        return x_BSD + scaled(self.out_norm(out_BSD), scale), cache
+
+
+class SandwichSum(Sandwich):
+    """norm(x + f(norm(x))): the second norm on the residual stream (arXiv 2502.05171)."""
+
+    def __call__(
+        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
+    ) -> tuple[jax.Array, KeysValues | None]:
+        out_BSD, cache = branch(self.norm(x_BSD))
+        return self.out_norm(x_BSD + scaled(out_BSD, scale)), cache
+
+
+def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:
+    """In out's type; 1 costs nothing."""
+    if isinstance(scale, float) and scale == 1.0:
+        return out_BSD
+    return out_BSD * jax.numpy.asarray(scale, out_BSD.dtype)
+
+
+PLACEMENTS: dict[str, type[Pre]] = {"pre": Pre, "sandwich": Sandwich, "sandwich_sum": SandwichSum}

@@ -1,0 +1,44 @@
+"""Trains the exit gate alone, on how much every next loop improves the loss of a token (arXiv 2510.25741, stage II).
+
+    I_t = max(0, CE_{t-1} - CE_t)                     measured, no gradient
+    w_t = sigmoid(k (I_t - gamma))                    1: going on to loop t pays
+    sum over tokens of  mean over t = 2..R of  - w_t log(1 - lambda_{t-1}) - (1 - w_t) log lambda_{t-1}
+
+lambda_{t-1} is the gate after loop t - 1: the one that decides whether loop t runs. The paper writes lambda_t and
+divides by R; this is the reading in which a high w means "go on", with the same divisor.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from looplm.config.schema import GateImprovement
+from looplm.model.lm import LoopLM, Output, ReadLoops
+from looplm.objective.base import Sums, scores_of_loops
+from looplm.ops.cross_entropy import IGNORED
+
+
+class Gate:
+    trains_gate_only = True
+
+    def __init__(self, config: GateImprovement):
+        self.config = config
+
+    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
+        return "all"
+
+    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+        assert output.gate_logits_RBS is not None, "config.check requires a gate"
+        assert output.log_exit_RBS is not None
+        nll_RBS = jax.lax.stop_gradient(scores_of_loops(model, output, labels_BS).nll_BS)
+        improvement_RBS = jnp.maximum(nll_RBS[:-1] - nll_RBS[1:], 0.0)
+        go_on_RBS = jax.nn.sigmoid(self.config.sharpness * (improvement_RBS - self.config.threshold))
+        logits_RBS = output.gate_logits_RBS[:-1]
+        loss_RBS = -go_on_RBS * jax.nn.log_sigmoid(-logits_RBS) - (1 - go_on_RBS) * jax.nn.log_sigmoid(logits_RBS)
+        scored_BS = labels_BS != IGNORED
+        exit_RBS = jnp.exp(output.log_exit_RBS)
+        extra = {
+            "train/loss_loop": jnp.sum(nll_RBS, axis=(1, 2)),
+            "gate/exit": jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS),
+        }
+        objective = jnp.sum(loss_RBS, where=scored_BS) / nll_RBS.shape[0]
+        return Sums(objective, jnp.sum(nll_RBS[-1]), jnp.sum(scored_BS), extra)

@@ -1,0 +1,69 @@
+"""Cross-entropy of every loop, weighted: by the exit distribution, or by fixed weights.
+
+    expected   sum over tokens of  sum_t p_t CE_t - beta H(p)      (arXiv 2510.25741, stage I)
+    weighted   sum over tokens of  sum_t w_t CE_t
+
+With sampled heads the sum over loops is replaced by R/m times the sum over m loops drawn without replacement: every
+loop is drawn with probability m/R, so the gradient is right on average.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from looplm.config.schema import ExpectedCrossEntropy, WeightedCrossEntropy
+from looplm.model.lm import LoopLM, Output, ReadLoops
+from looplm.objective.base import Sums, draw_loops, scores_of_loops
+from looplm.ops.cross_entropy import IGNORED
+
+
+class PerLoop:
+    trains_gate_only = False
+
+    def __init__(self, config: ExpectedCrossEntropy | WeightedCrossEntropy):
+        self.config = config
+
+    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
+        return draw_loops(window, self.config.sampled_heads, key)
+
+    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+        scores = scores_of_loops(model, output, labels_BS)
+        scored_BS = labels_BS != IGNORED
+        weight_RBS, bonus, extra = self.weights(output, labels_BS)
+        window = weight_RBS.shape[0]
+        if isinstance(read, str):
+            extra["train/loss_loop"] = jnp.sum(scores.nll_BS, axis=(1, 2))
+        else:
+            weight_RBS = weight_RBS[read] * (window / read.shape[0])
+        weighted = jnp.sum(weight_RBS * (scores.nll_BS + self.config.z_loss_weight * scores.z_BS))
+        extra["train/expected_loss"] = jnp.sum(weight_RBS * scores.nll_BS)
+        return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), jnp.sum(scored_BS), extra)
+
+    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Returns (weight of every loop of the window (R, B, S), what is subtracted from the loss, sums to log)."""
+        raise NotImplementedError("one of the subclasses")
+
+
+class Expected(PerLoop):
+    config: ExpectedCrossEntropy
+
+    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        assert output.log_exit_RBS is not None, "config.check requires a gate"
+        scored_BS = labels_BS != IGNORED
+        exit_RBS = jnp.exp(output.log_exit_RBS)
+        # 0 log 0 = 0: a loop that did not run has p = 0, log p = -inf.
+        plogp_RBS = exit_RBS * jnp.where(exit_RBS > 0, output.log_exit_RBS, 0.0)
+        entropy = -jnp.sum(plogp_RBS, where=scored_BS)
+        extra = {"gate/entropy": entropy, "gate/exit": jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS)}
+        return exit_RBS, self.config.entropy_weight * entropy, extra
+
+
+class Weighted(PerLoop):
+    config: WeightedCrossEntropy
+
+    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        active_RB = jnp.ones((output.window, 1), bool) if output.active_RB is None else output.active_RB
+        # Loops are numbered from the first that ran, so that a shallow draw weighs like a shallow model.
+        number_RB = jnp.cumsum(active_RB, axis=0)
+        raw_RB = jnp.where(active_RB, number_RB if self.config.weights == "linear" else 1, 0)
+        weight_RB = raw_RB / jnp.sum(raw_RB, axis=0)
+        return weight_RB[:, :, None], jnp.zeros(()), {}

@@ -1,0 +1,41 @@
+"""A moving average of the parameters, kept in the optimizer's state.
+
+There it is sharded, saved and restored like the moments, and whoever undoes an update undoes it with the rest.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from looplm.model.functional import Params
+
+
+class EmaState(NamedTuple):
+    params: Params
+    """float32, a tree like the parameters."""
+
+
+def track_ema(decay: float) -> optax.GradientTransformation:
+    """Keeps average = decay * average + (1 - decay) * parameters, once a step; updates pass unchanged.
+
+    It must be the last of a chain: it averages the parameters as the updates that it sees leave them. The average
+    starts as the first parameters, without bias correction: after n steps they still have the weight decay ** n.
+    """
+
+    def init(params: Params) -> EmaState:
+        # Copies: a step that donates its state must not be given a buffer twice.
+        return EmaState(jax.tree.map(jnp.copy, params))
+
+    def update(updates: Params, state: EmaState, params: Params) -> tuple[Params, EmaState]:
+        moved = optax.apply_updates(params, updates)
+        return updates, EmaState(optax.incremental_update(moved, state.params, 1 - decay))
+
+    return optax.GradientTransformation(init, update)
+
+
+def ema_params(opt_state: Any) -> Params | None:
+    """The averaged parameters in the state of an optimizer; None when it keeps none."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, EmaState))
+    return next((node.params for node in nodes if isinstance(node, EmaState)), None)
