@@ -37,8 +37,8 @@ def config() -> Run:
             init=NormalInit(std=0.05),
         ),
         loop=Loop(num_loops=4, remat="none", unroll=True),
-        objective=ExpectedCrossEntropy(entropy_weight=0.1),
-        optim=Optim(learning_rate=8e-3, schedule=Schedule(warmup_steps=50)),
+        objective=ExpectedCrossEntropy(entropy_weight=0.05),
+        optim=Optim(learning_rate=8e-3, gate_rate=0.03, schedule=Schedule(warmup_steps=50)),
         data=Data(
             train="runs/demo/data/train",
             validation="runs/demo/data/validation",

@@ -1,15 +1,20 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.checkpoint.adapters import Adapter
+from looplm.checkpoint.adapters.base import to_official
+from looplm.checkpoint.hf_folder import HFFolder
 from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.load import from_json
-from looplm.config.schema import Objective, Run
+from looplm.config.schema import Loop, Model, Objective, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.infer.exit_rule import parse_exit
@@ -21,6 +26,8 @@ from looplm.model.loop import Depth
 from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.precision import at_least_fp32
+
+DType = Literal["bfloat16", "float32", "float64"]
 
 
 @jax.tree_util.register_dataclass
@@ -56,9 +63,22 @@ class Result:
 class LoadedLM:
     """A model on one device. All methods run eagerly and, but for `generate`, under `jax.jit`."""
 
-    def __init__(self, run: Run, params: Params, tokenizer: Tokenizer, step: int):
-        self.run, self.params, self.tokenizer, self.step = run, params, tokenizer, step
-        self.functional = FunctionalLM(run.model)
+    def __init__(
+        self,
+        model: Model,
+        loop: Loop,
+        objective: Objective,
+        params: Params,
+        *,
+        run: Run | None = None,
+        tokenizer: Tokenizer | None = None,
+        step: int | None = None,
+        adapter: Adapter | None = None,
+    ):
+        self.model, self.loop, self.objective, self.params = model, loop, objective, params
+        self.run, self.tokenizer, self.step, self.adapter = run, tokenizer, step, adapter
+        """What only a run directory has (run, tokenizer, step), and how official names map, if there are any."""
+        self.functional = FunctionalLM(model)
 
     def __call__(
         self,
@@ -99,12 +119,12 @@ class LoadedLM:
 
         labels_BS[b, s] is what token s should predict; -100 is not scored. `objective`: the run's when left out.
         """
-        loss = build_objective(objective or self.run.objective)
+        loss = build_objective(objective or self.objective)
 
         def mean(params: Params) -> jax.Array:
             params = trained(loss, params)
             model = self.functional.bind(params)
-            read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(self.run.seed))
+            read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(0))
             output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None, read)
             sums: Sums = loss(model, output, labels_BS, read)
             return sums.objective / jnp.maximum(sums.tokens, 1)
@@ -121,6 +141,8 @@ class LoadedLM:
         seed: int = 0,
     ) -> list[str]:
         """Returns the continuation of every prompt. exit: `gate:Q`, or None for a fixed depth."""
+        if self.tokenizer is None:
+            raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
         if isinstance(prompts, str) or not prompts:
             raise UserError(f"prompts={prompts!r} must be a list of at least one text")
         if max_tokens < 1 or temperature < 0 or (num_loops is not None and num_loops < 1):
@@ -133,7 +155,7 @@ class LoadedLM:
             self.params,
             [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
             num_loops=self._loops(num_loops),
-            exit_threshold=parse_exit(exit, has_gate=self.run.model.exit_gate is not None),
+            exit_threshold=parse_exit(exit, has_gate=self.model.exit_gate is not None),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
@@ -142,8 +164,17 @@ class LoadedLM:
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
+    def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
+        """{official name: array} of a tree like the parameters: weights, or gradients.
+
+        Raises UserError for a model that has no official names.
+        """
+        if self.adapter is None:
+            raise UserError("official_tensors needs a model that was loaded from an official checkpoint")
+        return to_official(self.adapter.tensors(self.model), tree)
+
     def _loops(self, num_loops: int | None) -> int:
-        return self.run.loop.num_loops if num_loops is None else num_loops
+        return self.loop.num_loops if num_loops is None else num_loops
 
     def _forward(
         self,
@@ -167,24 +198,41 @@ class LoadedLM:
             tokens_BS,
             Context(
                 positions_BS,
-                self_mask(self.run.model, segments_BS),
-                key=jax.random.key(self.run.seed),
+                self_mask(self.model, segments_BS),
+                key=jax.random.key(0),
                 sequence_B=jnp.arange(tokens_BS.shape[0]),
             ),
             Depth(num_loops - num_detached, num_detached=num_detached),
-            dtype=compute_dtype(self.run.model),
+            dtype=compute_dtype(self.model),
             read_loops=read,
             initial_state_BSD=initial_state,
         )
         return output, model.head_VD
 
 
-def load(path: str | Path, *, step: int | None = None) -> LoadedLM:
-    """Loads a run directory's checkpoint (the newest when `step` is None) onto the default device.
+def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None) -> LoadedLM:
+    """Loads a model onto the default device.
 
-    Raises UserError when the folder is no run directory or has no such checkpoint.
+    Args:
+        path: a run directory of `looplm train`, or a folder with an official config.json and safetensors files.
+        step: which checkpoint of a run; the newest when None.
+        dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
+
+    Raises UserError when the folder is neither, has no such checkpoint, or its files do not fit its config.
     """
     root = Path(path)
+    change = {"dtype": dtype} if dtype else {}
+    if is_official(root):
+        folder = HFFolder(root)
+        model = folder.adapter.model(folder.config).model_copy(update=change)
+        params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
+        return LoadedLM(
+            model,
+            folder.adapter.loop(folder.config),
+            folder.adapter.objective,
+            jax.tree.map(jnp.asarray, params),
+            adapter=folder.adapter,
+        )
     run = from_json(root / "config.json")
     tokenizer = Tokenizer.load(root / "tokenizer.model")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -192,4 +240,13 @@ def load(path: str | Path, *, step: int | None = None) -> LoadedLM:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes
     )
     params, step = CheckpointManager(root / "checkpoints").restore_params(step, abstract)
-    return LoadedLM(run, params, tokenizer, step)
+    model = run.model.model_copy(update=change)
+    return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, step=step)
+
+
+def is_official(root: Path) -> bool:
+    """Whether the folder's config.json is Hugging Face's and not a run's."""
+    try:
+        return "model_type" in json.loads((root / "config.json").read_text())
+    except (OSError, ValueError):
+        return False

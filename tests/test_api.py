@@ -33,7 +33,7 @@ def test_detached_loops_are_run_but_not_returned(lm, tokens_BS):
 
 
 def test_first_state_can_be_given(lm, tokens_BS):
-    state = jax.random.normal(jax.random.key(1), (2, 9, lm.run.model.dim))
+    state = jax.random.normal(jax.random.key(1), (2, 9, lm.model.dim))
     first, second = (lm(tokens_BS, num_loops=1, initial_state=scale * state).logits(1) for scale in (1, 2))
     assert not np.allclose(first, second)
 

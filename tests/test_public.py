@@ -9,7 +9,7 @@ from looplm.api import LoadedLM, Result
 PUBLIC = ["__version__", "load"]
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
-    looplm.load: {"path": REQUIRED, "step": None},
+    looplm.load: {"path": REQUIRED, "step": None, "dtype": None},
     LoadedLM.__call__: {
         "tokens_BS": REQUIRED,
         "num_loops": None,
@@ -33,6 +33,7 @@ SIGNATURES = {
         "temperature": 0.0,
         "seed": 0,
     },
+    LoadedLM.official_tensors: {"tree": REQUIRED},
     Result.logits: {"depth": REQUIRED},
     Result.expected_logits: {},
 }

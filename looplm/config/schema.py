@@ -245,7 +245,8 @@ class PoissonDepth(Section):
 
 
 class LogNormalPoissonDepth(Section):
-    """1 + Poisson(rate), log rate normal, mean of the rate `loop.num_loops` (arXiv 2502.05171)."""
+    """1 + Poisson(rate), log rate normal, mean of the rate `loop.num_loops`, or `loop.backprop_loops` where that is
+    larger (arXiv 2502.05171)."""
 
     kind: Literal["lognormal_poisson"] = "lognormal_poisson"
     sigma: PositiveFloat = 0.5

@@ -42,7 +42,9 @@ class DepthSchedule:
             case PoissonDepth():
                 return np.maximum(generator.poisson(run.loop.num_loops, size), 1)
             case LogNormalPoissonDepth(sigma=sigma):
-                rate = generator.lognormal(math.log(run.loop.num_loops) - sigma**2 / 2, sigma, size)
+                # The official code has max(mean - window, 0) + window here, so the window is the least mean.
+                mean = max(run.loop.num_loops, self.window)
+                rate = generator.lognormal(math.log(mean) - sigma**2 / 2, sigma, size)
                 return generator.poisson(rate) + 1
             case ScheduledDepth():
                 return np.full(size, scheduled(depth, step))

@@ -67,9 +67,6 @@ def build_train_step(
         gradient = jax.tree.map(lambda g: g / scored, gradient)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        if objective.trains_gate_only:
-            # Weight decay would move frozen parameters too.
-            updates = jax.tree.map(jnp.zeros_like, updates) | {"gate": updates["gate"]}
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {
             "train/loss": total.loss / scored,

@@ -28,6 +28,7 @@ from looplm.hardware import find as find_device
 from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from looplm.model.functional import FunctionalLM, compute_dtype
+from looplm.objective import build_objective
 from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import build_mesh, check_fit
 from looplm.sharding.rules import BATCH_AXES
@@ -65,7 +66,8 @@ class Trainer:
         self.loader(start_step=0)  # refuses a dataset that is shorter than a window
 
         self.lm = FunctionalLM(run.model)
-        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps)
+        gate_only = build_objective(run.objective).trains_gate_only
+        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps, gate_only=gate_only)
         self.depths = DepthSchedule(run)
 
     def train(self) -> TrainState:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Model
-from looplm.ops.attention import attention, cached_mask, self_mask
+from looplm.ops.attention import attention, cached_mask, reference, self_mask
 
 CAUSAL = Model(vocab_size=2, dim=8, num_heads=2, hidden_dim=8, block_layers=1)
 
@@ -28,12 +28,13 @@ def test_masks_follow_their_rule_within_documents(kind, window):
         assert bool(mask_BST[0, s, t]) == expected, (s, t)
 
 
-def test_grouped_attention_equals_its_definition():
+@pytest.mark.parametrize("backend", [attention, reference.attention], ids=["xla", "reference"])
+def test_grouped_attention_equals_its_definition(backend):
     B, S, N, K, H = 2, 7, 4, 2, 6
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (B, S, n, H)) for key, n in zip(keys, (N, K, K), strict=True))
     segments_BS = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
-    actual = attention(q, k, v, self_mask(CAUSAL, segments_BS))
+    actual = backend(q, k, v, self_mask(CAUSAL, segments_BS))
     for b, s, n in np.ndindex(B, S, N):
         seen = [t for t in range(s + 1) if segments_BS[b, t] == segments_BS[b, s]]
         scores = np.array([np.dot(q[b, s, n], k[b, t, n // 2]) for t in seen]) / np.sqrt(H)

@@ -66,6 +66,17 @@ def test_matrices_are_spread_whole_and_put_back(mesh) -> None:
         np.testing.assert_array_equal(again, stack)
 
 
+def test_a_single_matrix_is_whole_everywhere_and_put_back(mesh) -> None:
+    dims = MuonDimensionNumbers((-2,), (-1,))
+    with jax.set_mesh(mesh):
+        matrix = jax.sharding.reshard(jnp.arange(24.0).reshape(4, 6), PartitionSpec("fsdp", "tensor"))
+        whole = make_whole(matrix, dims)
+        assert whole.is_fully_replicated
+        again = split_again(whole, matrix, dims)
+        assert again.sharding == matrix.sharding
+        np.testing.assert_array_equal(again, matrix)
+
+
 def test_no_device_gathers_a_stack(mesh) -> None:
     muon = scale_by_muon(0.9, 2, {"w": ATTENTION})
     spec = PartitionSpec(None, "fsdp", "tensor", None)

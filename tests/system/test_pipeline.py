@@ -133,7 +133,7 @@ def test_the_loaded_model_gives_the_same_with_and_without_jit(lm: LoadedLM) -> N
     tokens_BS = np.arange(12).reshape(2, 6) + 10
     eager = lm(tokens_BS)
     jitted = jax.jit(lm)(tokens_BS)
-    assert jitted.hidden_RBSD.shape == (lm.run.loop.num_loops, 2, 6, lm.run.model.dim)
+    assert jitted.hidden_RBSD.shape == (lm.run.loop.num_loops, 2, 6, lm.model.dim)
     np.testing.assert_allclose(jitted.logits(2), eager.logits(2), atol=1e-6)
     np.testing.assert_allclose(jitted.expected_logits(), eager.expected_logits(), atol=1e-6)
     np.testing.assert_allclose(eager.exit_RBS.sum(axis=0), 1, atol=1e-6)

@@ -1,0 +1,103 @@
+"""Official tensors as permuted, reshaped and concatenated pieces of our parameters.
+
+Every mapping is a permutation of numbers, so what holds for weights holds for their gradients.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from looplm.errors import UserError
+from looplm.model.functional import Params
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of our leaves (or one layer of it), as it stands in an official tensor."""
+
+    path: str
+    """Dotted path of the leaf."""
+    order: tuple[int, ...]
+    """Our dims in the order in which the official tensor has them."""
+    shape: tuple[int, ...]
+    """What they are merged into."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official tensor: parts one after the other along its first dim."""
+
+    name: str
+    parts: tuple[Part, ...]
+    layer: int | None = None
+    """Which layer of our stacked leaves it belongs to; None where nothing is stacked."""
+
+
+def to_params(tensors: Sequence[Official], get: Callable[[str], Any], shapes: Params, dtype: Any) -> Params:
+    """Builds our parameters from official tensors, one of them in memory at a time.
+
+    Args:
+        get: reads one official tensor by name.
+        shapes: the parameters as shapes.
+        dtype: of what is returned.
+
+    Returns:
+        A tree like `shapes` of numpy arrays. Raises UserError for a tensor of the wrong shape.
+    """
+    params: Params = {}
+    for tensor in tensors:
+        value, start = np.asarray(get(tensor.name)), 0
+        expected = (sum(part.shape[0] for part in tensor.parts), *tensor.parts[0].shape[1:])
+        if value.shape != expected:
+            raise UserError(f"{tensor.name} has shape {value.shape}, but the config asks for {expected}")
+        for part in tensor.parts:
+            piece = value[start : start + part.shape[0]]
+            start += part.shape[0]
+            leaf = _leaf(params, shapes, part.path, dtype)
+            ours = leaf if tensor.layer is None else leaf[tensor.layer]
+            permuted = [ours.shape[dim] for dim in part.order]
+            ours[...] = piece.reshape(permuted).transpose(np.argsort(part.order))
+    return params
+
+
+def to_official(tensors: Iterable[Official], params: Params) -> dict[str, Any]:
+    """Official tensors by name from a tree like the parameters: weights, or gradients."""
+
+    def piece(tensor: Official, part: Part) -> Any:
+        leaf = _at(params, part.path)
+        ours = leaf if tensor.layer is None else leaf[tensor.layer]
+        return jnp.transpose(ours, part.order).reshape(part.shape)
+
+    return {tensor.name: jnp.concatenate([piece(tensor, part) for part in tensor.parts]) for tensor in tensors}
+
+
+def linear(path: str, inputs: Sequence[int], outputs: Sequence[int]) -> Part:
+    """Our kernel (*inputs, *outputs), stored as a matrix (out, in)."""
+    dims = range(len(inputs) + len(outputs))
+    order = (*dims[len(inputs) :], *dims[: len(inputs)])
+    return Part(path, order, (math.prod(outputs), math.prod(inputs)))
+
+
+def vector(path: str, *shape: int) -> Part:
+    """Stored as it is."""
+    return Part(path, tuple(range(len(shape))), shape)
+
+
+def _leaf(params: Params, shapes: Params, path: str, dtype: Any) -> np.ndarray:
+    *parents, last = path.split(".")
+    node = params
+    for name in parents:
+        node = node.setdefault(name, {})
+    if last not in node:
+        node[last] = np.empty(_at(shapes, path).shape, dtype)
+    return node[last]
+
+
+def _at(tree: Params, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree[name]
+    return tree

@@ -1,0 +1,138 @@
+"""The engine with official weights gives the official numbers, made by the authors' code (tests/golden/*/README.md).
+
+Both are run in float32 against float32 at the tolerance named there, and in float64 at 1e-9.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import looplm
+from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def arrays(name):
+    return dict(np.load(GOLDEN / name / "io.npz"))
+
+
+@pytest.fixture(scope="module")
+def ouro():
+    return looplm.load(GOLDEN / "ouro_a")
+
+
+@pytest.fixture(scope="module")
+def ouro_io():
+    return arrays("ouro_a")
+
+
+@pytest.fixture(scope="module")
+def huginn():
+    return looplm.load(GOLDEN / "huginn_a")
+
+
+@pytest.fixture(scope="module")
+def huginn_io():
+    return arrays("huginn_a")
+
+
+def assert_gradients(named, expected, relative):
+    """Within `relative` of the largest entry of every tensor."""
+    assert set(named) == set(expected)
+    for name, theirs in expected.items():
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(np.asarray(named[name]) / scale, theirs / scale, atol=relative, err_msg=name)
+
+
+def shifted(tokens_BS):
+    return jnp.concatenate([tokens_BS[:, 1:], jnp.full_like(tokens_BS[:, :1], -100)], axis=1)
+
+
+def test_ouro_states_gates_exits_and_logits(ouro, ouro_io):
+    out = jax.jit(ouro)(ouro_io["input_ids"])
+    np.testing.assert_allclose(out.hidden_RBSD, ouro_io["ut_hidden"], atol=3e-5)
+    np.testing.assert_allclose(out.gate_logits_RBS, ouro_io["gate_logit"], atol=3e-5)
+    np.testing.assert_allclose(jnp.moveaxis(out.exit_RBS, 0, -1), ouro_io["exit_pdf"], atol=3e-6)
+    for depth in range(1, 5):
+        np.testing.assert_allclose(out.logits(depth), ouro_io["ut_logits"][depth - 1], atol=3e-5)
+    np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits"], atol=3e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9])
+def test_ouro_exits_where_the_official_code_exits(ouro, ouro_io, threshold):
+    from looplm.model.gates import exit_loop
+
+    steps_BS = exit_loop(ouro(ouro_io["input_ids"]).exit_RBS, threshold) - 1
+    np.testing.assert_array_equal(steps_BS, ouro_io[f"exit_step_q{threshold}"])
+
+
+def test_ouro_loss_on_expected_logits_and_its_gradients(ouro, ouro_io):
+    labels_BS = shifted(jnp.asarray(ouro_io["input_ids"]))
+
+    def loss(params):
+        lm = looplm.api.LoadedLM(ouro.model, ouro.loop, ouro.objective, params)
+        logp_BSV = jax.nn.log_softmax(lm(ouro_io["input_ids"]).expected_logits())
+        return -jnp.mean(jnp.take_along_axis(logp_BSV[:, :-1], labels_BS[:, :-1, None], axis=-1))
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(ouro.params)
+    np.testing.assert_allclose(value, ouro_io["loss_labels"], atol=3e-6)
+    assert_gradients(ouro.official_tensors(grads), load_file(GOLDEN / "ouro_a" / "grads.safetensors"), 1e-4)
+
+
+def test_ouro_stage_one_loss_and_gradient_norms(ouro, ouro_io):
+    loss, grads = ouro.loss_and_grads(
+        ouro_io["input_ids"],
+        shifted(jnp.asarray(ouro_io["input_ids"])),
+        objective=ExpectedCrossEntropy(entropy_weight=0.05),
+    )
+    np.testing.assert_allclose(loss, ouro_io["stage1_loss_beta0p05"], atol=3e-6)
+    for name, gradient in ouro.official_tensors(grads).items():
+        expected = ouro_io[f"stage1_gradnorm/{name}"]
+        np.testing.assert_allclose(jnp.linalg.norm(gradient), expected, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_huginn_logits_from_a_given_state(huginn, huginn_io, depth):
+    out = huginn(huginn_io["input_ids"], num_loops=depth, initial_state=huginn_io["init_state"])
+    np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}"], atol=5e-5)
+
+
+@pytest.mark.parametrize(("detached", "trained", "name"), [(0, 4, "full_0_4"), (3, 2, "trunc_3_2")])
+def test_huginn_losses_and_gradients(huginn, huginn_io, detached, trained, name):
+    loss, grads = huginn.loss_and_grads(
+        huginn_io["input_ids"],
+        huginn_io["labels"],
+        num_loops=detached + trained,
+        num_detached=detached,
+        initial_state=huginn_io["init_state"],
+        objective=FinalCrossEntropy(),
+    )
+    np.testing.assert_allclose(loss, huginn_io[f"loss_{name}"], atol=3e-6)
+    assert_gradients(huginn.official_tensors(grads), load_file(GOLDEN / "huginn_a" / f"grads_{name}.safetensors"), 1e-4)
+
+
+def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
+    with jax.enable_x64(True):
+        out = looplm.load(GOLDEN / "ouro_a", dtype="float64")(ouro_io["input_ids"])
+        np.testing.assert_allclose(out.hidden_RBSD, ouro_io["ut_hidden_f64"], atol=1e-9)
+        np.testing.assert_allclose(jnp.moveaxis(out.exit_RBS, 0, -1), ouro_io["exit_pdf_f64"], atol=1e-9)
+        np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits_f64"], atol=1e-9)
+        huginn = looplm.load(GOLDEN / "huginn_a", dtype="float64")
+        for depth in (1, 4, 16):
+            state = huginn_io["init_state"].astype(np.float64)
+            out = huginn(huginn_io["input_ids"], num_loops=depth, initial_state=state)
+            np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}_f64"], atol=1e-9)
+
+
+def test_weights_go_back_to_their_official_names(ouro, huginn):
+    for lm, name in ((ouro, "ouro_a"), (huginn, "huginn_a")):
+        stored = load_file(GOLDEN / name / "model.safetensors")
+        named = lm.official_tensors(lm.params)
+        assert set(named) == set(stored) - {"freqs_cis"}
+        for tensor, value in named.items():
+            np.testing.assert_array_equal(value, stored[tensor], err_msg=tensor)

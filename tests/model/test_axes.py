@@ -1,0 +1,135 @@
+"""Every value of every axis works with every value of every other."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.config import schema
+from looplm.config.schema import Model
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM
+from looplm.model.loop import Depth
+from looplm.objective import build_objective
+from looplm.ops.attention import self_mask
+
+AXES = {
+    "injection": [
+        schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(), schema.ConcatInjection(init="input"),
+        schema.DiagonalInjection(),
+    ],
+    "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],
+    "norm_placement": ["pre", "sandwich", "sandwich_sum"],
+    "norm_at_loop_end": [False, True],
+    "norm_before_coda": [False, True],
+    "prelude_norm": [False, True],
+    "qk_norm": [False, True],
+    "qk_bias": [False, True],
+    "rope": [
+        schema.Rope(), schema.Rope(layout="interleaved"), schema.Rope(scaling=schema.LinearScaling(factor=2.0)),
+        schema.Rope(scaling=schema.RampScaling(factor=8.0, original_length=64)),
+    ],
+    "residual_step": ["one", "inverse_loops"],
+    "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU()],
+    "tie_embeddings": [False, True],
+    "embedding_scale": [1.0, 4.0],
+    "logit_softcap": [None, 15.0],
+    "attention_mask": ["causal", "prefix", "full"],
+    "attention_window": [None, 3],
+    "init": [schema.NormalInit(), schema.DepthScaledInit(effective_depth=8), schema.NormalInit(std=0.1)],
+    "objective": [
+        schema.FinalCrossEntropy(z_loss_weight=1e-3), schema.ExpectedCrossEntropy(),
+        schema.ExpectedCrossEntropy(sampled_heads=2), schema.WeightedCrossEntropy(weights="linear"),
+    ],
+    "remat": ["none", "layer", "loop", "names", "offload"],
+    "depth": ["fixed", "batch", "sequence"],
+}  # fmt: skip
+B, S, VOCAB = 4, 8, 31
+
+
+def pairwise_cases() -> list[dict[str, int]]:
+    """Few choices of one value per axis in which every pair of values of two axes occurs: greedy, seeded."""
+    generator = np.random.default_rng(0)
+    names, sizes = list(AXES), {name: len(values) for name, values in AXES.items()}
+    missing = {
+        ((a, i), (b, j)) for a, b in itertools.combinations(names, 2) for i in range(sizes[a]) for j in range(sizes[b])
+    }
+    cases = []
+    while missing:
+        pair = min(missing)
+        case = dict(pair)
+        for name in generator.permutation([name for name in names if name not in case]):
+            gain = [
+                sum(((min((name, v), (n, w))), max((name, v), (n, w))) in ordered(missing) for n, w in case.items())
+                for v in range(sizes[name])
+            ]
+            case[name] = int(np.argmax(gain))
+        missing -= {pair for pair in missing if case[pair[0][0]] == pair[0][1] and case[pair[1][0]] == pair[1][1]}
+        cases.append(case)
+    return cases
+
+
+def ordered(pairs):
+    return {(min(pair), max(pair)) for pair in pairs}
+
+
+CASES = pairwise_cases()
+
+
+def test_the_cases_hold_every_pair_of_values() -> None:
+    for a, b in itertools.combinations(AXES, 2):
+        assert {(case[a], case[b]) for case in CASES} == set(
+            itertools.product(range(len(AXES[a])), range(len(AXES[b])))
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_every_pair_of_values_learns(case) -> None:
+    chosen = {name: AXES[name][value] for name, value in case.items()}
+    objective = build_objective(chosen.pop("objective"))
+    remat, varies = chosen.pop("remat"), chosen.pop("depth")
+    lm = FunctionalLM(
+        Model(
+            vocab_size=VOCAB, dim=16, num_heads=2, hidden_dim=24, prelude_layers=1, block_layers=1, coda_layers=1,
+            exit_gate=schema.ExitGate(), **chosen,
+        )
+    )  # fmt: skip
+    tokens_BS = jax.random.randint(jax.random.key(0), (B, S), 0, VOCAB)
+    trained = {"fixed": None, "batch": jnp.int32(2), "sequence": jnp.array([1, 3, 2, 3])}[varies]
+    detached = {"fixed": 0, "batch": jnp.int32(0), "sequence": jnp.array([0, 2, 0, 1])}[varies]
+
+    def loss(params):
+        model = lm.bind(params)
+        read = objective.read_loops(3, jax.random.key(1))
+        context = Context(
+            jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)), remat,
+            key=jax.random.key(2), sequence_B=jnp.arange(B),
+        )  # fmt: skip
+        output = model(tokens_BS, context, Depth(3, trained, detached), dtype=jnp.float32, read_loops=read)
+        return objective(model, output, tokens_BS, read).objective
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(lm.init(jax.random.key(3)))
+    assert np.isfinite(value)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        name = jax.tree_util.keystr(path)
+        assert np.all(np.isfinite(leaf)), name
+        # A key's bias shifts all scores of a query alike unless it is rotated; the first token's rotation is none.
+        if learns(name, lm.config, objective):
+            assert np.any(leaf), name
+
+
+def learns(name: str, config: Model, objective: object) -> bool:
+    """Parameters that some choice of values cuts off by definition."""
+    gate_is_used = type(objective).__name__ == "Expected"
+    prelude_is_used = isinstance(config.state_init, schema.InputState) or not isinstance(
+        config.injection, schema.NoInjection
+    )
+    if "'gate'" in name and "feed_forward" not in name:
+        return gate_is_used
+    if name.startswith(("['prelude']", "['prelude_norm']")):
+        return prelude_is_used
+    if name.startswith("['embedding']"):
+        return prelude_is_used or config.tie_embeddings or isinstance(config.state_init, schema.EmbeddingState)
+    return not (isinstance(config.state_init, schema.ZeroState) and isinstance(config.injection, schema.NoInjection))
