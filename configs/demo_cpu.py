@@ -3,7 +3,7 @@
     looplm demo                                                    (makes the data, then trains this)
     looplm train configs/demo_cpu.py --workdir runs/demo/run       (goes on from there)
 
-Expect, on the source of Python's standard library: see docs/benchmarks.md.
+Expect a held-out loss near 3.50 nats at depth 4, about 0.1 below depth 1 (docs/benchmarks.md).
 """
 
 from looplm.config.schema import (

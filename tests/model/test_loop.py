@@ -43,6 +43,23 @@ def test_value_and_gradients_equal_the_unrolled_definition(detached, trained, re
     np.testing.assert_allclose(actual[1], expected[1], rtol=1e-6, atol=1e-9)
 
 
+def test_sequences_of_different_depth_equal_separate_runs():
+    state_B, inputs_B = jnp.float32([0.3, -0.2, 0.5]), jnp.float32([0.2, 0.1, 0.4])
+    detached, trained = [0, 3, 1], [2, 4, 1]
+
+    def batched(parameters, state, inputs):
+        depth = Depth(4, jnp.array(trained), jnp.array(detached))
+        return jnp.sum(run(parameters, state, inputs, depth)[0])
+
+    def separate(parameters, state, inputs):
+        return sum(unrolled(parameters, state[b], inputs[b], detached[b], trained[b]) for b in range(3))
+
+    arguments = (jnp.float32(0.7), state_B, inputs_B)
+    actual = jax.jit(jax.value_and_grad(batched, argnums=(0, 1, 2)))(*arguments)
+    expected = jax.value_and_grad(separate, argnums=(0, 1, 2))(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), actual, expected)
+
+
 def test_every_depth_runs_the_same_program():
     traced = 0
 

@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ExitGate, ExpectedCrossEntropy, FinalCrossEntropy, Model
+from looplm.config.schema import (
+    ExitGate,
+    ExpectedCrossEntropy,
+    FinalCrossEntropy,
+    GateImprovement,
+    Model,
+    WeightedCrossEntropy,
+)
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
-from looplm.objective import build_objective
+from looplm.objective import build_objective, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy.reference import cross_entropy
 
@@ -36,12 +43,12 @@ def data():
     return tokens_BS, jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(-100)
 
 
-def run(lm, params, data, config, depth):
+def run(lm, params, data, config, depth, key=3):
     tokens_BS, labels_BS = data
     model, objective = lm.bind(params), build_objective(config)
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
     context = Context(positions_BS, self_mask(lm.config, jnp.zeros_like(tokens_BS)))
-    read = objective.read_loops(depth.window, jax.random.key(3))
+    read = objective.read_loops(depth.window, jax.random.key(key))
     output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read)
     return objective(model, output, labels_BS, read), output, model
 
@@ -85,3 +92,48 @@ def test_gradient_is_finite_where_the_gate_is_certain(lm, params, data):
     certain = {**params, "gate": {"kernel": 300 * params["gate"]["kernel"], "bias": params["gate"]["bias"]}}
     gradient = jax.grad(lambda p: run(lm, p, data, ExpectedCrossEntropy(), Depth(3))[0].objective)(certain)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("weights", ["uniform", "linear"])
+def test_weighted_loss_follows_its_weights(lm, params, data, weights):
+    sums, output, model = run(lm, params, data, WeightedCrossEntropy(weights=weights), Depth(4, jnp.int32(3)))
+    weight_R = np.array([1, 1, 1] if weights == "uniform" else [1, 2, 3]) / (3 if weights == "uniform" else 6)
+    losses = [float(jnp.sum(cross_entropy(model.logits(h), data[1])[0][:, :-1])) for h in output.hidden_RBSD[1:]]
+    np.testing.assert_allclose(sums.objective, weight_R @ losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [ExpectedCrossEntropy, WeightedCrossEntropy])
+def test_sampled_heads_give_the_right_sum_on_average(lm, params, data, config):
+    """Every pair of 4 loops is as likely as any other: the mean over many draws is the sum over all loops."""
+    whole = run(lm, params, data, config(), Depth(4))[0].objective
+    sampled = jax.jit(jax.vmap(lambda key: run(lm, params, data, config(sampled_heads=2), Depth(4), key)[0].objective))(
+        jnp.arange(400)
+    )
+    error = np.std(sampled) / np.sqrt(len(sampled))
+    assert error > 0
+    assert abs(np.mean(sampled) - whole) < 4 * error
+
+
+def test_z_loss_is_the_squared_normaliser(lm, params, data):
+    with_z, output, model = run(lm, params, data, FinalCrossEntropy(z_loss_weight=0.5), Depth(2))
+    z_BS = jax.nn.logsumexp(model.logits(output.hidden_RBSD[-1]), axis=-1)[:, :-1] ** 2
+    np.testing.assert_allclose(with_z.objective - with_z.loss, 0.5 * jnp.sum(z_BS), rtol=1e-5)
+
+
+def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, data):
+    config = GateImprovement(sharpness=20.0, threshold=0.01)
+    sums, output, model = run(lm, params, data, config, Depth(3))
+    nll_RBS = np.float64([cross_entropy(model.logits(h), data[1])[0] for h in output.hidden_RBSD])
+    leave_RBS = 1 / (1 + np.exp(-np.float64(output.gate_logits_RBS)))
+    expected = 0.0
+    for t, b, s in np.ndindex(2, B, S - 1):
+        go_on = 1 / (1 + np.exp(-20.0 * (max(0.0, nll_RBS[t, b, s] - nll_RBS[t + 1, b, s]) - 0.01)))
+        rate = leave_RBS[t, b, s]
+        expected -= (go_on * np.log(1 - rate) + (1 - go_on) * np.log(rate)) / 3
+    np.testing.assert_allclose(sums.objective, expected, rtol=1e-4)
+
+    gradient = jax.grad(lambda p: run(lm, trained(build_objective(config), p), data, config, Depth(3))[0].objective)(
+        params
+    )
+    assert np.any(gradient["gate"]["kernel"])
+    assert not any(np.any(leaf) for name in gradient if name != "gate" for leaf in jax.tree.leaves(gradient[name]))
