@@ -51,7 +51,7 @@ def data_build(
     from looplm.data.writer import build_dataset
 
     report = build_dataset(input, tokenizer, out, validation_fraction=validation_fraction, num_workers=workers)
-    console.print(f"wrote {out}: {report}", soft_wrap=True)
+    console.print(f"wrote {out}: {report}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -85,10 +85,7 @@ def build_data(out: Path, run: Run, console: Console) -> None:
     texts = (d.text for d in documents if held_out_part(d.sha256, HELD_OUT) == "train")
     tokenizer = train_tokenizer(texts, run.model.vocab_size, out)
     report = build_dataset(files, tokenizer, out / "data", validation_fraction=HELD_OUT)
-    console.print(
-        f"{report.num_documents} files, {report.num_bytes / 1e6:.1f} MB, {report.num_tokens / 1e6:.2f} M tokens",
-        highlight=False,
-    )
+    console.print(str(report), highlight=False)
 
 
 def library() -> Path:

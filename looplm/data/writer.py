@@ -51,6 +51,18 @@ class BuildReport:
     seconds: float
     num_workers: int
 
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{name}: {part.num_documents} documents and {part.num_tokens} tokens"
+            for name, part in self.datasets.items()
+            if name != _WHOLE
+        )
+        skipped = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        return (
+            f"{self.num_documents} documents, {self.num_bytes / 1e6:.1f} MB, {self.num_tokens / 1e6:.2f} M tokens"
+            f"{f' ({parts})' if parts else ''} in {self.seconds:.1f} s; skipped: {skipped or 'none'}"
+        )
+
     @property
     def num_tokens(self) -> int:
         return sum(manifest.num_tokens for manifest in self.datasets.values())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.config.schema import Model
+from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
 from looplm.model.block import Stack
 from looplm.model.context import Context, KeysValues
 from looplm.model.core import Core
@@ -56,6 +57,8 @@ class Output:
     cache: Cache | None
     window: int
     """Loops of the window, read or not."""
+    statistics_R: LoopStatistics | None
+    """Of every loop of the window; None when not asked for."""
 
     @property
     def log_exit_RBS(self) -> jax.Array | None:
@@ -92,6 +95,7 @@ class LoopLM(nnx.Module):
         dtype: jax.typing.DTypeLike,
         read_loops: ReadLoops = "last",
         exit_threshold: float | None = None,
+        with_statistics: bool = False,
         initial_state_BSD: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> Output:
@@ -105,6 +109,7 @@ class LoopLM(nnx.Module):
             read_loops: of which loops of the window hidden states are wanted; an int array of places in the window
                 wants those.
             exit_threshold: read every token's state at the loop where its cumulative exit probability reaches this.
+            with_statistics: whether to measure what every loop does to the state.
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
@@ -133,10 +138,14 @@ class LoopLM(nnx.Module):
 
         keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
-        def collect(state_BSD: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-            return (state_BSD if keep_states else None), (self.gate(state_BSD) if self.gate else None)
+        def collect(before_BSD: jax.Array, state_BSD: jax.Array) -> tuple:
+            return (
+                state_BSD if keep_states else None,
+                self.gate(state_BSD) if self.gate else None,
+                loop_statistics(before_BSD, state_BSD) if with_statistics else None,
+            )
 
-        state_BSD, (states_RBSD, gate_logits_RBS), block_cache = run_loops(
+        state_BSD, (states_RBSD, gate_logits_RBS, statistics_R), block_cache = run_loops(
             step,
             core_parameters,
             state_BSD,
@@ -161,7 +170,7 @@ class LoopLM(nnx.Module):
             hidden_BSD, coda_cache = self.read(state_BSD, context, cache.coda if cache else None)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
-        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window)
+        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window, statistics_R)
 
     def read(
         self, state_BSD: jax.Array, context: Context, cache: KeysValues | None = None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from looplm.config.schema import Run
+from looplm.metrics.loop_stats import last_loop
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import Sums, build_objective, trained
@@ -34,7 +35,7 @@ def build_train_step(
     schedule = build_schedule(run.optim, run.num_steps)
     dtype = compute_dtype(run.model)
 
-    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, Sums]:
+    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple]:
         model = lm.bind(trained(objective, params))
         context = Context(
             micro_batch["positions"],
@@ -47,19 +48,20 @@ def build_train_step(
         )
         read = objective.read_loops(int(depths.window), step_key(run.seed, HEADS_PURPOSE, step))
         depth = depths.as_depth(micro_batch.get("depth", drawn))
-        output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read)
+        output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read, with_statistics=True)
         result = objective(model, output, micro_batch["labels"], read)
-        return result.objective, result
+        assert output.statistics_R is not None, "with_statistics"
+        return result.objective, (result, last_loop(output.statistics_R))
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
         batch_size = batch["tokens"].shape[1]
         whole, reduce = jax.vjp(lambda params: lm.gather(params, batch_size), state.params)
 
-        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
+        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, tuple]:
             (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn, state.step)
             return jax.tree.map(jnp.add, gradient, more), result
 
-        gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
+        gradient, (results, statistics) = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
         (gradient,) = reduce(gradient)
@@ -75,6 +77,7 @@ def build_train_step(
             "train/grad_norm": optax.tree.norm(gradient),
             "optim/learning_rate": schedule(state.step),
             **{name: value / scored for name, value in total.extra.items()},
+            **{name: jnp.mean(value) for name, value in statistics.items()},
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

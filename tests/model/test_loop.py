@@ -14,8 +14,12 @@ def step(parameters, state, inputs, loop_data):
     return jnp.tanh(parameters * state + inputs), loop_data
 
 
+def nothing(before, state):
+    return None
+
+
 def run(parameters, state, inputs, depth, **options):
-    options = {"collect": lambda state: state, "remat": "none", "unroll": False, **options}
+    options = {"collect": lambda before, state: state, "remat": "none", "unroll": False, **options}
     return run_loops(step, parameters, state, inputs, depth, **options)
 
 
@@ -88,7 +92,7 @@ def test_each_loop_gets_and_returns_its_own_data():
         return state + loop_data, loop_data * 10
 
     state, _, data = run_loops(
-        counting, None, jnp.float32(0), None, Depth(3), collect=lambda s: None, per_loop=jnp.float32([1, 2, 4]),
+        counting, None, jnp.float32(0), None, Depth(3), collect=nothing, per_loop=jnp.float32([1, 2, 4]),
         remat="none", unroll=False,
     )  # fmt: skip
     assert state == 7
@@ -106,7 +110,7 @@ def test_gradients_are_summed_over_loops_in_float32():
     def loss(parameters):
         collected = run_loops(
             constant_step, parameters, jnp.zeros((1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16),
-            Depth(2000), collect=lambda state: state, remat="none", unroll=False,
+            Depth(2000), collect=lambda before, state: state, remat="none", unroll=False,
         )[1]  # fmt: skip
         return jnp.sum(collected.astype(jnp.float32))
 
@@ -123,7 +127,7 @@ def test_activation_memory_of_a_loop_is_its_state_only():
         def loss(parameters, state):
             return jnp.sum(
                 run_loops(
-                    wide_step, parameters, state, None, Depth(num_loops), collect=lambda s: None, remat=remat,
+                    wide_step, parameters, state, None, Depth(num_loops), collect=nothing, remat=remat,
                     unroll=False,
                 )[0]
             )  # fmt: skip

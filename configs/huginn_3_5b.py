@@ -1,0 +1,58 @@
+"""Huginn 3.5B (arXiv 2502.05171): prelude 2, shared block 4, coda 2; 32 loops on average, gradient through the last 8.
+
+    looplm train configs/huginn_3_5b.py --workdir runs/huginn --set data.train=DATASET
+
+3,564,976,800 parameters. Departs from the authors' optimizer, an AdamW with clipped updates, in using plain AdamW.
+"""
+
+import math
+
+from looplm.config.schema import (
+    AdamW,
+    Checkpoint,
+    ConcatInjection,
+    Data,
+    DepthScaledInit,
+    LogNormalPoissonDepth,
+    Loop,
+    Model,
+    NormalState,
+    Optim,
+    Rope,
+    Run,
+    Schedule,
+)
+
+BATCH_TOKENS = 4096 * 4096
+
+
+def config() -> Run:
+    return Run(
+        num_steps=47_000,
+        model=Model(
+            vocab_size=65536,
+            dim=5280,
+            num_heads=55,
+            hidden_dim=17920,
+            prelude_layers=2,
+            block_layers=4,
+            coda_layers=2,
+            qk_bias=True,
+            rope=Rope(theta=50_000.0, layout="interleaved"),
+            norm_placement="sandwich_sum",
+            norm_before_coda=True,
+            injection=ConcatInjection(),
+            state_init=NormalState(),
+            tie_embeddings=True,
+            embedding_scale=math.sqrt(5280),
+            init=DepthScaledInit(effective_depth=132),
+        ),
+        loop=Loop(num_loops=32, depth=LogNormalPoissonDepth(), backprop_loops=8),
+        optim=Optim(
+            learning_rate=4e-5,
+            optimizer=AdamW(beta1=0.9, beta2=0.95, weight_decay=4e-5),
+            schedule=Schedule(warmup_steps=4096, decay="constant"),
+        ),
+        data=Data(train="data/train", sequence_length=4096, batch_tokens=BATCH_TOKENS),
+        checkpoint=Checkpoint(every_steps=500),
+    )

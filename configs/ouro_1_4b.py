@@ -1,0 +1,50 @@
+"""Ouro 1.4B (arXiv 2510.25741): 24 shared layers, 4 loops, exit gate; stage 1b of its schedule.
+
+    looplm train configs/ouro_1_4b.py --workdir runs/ouro --set data.train=DATASET
+
+1,434,652,673 parameters. The later stages change rope.theta, sequence_length and the learning rate (spec: table 1).
+"""
+
+from looplm.config.schema import (
+    AdamW,
+    Checkpoint,
+    Data,
+    ExitGate,
+    ExpectedCrossEntropy,
+    Loop,
+    Model,
+    Optim,
+    Rope,
+    Run,
+    Schedule,
+)
+
+TOKENS = 3_000_000_000_000
+BATCH_TOKENS = 8 * 2**20
+
+
+def config() -> Run:
+    return Run(
+        num_steps=TOKENS // BATCH_TOKENS,
+        model=Model(
+            vocab_size=49152,
+            dim=2048,
+            num_heads=16,
+            hidden_dim=5632,
+            block_layers=24,
+            norm_placement="sandwich",
+            norm_at_loop_end=True,
+            final_norm=False,
+            rope=Rope(theta=10_000.0),
+            exit_gate=ExitGate(),
+        ),
+        loop=Loop(num_loops=4),
+        objective=ExpectedCrossEntropy(entropy_weight=0.05),
+        optim=Optim(
+            learning_rate=3e-4,
+            optimizer=AdamW(beta1=0.9, beta2=0.95, weight_decay=0.1),
+            schedule=Schedule(warmup_steps=2000, decay="constant"),
+        ),
+        data=Data(train="data/train", sequence_length=4096, batch_tokens=BATCH_TOKENS),
+        checkpoint=Checkpoint(every_steps=1000),
+    )

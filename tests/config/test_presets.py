@@ -1,0 +1,38 @@
+"""Presets have the published sizes; nothing is allocated."""
+
+import pytest
+
+from looplm.config.load import load_config, shipped_configs
+from looplm.model.functional import FunctionalLM
+
+PUBLISHED = {
+    # Embedding and head 2 * 49152 * 2048; a layer 4 * D^2 + 3 * D * F + 4 * D; one norm; the gate D + 1.
+    "ouro_1_4b": 2 * 49152 * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
+    "ouro_2_6b": 2 * 49152 * 2048 + 48 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
+    # From the shapes of the released state dict.
+    "huginn_3_5b": 3_564_976_800,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name):
+    path = shipped_configs() / f"{name}.py"
+    count = FunctionalLM(load_config(path).model).num_params
+    assert count == PUBLISHED[name]
+    assert f"{count:,} parameters" in path.read_text()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
+    large, tiny = (load_config(shipped_configs() / f"{n}.py").model for n in (name, f"{name}_tiny"))
+    for axis in (
+        "norm_placement",
+        "norm_at_loop_end",
+        "norm_before_coda",
+        "injection",
+        "state_init",
+        "qk_bias",
+        "rope",
+    ):
+        assert getattr(large, axis) == getattr(tiny, axis)
+    assert FunctionalLM(tiny).num_params < 2_000_000

@@ -1,0 +1,69 @@
+"""The compiled train step: flat in loops and layers, and one state of memory per loop."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from looplm.config.schema import Mesh, Run
+from looplm.model.functional import FunctionalLM
+from looplm.optim.build import build_optimizer
+from looplm.sharding.mesh import build_mesh
+from looplm.train.depth import DepthSchedule
+from looplm.train.state import abstract_state
+from looplm.train.step import build_train_step
+
+B, S, D, VOCAB = 4, 128, 128, 8192
+SIZES = {
+    "model.vocab_size": VOCAB,
+    "model.dim": D,
+    "model.num_heads": 4,
+    "model.hidden_dim": 256,
+    "model.exit_gate": None,
+    "objective": "final",
+    "data.sequence_length": S,
+    "data.batch_tokens": B * S,
+    "loop.remat": "loop",
+}
+
+
+@pytest.fixture
+def compiled(tiny_run: Callable[..., Run]) -> Callable[..., jax.stages.Compiled]:
+    def compile_step(**changes: object) -> jax.stages.Compiled:
+        run = tiny_run(**{**SIZES, **changes})
+        mesh, lm = build_mesh(Mesh(), jax.devices()[:1]), FunctionalLM(run.model)
+        optimizer = build_optimizer(run.optim, lm, run.num_steps)
+        whole = NamedSharding(mesh, PartitionSpec())
+        shapes = dict.fromkeys(("tokens", "labels", "segments", "positions"), (1, B, S)) | {"sequence": (1, B)}
+        batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=whole) for name, shape in shapes.items()}
+        drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=whole)
+        step = build_train_step(run, lm, optimizer, DepthSchedule(run))
+        with jax.set_mesh(mesh):
+            return jax.jit(step, donate_argnums=0).lower(abstract_state(lm, optimizer, mesh), batch, drawn).compile()
+
+    return compile_step
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_the_program_does_not_grow_with_loops_or_layers(compiled) -> None:
+    few = len(compiled(**{"loop.num_loops": 2, "model.block_layers": 4}).as_text())
+    assert len(compiled(**{"loop.num_loops": 64, "model.block_layers": 4}).as_text()) == pytest.approx(few, rel=0.05)
+    assert len(compiled(**{"loop.num_loops": 2, "model.block_layers": 24}).as_text()) == pytest.approx(few, rel=0.05)
+
+
+def test_a_loop_costs_the_memory_of_one_state(compiled) -> None:
+    """Beside it only the statistics of every token and sequence: two numbers of D."""
+    few, many = (temporary_bytes(compiled(**{"loop.num_loops": r, "model.block_layers": 2})) for r in (8, 24))
+    assert (many - few) / 16 == pytest.approx(4 * B * S * D, rel=0.05)
+
+
+def test_losses_of_all_loops_hold_no_logits_of_all_loops(compiled) -> None:
+    changes = {"model.exit_gate": {}, "objective": "expected"}
+    few, many = (temporary_bytes(compiled(**{**changes, "loop.num_loops": r})) for r in (4, 12))
+    # States, what the head reads of them, and the gradients of both.
+    assert (many - few) / 8 < 8 * (4 * B * S * D) < 4 * B * S * VOCAB / 4

@@ -1,0 +1,197 @@
+"""Tokens per second of a training step: looplm against a peer, in one process, in turn, medians.
+
+    python tools/bench_train.py                                            looplm's own unlooped twin
+    python tools/bench_train.py --peer ouro --checkout CHECKOUT            official code: LoopedLMs/ouro_rl
+    python tools/bench_train.py --peer huginn --checkout CHECKOUT          official code: seal-rg/recurrent-pretraining
+    ... --compiled                                                         through torch.compile
+
+A step is forward, backward and AdamW in float32 on the same random tokens. The twin has R x L layers with weights of
+their own and runs once: the same FLOPs, but for what loops add. The official codes need torch and transformers 4.54.
+"""
+
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import typer
+
+from looplm.config.load import override
+from looplm.config.schema import (
+    AddInjection,
+    ConcatInjection,
+    Data,
+    DepthScaledInit,
+    ExitGate,
+    ExpectedCrossEntropy,
+    FinalCrossEntropy,
+    Loop,
+    Mesh,
+    Model,
+    NormalState,
+    Optim,
+    Rope,
+    Run,
+)
+from looplm.metrics.flops import training_flops
+from looplm.model.functional import FunctionalLM
+from looplm.optim.build import build_optimizer
+from looplm.sharding.mesh import build_mesh
+from looplm.train.depth import DepthSchedule
+from looplm.train.state import create_state
+from looplm.train.step import build_train_step
+
+Step = Callable[[], float]
+"""Runs one training step to its end; returns the loss."""
+
+AXES: dict[str, dict] = {
+    "twin": dict(injection=AddInjection()),
+    "ouro": dict(norm_placement="sandwich", norm_at_loop_end=True, final_norm=False, exit_gate=ExitGate()),
+    "huginn": dict(
+        prelude_layers=2, coda_layers=2, qk_bias=True, rope=Rope(theta=50_000.0, layout="interleaved"),
+        norm_placement="sandwich_sum", norm_before_coda=True, injection=ConcatInjection(), state_init=NormalState(),
+        tie_embeddings=True, init=DepthScaledInit(effective_depth=20),
+    ),
+}  # fmt: skip
+
+
+def run_of(peer: str, *, dim: int, layers: int, loops: int, length: int, batch: int, vocab: int, unroll: bool) -> Run:
+    model = Model(
+        vocab_size=vocab, dim=dim, num_heads=dim // 64, hidden_dim=dim * 11 // 4, block_layers=layers, dtype="float32",
+        **AXES[peer],
+    )  # fmt: skip
+    return Run(
+        num_steps=1000,
+        model=model,
+        loop=Loop(num_loops=loops, remat="none", unroll=unroll),
+        objective=ExpectedCrossEntropy() if model.exit_gate else FinalCrossEntropy(),
+        optim=Optim(learning_rate=1e-4),
+        data=Data(train="none", sequence_length=length, batch_tokens=length * batch),
+    )
+
+
+def looplm_step(run: Run, tokens_BS: np.ndarray) -> Step:
+    mesh, lm = build_mesh(Mesh(), jax.devices()[:1]), FunctionalLM(run.model)
+    optimizer, depths = build_optimizer(run.optim, lm, run.num_steps), DepthSchedule(run)
+    state = create_state(lm, optimizer, mesh, seed=0)
+    positions_BS = np.broadcast_to(np.arange(tokens_BS.shape[1], dtype=np.int32), tokens_BS.shape)
+    rows = {
+        "tokens": tokens_BS, "labels": np.roll(tokens_BS, -1, axis=1), "segments": np.ones_like(tokens_BS),
+        "positions": positions_BS, "sequence": np.arange(len(tokens_BS), dtype=np.int32),
+    }  # fmt: skip
+    with jax.set_mesh(mesh):
+        batch = {name: jax.numpy.asarray(value[None]) for name, value in rows.items()}
+        drawn = jax.numpy.asarray(depths.draw(0))
+        compiled = jax.jit(build_train_step(run, lm, optimizer, depths), donate_argnums=0)
+        compiled = compiled.lower(state, batch, drawn).compile()
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch, drawn)
+        return float(metrics["train/loss"])
+
+    return step
+
+
+def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, compiled: bool, threads: int) -> Step:
+    """The official modelling code with the same sizes, under torch's AdamW."""
+    import torch
+
+    torch.set_num_threads(threads)
+    model, m = None, run.model
+    if peer == "ouro":
+        sys.path.insert(0, str(checkout))
+        code = importlib.import_module("ouro_rl.modeling.modeling_ouro")
+        config = code.OuroConfig(
+            vocab_size=m.vocab_size,
+            hidden_size=m.dim,
+            intermediate_size=m.hidden_dim,
+            num_hidden_layers=m.block_layers,
+            num_attention_heads=m.num_heads,
+            num_key_value_heads=m.num_heads,
+            total_ut_steps=run.loop.num_loops,
+            use_cache=False,
+            tie_word_embeddings=False,
+        )
+        model, options = code.OuroForCausalLM(config), {"use_cache": False}
+    else:
+        sys.path.insert(0, str(checkout / "recpre"))
+        sys.path.insert(0, str(checkout))
+        code = importlib.import_module("recpre.raven_modeling_minimal")
+        config = code.RavenConfig(
+            vocab_size=m.vocab_size, n_embd=m.dim, n_heads=m.num_heads, intermediate_size=m.hidden_dim,
+            n_layers_in_recurrent_block=m.block_layers, mean_recurrence=run.loop.num_loops,
+            mean_backprop_depth=run.loop.num_loops, block_size=tokens_BS.shape[1], padding_multiple=1,
+            activation_checkpoint_impl="none", torch_dtype="float32",
+        )  # fmt: skip
+        model = code.RavenForCausalLM(config)
+        options = {"num_steps": torch.tensor([0, run.loop.num_loops]), "use_cache": False}
+    model.float().train()
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    tokens = torch.tensor(tokens_BS, dtype=torch.long)
+    # Ouro's code shifts labels itself, Huginn's does not.
+    labels = tokens if peer == "ouro" else torch.roll(tokens, -1, dims=1)
+
+    def step() -> float:
+        loss = forward(tokens, labels=labels, **options).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step
+
+
+def main(
+    peer: Annotated[Literal["twin", "ouro", "huginn"], typer.Option(help="What looplm is compared with.")] = "twin",
+    checkout: Annotated[Path | None, typer.Option(help="Checkout of the official code.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Run the official code through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(help="Steps of each that count.")] = 5,
+    dim: int = 512,
+    layers: int = 4,
+    loops: int = 4,
+    length: int = 512,
+    batch: int = 4,
+    vocab: int = 8192,
+    threads: int = 2,
+    unroll: Annotated[bool, typer.Option(help="Write loops and layers out.")] = True,
+) -> None:
+    """Prints one row of a table."""
+    sizes = dict(dim=dim, layers=layers, loops=loops, length=length, batch=batch, vocab=vocab, unroll=unroll)
+    run = run_of(peer, **sizes)
+    tokens_BS = np.random.default_rng(0).integers(0, vocab, (batch, length), dtype=np.int32)
+    if peer == "twin":
+        other_run = override(run, {"loop.num_loops": 1, "model.block_layers": layers * loops})
+        other = looplm_step(other_run, tokens_BS)
+    elif checkout is None:
+        raise typer.BadParameter(f"--peer {peer} needs --checkout")
+    else:
+        other = torch_step(peer, run, tokens_BS, checkout, compiled=compiled, threads=threads)
+    steps = {"looplm": looplm_step(run, tokens_BS), peer: other}
+    losses = {name: step() for name, step in steps.items()}  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            losses[name] = step()
+            seconds[name].append(time.perf_counter() - started)
+    rates = {name: batch * length / statistics.median(times) for name, times in seconds.items()}
+    ratio = statistics.median(b / a for a, b in zip(seconds["looplm"], seconds[peer], strict=True))
+    flops = training_flops(run.model, run.objective, sequence_length=length, num_loops=loops, trained_loops=loops)
+    print(f"jax {jax.__version__}, {peer}{' compiled' if compiled else ''}, {rounds} rounds, {sizes}")
+    print(f"losses {', '.join(f'{name} {loss:.3f}' for name, loss in losses.items())}")
+    print(
+        f"looplm {rates['looplm']:.0f} tokens/s ({rates['looplm'] * flops.total / 1e9:.0f} GFLOP/s), "
+        f"{peer} {rates[peer]:.0f} tokens/s, looplm is {ratio:.2f} times as fast (median of pairs)"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
