@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import jax
@@ -105,8 +106,7 @@ def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, co
     torch.set_num_threads(threads)
     model, m = None, run.model
     if peer == "ouro":
-        sys.path.insert(0, str(checkout))
-        code = importlib.import_module("ouro_rl.modeling.modeling_ouro")
+        code = official(checkout / "ouro_rl" / "modeling", "modeling_ouro")
         config = code.OuroConfig(
             vocab_size=m.vocab_size,
             hidden_size=m.dim,
@@ -120,9 +120,7 @@ def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, co
         )
         model, options = code.OuroForCausalLM(config), {"use_cache": False}
     else:
-        sys.path.insert(0, str(checkout / "recpre"))
-        sys.path.insert(0, str(checkout))
-        code = importlib.import_module("recpre.raven_modeling_minimal")
+        code = official(checkout / "recpre", "raven_modeling_minimal")
         config = code.RavenConfig(
             vocab_size=m.vocab_size, n_embd=m.dim, n_heads=m.num_heads, intermediate_size=m.hidden_dim,
             n_layers_in_recurrent_block=m.block_layers, mean_recurrence=run.loop.num_loops,
@@ -144,9 +142,17 @@ def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, co
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return step
+
+
+def official(folder: Path, module: str) -> ModuleType:
+    """Imports one module of a checkout without running its package's __init__, which may need more packages."""
+    package = ModuleType("official")
+    package.__path__ = [str(folder)]
+    sys.modules["official"] = package
+    return importlib.import_module(f"official.{module}")
 
 
 def main(
