@@ -18,6 +18,7 @@ from looplm.data.source import find_files, read_documents
 from looplm.data.tokenizer import train_tokenizer
 from looplm.data.writer import build_dataset, held_out_part
 from looplm.errors import UserError
+from looplm.metrics.sweep import Generation
 
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip", "__pycache__"}
 """Not the library itself, or not text that a person wrote."""
@@ -63,7 +64,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
     lm = looplm.load(workdir)
     for loops in (1, run.loop.num_loops):
         (text,) = lm.generate([PROMPT], num_loops=loops, max_tokens=WRITTEN_TOKENS)
-        sweep.generations.append({"loops": loops, "prompt": PROMPT, "text": text})
+        sweep.generations.append(Generation(loops=loops, prompt=PROMPT, text=text))
         console.rule(f"{loops} loop{'s' * (loops > 1)}")
         console.print(PROMPT + text, soft_wrap=True, highlight=False, markup=False)
     console.rule()

@@ -12,8 +12,9 @@ from looplm.config.schema import Mesh, Run
 from looplm.data.dataset import TokenDataset
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
-from looplm.eval.depth_sweep import DepthSweep, depth_sweep
+from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
+from looplm.metrics.sweep import Sweep
 from looplm.model.functional import FunctionalLM
 from looplm.sharding.mesh import build_mesh, check_fit
 
@@ -25,7 +26,7 @@ def evaluate(
     depths: str | None = None,
     data: Path | None = None,
     out: Path | None = None,
-) -> DepthSweep:
+) -> Sweep:
     """Scores held-out data at all depths on all local devices and saves the result.
 
     Args:
@@ -77,7 +78,7 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return tuple(depths)
 
 
-def print_sweep(result: DepthSweep, console: Console) -> None:
+def print_sweep(result: Sweep, console: Console) -> None:
     """The table of all depths, the gain of looping, and the yardstick."""
     table = Table("depth", "loss (nats)", "95 % interval", "bits/byte", "accuracy")
     rows = zip(
@@ -94,12 +95,12 @@ def print_sweep(result: DepthSweep, console: Console) -> None:
         table.add_row(name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", f"{bits:.3f}", f"{accuracy:.3f}")
     console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, step {result.step}")
     console.print(table)
-    gain = result.gain
-    console.print(
-        f"depth {gain['to_depth']} against depth {gain['from_depth']}: {gain['nats']:.4f} nats lower "
-        f"(95 % interval {gain['low']:.4f} .. {gain['high']:.4f}, bootstrap over documents)",
-        soft_wrap=True,
-    )
+    if (gain := result.gain) is not None:
+        console.print(
+            f"depth {gain.to_depth} against depth {gain.from_depth}: {gain.nats:.4f} nats lower "
+            f"(95 % interval {gain.low:.4f} .. {gain.high:.4f}, bootstrap over documents)",
+            soft_wrap=True,
+        )
     if result.exit_histogram is not None:
         shares = ", ".join(f"{t}: {share:.1%}" for t, share in enumerate(result.exit_histogram, start=1))
         console.print(

@@ -1,17 +1,11 @@
 """Held-out loss, bits per byte and accuracy at every depth, with bootstrap intervals over documents.
 
-One pass over the data scores all depths. The file it writes (WORKDIR/eval/depth_sweep-<step>.json) is what the report
-reads.
+One pass over the data scores all depths. The record it gives (`metrics.sweep`) is what the report reads.
 """
 
-import json
 import lzma
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,52 +13,13 @@ from looplm.data.dataset import TokenDataset
 from looplm.data.loader import eval_batches
 from looplm.eval.bootstrap import interval, resampled_means
 from looplm.eval.score import Scorer, TokenScores, exit_loops
+from looplm.metrics.sweep import Gain, Sample, Sweep
 from looplm.model.functional import Params
 
 EXIT_THRESHOLD = 0.5
 """A token leaves when it has more likely left than not."""
 SAMPLE_TOKENS = 240
 XZ_LIMIT_BYTES = 64 * 2**20
-
-
-@dataclass
-class DepthSweep:
-    """All lists are as long as `depths`. Losses in nats per token; intervals are 95 %."""
-
-    step: int
-    data: str
-    num_tokens: int
-    num_bytes: int
-    num_documents: int
-    depths: list[int]
-    trained_depth: int
-    loss: list[float]
-    loss_low: list[float]
-    loss_high: list[float]
-    bits_per_byte: list[float]
-    accuracy: list[float]
-    gain: dict[str, float]
-    """Loss at the shallowest depth minus loss at the trained one, paired: from_depth, to_depth, nats, low, high."""
-    exit_threshold: float | None
-    exit_histogram: list[float] | None
-    """Share of tokens that leave after loop 1..trained_depth."""
-    expected_depth: float | None
-    """Mean exit loop."""
-    exit_loss: float | None
-    """Loss when every token is read at its exit loop."""
-    xz_bits_per_byte: float | None
-    """What `xz -9` reaches on the same bytes."""
-    sample: dict[str, Any] | None
-    generations: list[dict[str, Any]]
-
-    def save(self, folder: Path) -> Path:
-        """Writes depth_sweep-<step>.json, atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"depth_sweep-{self.step}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(temporary, path)
-        return path
 
 
 class Tally:
@@ -115,7 +70,7 @@ def depth_sweep(
     step: int,
     max_batches: int | None = None,
     with_xz: bool = False,
-) -> DepthSweep:
+) -> Sweep:
     """Scores `dataset` at the given depths.
 
     Args:
@@ -144,7 +99,7 @@ def depth_sweep(
     gain_low, gain_high = interval(samples[:, min(depths) - 1] - samples[:, to_depth - 1])
     # Tokens that can be scored (all but every document's first) over bytes: exact also when only a part was scored.
     tokens_per_byte = (dataset.num_tokens - dataset.num_documents) / dataset.num_bytes
-    return DepthSweep(
+    return Sweep(
         step=step,
         data=dataset.path.name,
         num_tokens=int(tokens),
@@ -157,20 +112,19 @@ def depth_sweep(
         loss_high=high_R[columns].tolist(),
         bits_per_byte=(loss_R[columns] / math.log(2) * tokens_per_byte).tolist(),
         accuracy=(tally.correct_R[columns] / tokens).tolist(),
-        gain={
-            "from_depth": min(depths),
-            "to_depth": to_depth,
-            "nats": float(loss_R[min(depths) - 1] - loss_R[to_depth - 1]),
-            "low": float(gain_low),
-            "high": float(gain_high),
-        },
+        gain=Gain(
+            from_depth=min(depths),
+            to_depth=to_depth,
+            nats=float(loss_R[min(depths) - 1] - loss_R[to_depth - 1]),
+            low=float(gain_low),
+            high=float(gain_high),
+        ),
         exit_threshold=EXIT_THRESHOLD if exit_depth else None,
         exit_histogram=(tally.exit_counts_R / tokens).tolist() if exit_depth else None,
         expected_depth=float(tally.exit_counts_R @ np.arange(1, exit_depth + 1) / tokens) if exit_depth else None,
         exit_loss=tally.exit_nll / float(tokens) if exit_depth else None,
         xz_bits_per_byte=xz_bits_per_byte(dataset) if with_xz else None,
         sample=_readable(tally.sample, dataset) if tally.sample else None,
-        generations=[],
     )
 
 
@@ -182,9 +136,9 @@ def xz_bits_per_byte(dataset: TokenDataset) -> float | None:
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
-def _readable(sample: dict[str, np.ndarray], dataset: TokenDataset) -> dict[str, Any]:
-    return {
-        "pieces": dataset.tokenizer().pieces(sample["tokens"]),
-        "exit_depth": sample["exit_depth"].tolist(),
-        "loss": sample["loss"].tolist(),
-    }
+def _readable(sample: dict[str, np.ndarray], dataset: TokenDataset) -> Sample:
+    return Sample(
+        pieces=dataset.tokenizer().pieces(sample["tokens"]),
+        exit_depth=sample["exit_depth"].tolist(),
+        loss=sample["loss"].tolist(),
+    )

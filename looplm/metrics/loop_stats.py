@@ -8,8 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from looplm.ops.precision import at_least_fp32
-
 
 class LoopStatistics(NamedTuple):
     """Of one loop, or of all with a leading dim R."""
@@ -24,7 +22,7 @@ class LoopStatistics(NamedTuple):
 
 def loop_statistics(before_BSD: jax.Array, after_BSD: jax.Array) -> LoopStatistics:
     """Compares the states before and after a loop. Float32, without gradient."""
-    before_BSD, after_BSD = (at_least_fp32(jax.lax.stop_gradient(x)) for x in (before_BSD, after_BSD))
+    before_BSD, after_BSD = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (before_BSD, after_BSD))
     length, tiny = after_BSD.shape[1], 1e-30
     squared_BS = jnp.sum(jnp.square(after_BSD), axis=-1)
     changed_BS = jnp.sum(jnp.square(after_BSD - before_BSD), axis=-1)

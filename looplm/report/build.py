@@ -9,10 +9,10 @@ from looplm.config.load import from_json, leaves
 from looplm.config.schema import Run, UniformDepth
 from looplm.errors import UserError
 from looplm.metrics.sinks import read_metrics
+from looplm.metrics.sweep import Sweep, read_sweeps
 from looplm.report import pieces, plots
 from looplm.report.history import History
 from looplm.report.page import page
-from looplm.report.sweep import Sweep, read_sweeps
 from looplm.report.verdict import Verdict, verdicts
 
 EVALUATE = "`looplm eval WORKDIR` makes it"

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from looplm.metrics.sweep import Generation, Sample
 from looplm.report.picture import Picture
-from looplm.report.sweep import Generation, Sample
 from looplm.report.verdict import Verdict
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from looplm.metrics.sweep import Sweep
 from looplm.report.history import History, smooth
 from looplm.report.picture import Picture, Theme, picture
-from looplm.report.sweep import Sweep
 
 
 def training_loss(history: History, depth: int) -> Picture | None:

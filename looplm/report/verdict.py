@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from looplm.report.sweep import Sweep
+from looplm.metrics.sweep import Sweep
 
 FEW_DOCUMENTS = 20
 """The bootstrap is over documents; with fewer than this its intervals are too narrow to be trusted."""

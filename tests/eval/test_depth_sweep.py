@@ -70,14 +70,14 @@ def test_exits_are_a_distribution_over_the_trained_depth(result):
 
 
 def test_gain_is_the_paired_difference(result):
-    assert result.gain["nats"] == pytest.approx(result.loss[0] - result.loss[1], abs=1e-9)
-    assert result.gain["low"] <= result.gain["nats"] <= result.gain["high"]
+    assert result.gain.nats == pytest.approx(result.loss[0] - result.loss[1], abs=1e-9)
+    assert result.gain.low <= result.gain.nats <= result.gain.high
 
 
 def test_sample_shows_text_of_the_first_document(result, held_out):
     text = held_out.tokenizer().decode(held_out.tokens(0, 65))
-    assert "".join(result.sample["pieces"]).startswith(text[:40])
-    assert len(result.sample["exit_depth"]) == len(result.sample["pieces"])
+    assert "".join(result.sample.pieces).startswith(text[:40])
+    assert len(result.sample.exit_depth) == len(result.sample.pieces)
 
 
 def test_yardstick_is_xz_on_the_same_bytes(held_out):

@@ -12,8 +12,8 @@ import pytest
 from looplm.config.load import to_json
 from looplm.config.schema import Data, ExitGate, ExpectedCrossEntropy, Loop, Model, Optim, Run
 from looplm.metrics.sinks import JsonlSink
+from looplm.metrics.sweep import Sweep
 from looplm.report import picture
-from looplm.report.sweep import Sweep
 
 SOURCE = "def total(items):\n    # add <them> up & return\n\treturn sum(i for i in items)\n"
 

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from looplm.report.sweep import Sweep
+from looplm.metrics.sweep import Sweep
 from looplm.report.verdict import verdicts
 
 MakeSweep = Callable[..., Sweep]

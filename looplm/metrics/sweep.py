@@ -1,5 +1,6 @@
 """The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -77,6 +78,8 @@ class Sweep(Stored):
     exit_histogram: list[float] | None = None
     """Share of tokens that exit after loop 1, 2, ... at `exit_threshold`."""
     exit_threshold: float | None = None
+    expected_depth: float | None = None
+    """Mean exit loop."""
     exit_loss: float | None = None
     """Loss when every token is read at its exit loop, nats per token."""
     xz_bits_per_byte: float | None = None
@@ -90,6 +93,15 @@ class Sweep(Stored):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.depths)} depths")
         return self
+
+    def save(self, folder: Path) -> Path:
+        """Writes depth_sweep-<step>.json, atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"depth_sweep-{self.step}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n")
+        os.replace(temporary, path)
+        return path
 
     @property
     def rows(self) -> list[Depth]:
