@@ -145,11 +145,11 @@ class LoadedLM:
             raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
         if isinstance(prompts, str) or not prompts:
             raise UserError(f"prompts={prompts!r} must be a list of at least one text")
-        if max_tokens < 1 or temperature < 0 or (num_loops is not None and num_loops < 1):
-            raise UserError(
-                f"max_tokens={max_tokens}, temperature={temperature}, num_loops={num_loops}: "
-                "max_tokens and num_loops must be at least 1, the temperature at least 0"
-            )
+        for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
+            if value < least:
+                raise UserError(f"{name}={value} must be at least {least}")
+        if temperature < 0:
+            raise UserError(f"temperature={temperature} must be at least 0, which takes the likeliest token")
         tokens = generate(
             self.functional,
             self.params,
@@ -187,6 +187,14 @@ class LoadedLM:
         read: ReadLoops = "all",
     ) -> tuple[Output, jax.Array]:
         num_loops = self._loops(num_loops)
+        tokens_BS = jnp.asarray(tokens_BS)
+        if tokens_BS.ndim != 2 or not jnp.issubdtype(tokens_BS.dtype, jnp.integer):
+            raise UserError(f"tokens of shape {tokens_BS.shape} and type {tokens_BS.dtype} must be integers (B, S)")
+        if not isinstance(tokens_BS, jax.core.Tracer) and int(jnp.max(tokens_BS)) >= self.model.vocab_size:
+            # JAX would clamp it silently.
+            raise UserError(
+                f"token id {int(jnp.max(tokens_BS))} is not below the vocabulary of {self.model.vocab_size}"
+            )
         if not 0 <= num_detached < num_loops:
             raise UserError(
                 f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"

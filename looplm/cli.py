@@ -3,6 +3,7 @@
 Heavy imports are inside the commands, so that `--help` and config errors come at once.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,10 @@ from looplm.errors import UserError
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 app.add_typer(data_app, name="data")
-console = Console()
+console = Console(markup=False, highlight=False, soft_wrap=True)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
@@ -34,7 +38,7 @@ def data_tokenizer(
     from looplm.data.tokenizer import train_tokenizer
 
     path = train_tokenizer((document.text for document in read_documents(input)), vocab_size, out)
-    console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"wrote {path}")
 
 
 @data_app.command("build")
@@ -51,7 +55,7 @@ def data_build(
     from looplm.data.writer import build_dataset
 
     report = build_dataset(input, tokenizer, out, validation_fraction=validation_fraction, num_workers=workers)
-    console.print(f"wrote {out}: {report}", soft_wrap=True, highlight=False)
+    console.print(f"wrote {out}: {report}")
 
 
 @app.command()
@@ -64,11 +68,12 @@ def train(
     from looplm.config.load import leaves, load_config
 
     run = load_config(config, set or ())
-    for key, value in leaves(run).items():
-        console.print(f"{key} = {value}", soft_wrap=True, highlight=False, markup=False)
     from looplm.train.trainer import Trainer
 
-    Trainer(run, workdir, console).train()
+    trainer = Trainer(run, workdir, console)
+    for key, value in leaves(run).items():
+        console.print(f"{key} = {value}")
+    trainer.train()
 
 
 @app.command()
@@ -101,7 +106,7 @@ def generate(
 
     lm = looplm.load(workdir, step=step)
     texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    console.print(prompt + texts[0], soft_wrap=True, highlight=False, markup=False)
+    console.print(prompt + texts[0])
 
 
 @app.command()
@@ -109,7 +114,7 @@ def report(workdir: Workdir) -> None:
     """Write WORKDIR/report.html."""
     from looplm.report.build import write_report
 
-    console.print(f"wrote {write_report(workdir)}", soft_wrap=True)
+    console.print(f"wrote {write_report(workdir)}")
 
 
 @app.command()
@@ -130,3 +135,12 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True).print(f"looplm: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print(
+                "looplm: interrupted; what is saved is whole, and the same command goes on from there", file=sys.stderr
+            )
+            sys.stdout.flush()
+            # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
+            os._exit(INTERRUPTED)
+        raise

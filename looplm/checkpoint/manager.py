@@ -58,8 +58,12 @@ class CheckpointManager:
         """Returns the weights alone and their step; the newest when `step` is None. Raises UserError if absent."""
         steps = sorted(self._manager.all_steps())
         step = self.latest_step() if step is None else step
-        if step is None or step not in steps:
-            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps or 'none'}")
+        if step is None:
+            raise UserError(
+                f"{self.folder} holds no checkpoint yet; `looplm train` saves one every checkpoint.every_steps"
+            )
+        if step not in steps:
+            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
         return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))[
             "params"
         ], step

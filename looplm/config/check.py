@@ -77,7 +77,10 @@ def _eval(run: Run) -> Iterator[str]:
 
 def _schedule(run: Run) -> Iterator[str]:
     if (warmup := run.optim.schedule.warmup_steps) >= run.num_steps:
-        yield f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps}; make it smaller"
+        yield (
+            f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps} for the rest; "
+            f"set optim.schedule.warmup_steps={run.num_steps // 10}, or more num_steps"
+        )
 
 
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _eval, _schedule)

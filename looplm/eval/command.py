@@ -96,9 +96,12 @@ def print_sweep(result: Sweep, console: Console) -> None:
     console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, step {result.step}")
     console.print(table)
     if (gain := result.gain) is not None:
+        direction, sign = ("lower", 1) if gain.nats >= 0 else ("higher", -1)
+        low, high = sorted((sign * gain.low, sign * gain.high))
+        interval = f"95 % interval {low:.4f} .. {high:.4f}, bootstrap over documents"
         console.print(
-            f"depth {gain.to_depth} against depth {gain.from_depth}: {gain.nats:.4f} nats lower "
-            f"(95 % interval {gain.low:.4f} .. {gain.high:.4f}, bootstrap over documents)",
+            f"depth {gain.to_depth} against depth {gain.from_depth}: {abs(gain.nats):.4f} nats {direction} "
+            f"({interval if result.num_documents > 1 else 'one document: no interval'})",
             soft_wrap=True,
         )
     if result.exit_histogram is not None:

@@ -72,6 +72,11 @@ class Trainer:
 
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step."""
+        if (padding := self.run.model.vocab_size - self.dataset.vocab_size) > self.dataset.vocab_size // 10:
+            self.console.print(
+                f"note: model.vocab_size={self.run.model.vocab_size} is {padding} above the {self.dataset.vocab_size} "
+                "pieces of the tokenizer; every one costs time and memory"
+            )
         self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
         checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
         state, first_step = self.restore_or_create(checkpoints)
@@ -87,6 +92,7 @@ class Trainer:
         if done >= self.run.num_steps:
             self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
             return state
+        self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
         batches = self.loader(start_step=done)
         started = time.perf_counter()
         train_step = self.compile_step(state)

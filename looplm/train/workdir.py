@@ -28,10 +28,10 @@ class Workdir:
         nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"workdir {self.root} cannot be made: {nearest} is a file; give a folder")
+        if not self._holds_steps():
+            return  # whatever is there, nothing was trained: it may be claimed anew
         if not self.config.exists():
-            if self.checkpoints.exists() or self.metrics.exists():
-                raise UserError(f"workdir {self.root} holds a run without its config.json; give another --workdir")
-            return
+            raise UserError(f"workdir {self.root} holds checkpoints without a config.json; give another --workdir")
         stored, wanted = leaves(from_json(self.config)), leaves(run)
         changed = [
             f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
@@ -43,6 +43,9 @@ class Workdir:
                 f"workdir {self.root} holds a run with another config: {', '.join(changed)}; "
                 "give another --workdir, or the stored values to resume"
             )
+
+    def _holds_steps(self) -> bool:
+        return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
 
     def claim(self, run: Run, tokenizer: bytes) -> None:
         """Makes the folder and writes config and tokenizer, each atomically. Raises UserError when it cannot."""

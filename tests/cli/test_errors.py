@@ -113,7 +113,7 @@ def test_build_refuses_an_empty_folder(refuse, tiny_data: Path, tmp_path: Path) 
         ("eval --data=nowhere", "dataset nowhere is not a folder"),
         ("generate --prompt=x --exit=gate:2", "the threshold '2' is not in (0, 1]; use e.g. gate:0.9"),
         ("generate --prompt=x --exit=entropy:2", "exit rule 'entropy:2' is not known"),
-        ("generate --prompt=x --loops=0", "num_loops=0: max_tokens and num_loops must be at least 1"),
+        ("generate --prompt=x --loops=0", "num_loops=0 must be at least 1"),
         ("generate --prompt=x --step=999", "holds no checkpoint of step 999; it has [2, 3]"),
     ],
 )

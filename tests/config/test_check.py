@@ -44,7 +44,8 @@ from looplm.errors import UserError
         ),
         (
             {"optim.schedule.warmup_steps": 3},
-            "optim.schedule.warmup_steps=3 leaves no step of num_steps=3; make it smaller",
+            "optim.schedule.warmup_steps=3 leaves no step of num_steps=3 for the rest; "
+            "set optim.schedule.warmup_steps=0, or more num_steps",
         ),
     ],
 )
