@@ -137,9 +137,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print(
-                "looplm: interrupted; what is saved is whole, and the same command goes on from there", file=sys.stderr
-            )
+            print("looplm: interrupted; what is saved is whole, and `looplm train` goes on from it", file=sys.stderr)
             sys.stdout.flush()
             # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
             os._exit(INTERRUPTED)

@@ -96,6 +96,7 @@ def depth_sweep(
     samples = resampled_means(tally.nll_GR, tally.tokens_G)
     low_R, high_R = interval(samples)
     to_depth = min(trained_depth, score.num_loops)
+    change_low, change_high = interval(samples[:, columns] - samples[:, [to_depth - 1]])
     gain_low, gain_high = interval(samples[:, min(depths) - 1] - samples[:, to_depth - 1])
     # Tokens that can be scored (all but every document's first) over bytes: exact also when only a part was scored.
     tokens_per_byte = (dataset.num_tokens - dataset.num_documents) / dataset.num_bytes
@@ -112,6 +113,8 @@ def depth_sweep(
         loss_high=high_R[columns].tolist(),
         bits_per_byte=(loss_R[columns] / math.log(2) * tokens_per_byte).tolist(),
         accuracy=(tally.correct_R[columns] / tokens).tolist(),
+        change_low=change_low.tolist(),
+        change_high=change_high.tolist(),
         gain=Gain(
             from_depth=min(depths),
             to_depth=to_depth,

@@ -49,7 +49,8 @@ class Generation(Stored):
 
 
 class Depth(NamedTuple):
-    """The held-out numbers at one depth: loss and its 95 % interval in nats per token, bits per byte, accuracy."""
+    """The held-out numbers at one depth: loss and its 95 % interval in nats per token, bits per byte, accuracy, and
+    the paired interval of the loss minus that at the trained depth."""
 
     depth: int
     loss: float
@@ -57,6 +58,8 @@ class Depth(NamedTuple):
     high: float
     bits_per_byte: float
     accuracy: float
+    change_low: float
+    change_high: float
 
 
 class Sweep(Stored):
@@ -74,6 +77,10 @@ class Sweep(Stored):
     loss_high: list[float]
     bits_per_byte: list[float]
     accuracy: list[float]
+    change_low: list[float]
+    change_high: list[float]
+    """95 % interval of the loss at every depth minus that at the trained depth, paired by document: far narrower than
+    the intervals of the losses themselves, since documents differ more than depths do."""
     gain: Gain | None = None
     exit_histogram: list[float] | None = None
     """Share of tokens that exit after loop 1, 2, ... at `exit_threshold`."""
@@ -89,7 +96,7 @@ class Sweep(Stored):
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
-        for name in ("loss", "loss_low", "loss_high", "bits_per_byte", "accuracy"):
+        for name in ("loss", "loss_low", "loss_high", "bits_per_byte", "accuracy", "change_low", "change_high"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.depths)} depths")
         return self
@@ -106,7 +113,8 @@ class Sweep(Stored):
     @property
     def rows(self) -> list[Depth]:
         """The numbers depth by depth, shallow first."""
-        columns = (self.depths, self.loss, self.loss_low, self.loss_high, self.bits_per_byte, self.accuracy)
+        losses = (self.depths, self.loss, self.loss_low, self.loss_high)
+        columns = (*losses, self.bits_per_byte, self.accuracy, self.change_low, self.change_high)
         return sorted(Depth(*row) for row in zip(*columns, strict=True))
 
     @property

@@ -54,7 +54,7 @@ def _enough(sweep: Sweep) -> Iterator[Verdict]:
     trained = sweep.trained
     if trained is None or sweep.gain is None or sweep.gain.low <= 0:
         return
-    first = next(row for row in sweep.rows if row.loss <= trained.high or row.depth == trained.depth)
+    first = next(row for row in sweep.rows if row.change_low <= 0 or row.depth == trained.depth)
     if first.depth < trained.depth:
         loss = f"{first.loss:.3f} against {trained.loss:.3f} nats"
         yield Verdict(
@@ -69,10 +69,10 @@ def _beyond(sweep: Sweep) -> Iterator[Verdict]:
         return
     worst, best = max(deeper, key=lambda row: row.loss), min(deeper, key=lambda row: row.loss)
     start = f"Beyond the trained depth of {trained.depth} the loss"
-    if worst.loss > trained.high:
+    if worst.change_low > 0:
         change = f"rises from {trained.loss:.3f} to {worst.loss:.3f} nats at depth {worst.depth}"
         yield Verdict("bad", f"{start} {change}.")
-    elif best.loss < trained.low:
+    elif best.change_high < 0:
         change = f"falls from {trained.loss:.3f} to {best.loss:.3f} nats at depth {best.depth}"
         yield Verdict("good", f"{start} {change}.")
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from looplm.cli import main
 from looplm.config.schema import Run
 
 Command = Callable[..., tuple[int, str, str]]
@@ -144,3 +145,20 @@ def test_a_wrong_word_is_exit_code_2(command: Command) -> None:
     code, stdout, stderr = command("trian")
     assert (code, stdout) == (2, "")
     assert "No such command" in stderr
+
+
+def test_an_interrupt_ends_with_one_line_and_without_tearing_threads_down(monkeypatch, capsys) -> None:
+    """Ctrl-C reaches the entry point as exit code 130; the process leaves at once."""
+    left_with: list[int] = []
+
+    def interrupted() -> None:
+        raise SystemExit(130)
+
+    monkeypatch.setattr("looplm.cli.app", interrupted)
+    monkeypatch.setattr("looplm.cli.os._exit", left_with.append)
+    with pytest.raises(SystemExit):
+        main()
+    assert left_with == [130]
+    assert capsys.readouterr().err.splitlines() == [
+        "looplm: interrupted; what is saved is whole, and `looplm train` goes on from it"
+    ]

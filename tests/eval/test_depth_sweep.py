@@ -74,6 +74,14 @@ def test_gain_is_the_paired_difference(result):
     assert result.gain.low <= result.gain.nats <= result.gain.high
 
 
+def test_change_against_the_trained_depth_is_paired(result):
+    """At the trained depth it is exactly nothing; elsewhere it holds the difference of the losses."""
+    trained = result.depths.index(3)
+    assert result.change_low[trained] == result.change_high[trained] == 0
+    for loss, low, high in zip(result.loss, result.change_low, result.change_high, strict=True):
+        assert low <= loss - result.loss[trained] <= high
+
+
 def test_sample_shows_text_of_the_first_document(result, held_out):
     text = held_out.tokenizer().decode(held_out.tokens(0, 65))
     assert "".join(result.sample.pieces).startswith(text[:40])

@@ -44,6 +44,8 @@ def example_sweep(step: int = 300, **changes: Any) -> dict[str, Any]:
         "loss": loss,
         "loss_low": [value - 0.03 for value in loss],
         "loss_high": [value + 0.03 for value in loss],
+        "change_low": [value - loss[3] - 0.03 for value in loss],
+        "change_high": [value - loss[3] + 0.03 for value in loss],
         "bits_per_byte": [value / 3.2 / math.log(2) for value in loss],
         "accuracy": [0.30 + 0.02 * depth for depth in depths],
         "gain": {"from_depth": 1, "to_depth": 4, "nats": 0.546, "low": 0.52, "high": 0.57},

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,14 @@ DEPTHS = {"loss_low": [3.97, 3.47, 3.27, 3.17], "loss_high": [4.03, 3.53, 3.33, 
 """Four depths, trained at two."""
 
 
-def few(**changes: object) -> dict[str, object]:
+def few(**changes: Any) -> dict[str, Any]:
     rest = {"bits_per_byte": [1.8, 1.7, 1.6, 1.5], "accuracy": [0.1, 0.2, 0.3, 0.4], "trained_depth": 2}
-    return {"depths": [1, 2, 3, 4], **DEPTHS, **rest, **changes}
+    fields = {"depths": [1, 2, 3, 4], **DEPTHS, **rest, **changes}
+    trained = fields["loss"][fields["depths"].index(fields["trained_depth"])]
+    paired = {
+        f"change_{side}": [x - trained + d for x in fields["loss"]] for side, d in (("low", -0.03), ("high", 0.03))
+    }
+    return fields | {name: changes.get(name, value) for name, value in paired.items()}
 
 
 def gain(nats: float, low: float, high: float) -> dict[str, float]:
@@ -85,7 +91,9 @@ def test_beyond_is_left_out_when_no_deeper_depth_was_scored(make_sweep: MakeSwee
 
 
 def test_depths_in_any_order_give_the_same_sentences(make_sweep: MakeSweep) -> None:
-    columns = ("depths", "loss", "loss_low", "loss_high", "bits_per_byte", "accuracy")
+    columns = (
+        "depths", "loss", "loss_low", "loss_high", "bits_per_byte", "accuracy", "change_low", "change_high",
+    )  # fmt: skip
     turned = {name: list(reversed(value)) if name in columns else value for name, value in few().items()}
     assert verdicts(make_sweep(**turned)) == verdicts(make_sweep(**few()))
 
@@ -129,3 +137,9 @@ def test_a_loss_that_is_not_finite_is_all_that_is_said(make_sweep: MakeSweep) ->
     (only,) = verdicts(make_sweep(**few(loss=[4.0, 3.5, math.nan, math.inf])))
     assert only.tone == "bad"
     assert "at depth 3, 4" in only.text
+
+
+def test_wide_intervals_of_the_losses_hide_no_paired_change(make_sweep: MakeSweep) -> None:
+    """Documents differ by more than depths do: only the paired interval tells."""
+    wide = few(loss_low=[0.0] * 4, loss_high=[9.0] * 4, loss=[4.0, 3.5, 3.6, 3.7])
+    assert any("rises from 3.500 to 3.700 nats at depth 4" in verdict.text for verdict in verdicts(make_sweep(**wide)))
