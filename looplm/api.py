@@ -215,7 +215,7 @@ class LoadedLM:
             read_loops=read,
             initial_state_BSD=initial_state,
         )
-        return output, model.head_VD
+        return output, jnp.asarray(model.head_VD)
 
 
 def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None) -> LoadedLM:

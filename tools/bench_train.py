@@ -40,12 +40,9 @@ from looplm.config.schema import (
     Run,
 )
 from looplm.metrics.flops import training_flops
-from looplm.model.functional import FunctionalLM
-from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import build_mesh
-from looplm.train.depth import DepthSchedule
+from looplm.train.program import Program
 from looplm.train.state import create_state
-from looplm.train.step import build_train_step
 
 Step = Callable[[], float]
 """Runs one training step to its end; returns the loss."""
@@ -77,23 +74,19 @@ def run_of(peer: str, *, dim: int, layers: int, loops: int, length: int, batch: 
 
 
 def looplm_step(run: Run, tokens_BS: np.ndarray) -> Step:
-    mesh, lm = build_mesh(Mesh(), jax.devices()[:1]), FunctionalLM(run.model)
-    optimizer, depths = build_optimizer(run.optim, lm, run.num_steps), DepthSchedule(run)
-    state = create_state(lm, optimizer, mesh, seed=0)
+    program = Program(run, build_mesh(Mesh(), jax.devices()[:1]))
+    state = create_state(program.lm, program.optimizer, program.mesh, seed=0)
     positions_BS = np.broadcast_to(np.arange(tokens_BS.shape[1], dtype=np.int32), tokens_BS.shape)
     rows = {
         "tokens": tokens_BS, "labels": np.roll(tokens_BS, -1, axis=1), "segments": np.ones_like(tokens_BS),
-        "positions": positions_BS, "sequence": np.arange(len(tokens_BS), dtype=np.int32),
+        "positions": positions_BS,
     }  # fmt: skip
-    with jax.set_mesh(mesh):
-        batch = {name: jax.numpy.asarray(value[None]) for name, value in rows.items()}
-        drawn = jax.numpy.asarray(depths.draw(0))
-        compiled = jax.jit(build_train_step(run, lm, optimizer, depths), donate_argnums=0)
-        compiled = compiled.lower(state, batch, drawn).compile()
+    drawn = program.depths.draw(0)
+    batch, compiled = program.batch.place(rows, drawn), program.lower().compile()
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, batch, drawn)
+        state, metrics = compiled(state, batch, program.batch.place_drawn(drawn))
         return float(metrics["train/loss"])
 
     return step

@@ -411,8 +411,21 @@ class Mesh(Section):
     """Weights are copied, the batch is split."""
     fsdp: int = -1
     """Weights and batch are split."""
+    expert: int = 1
+    """Experts and batch are split."""
+    context: int = 1
+    """The sequence is split; attention gathers keys and values."""
     tensor: int = 1
-    """Heads, feed-forward and vocabulary are split."""
+    """Heads, feed-forward and vocabulary are split; between the branches of a layer the sequence is."""
+
+
+class Sharding(Section):
+    """How weights that are split over `mesh.fsdp` meet the batch."""
+
+    gather: Literal["once", "per_layer", "auto"] = "auto"
+    """`once`: the weights are made whole before the loops and their gradient is reduced after them, once a step.
+    `per_layer`: at every layer of every loop; for models whose whole block does not fit a device. `auto`: once, unless
+    that takes more than a third of a device's memory."""
 
 
 class Checkpoint(Section):
@@ -448,6 +461,7 @@ class Run(Section):
     optim: Optim
     data: Data
     mesh: Mesh = Mesh()
+    sharding: Sharding = Sharding()
     checkpoint: Checkpoint = Checkpoint()
     eval: Eval = Eval()
     log: Log = Log()

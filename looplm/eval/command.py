@@ -46,7 +46,7 @@ def evaluate(
     mesh = build_mesh(Mesh(data=-1, fsdp=1))
     rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
     batch_size = -(-rows // mesh.size) * mesh.size
-    check_fit(mesh, run.model, batch_size)
+    check_fit(mesh, run.model, micro_batch=batch_size, sequence_length=run.data.sequence_length)
     lm = FunctionalLM(run.model)
     params, step = CheckpointManager(workdir / "checkpoints").restore_params(step, lm.abstract(mesh))
     result = depth_sweep(

@@ -44,7 +44,7 @@ class Scorer:
             return TokenScores(*jax.device_get(self._score(params, placed)))
 
     def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        model = self.lm.bind(self.lm.gather(params, batch["tokens"].shape[0]))
+        model = self.lm.bind(self.lm.gather(params, self._dtype))
         context = Context(
             batch["positions"],
             self_mask(self.lm.config, batch["segments"]),

@@ -10,6 +10,7 @@ from looplm.model.init import initializers
 from looplm.model.layers import Linear, RMSNorm, parameter
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
+from looplm.sharding.collective import lay_out, per_channel, use
 
 
 class Heads(nnx.Module):
@@ -32,7 +33,7 @@ class Heads(nnx.Module):
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
         h_BSNH = self.project(x_BSD)
         if self.bias is not None:
-            h_BSNH += self.bias[...].astype(h_BSNH.dtype)
+            h_BSNH = per_channel(jnp.add, [use(self.bias, h_BSNH.dtype)], h_BSNH)
         if self.norm is not None:
             h_BSNH = self.norm(h_BSNH)
         return rotary(h_BSNH, positions_BS, self.rope)
@@ -66,4 +67,6 @@ class Attention(nnx.Module):
             k_BTKH = cache[0].at[row_B1, context.positions_BS].set(k_BTKH.astype(cache[0].dtype))
             v_BTKH = cache[1].at[row_B1, context.positions_BS].set(v_BTKH.astype(cache[1].dtype))
             cache = (k_BTKH, v_BTKH)
+        # Where the sequence is split over devices, every query needs the keys and values of all of it.
+        k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
         return self.output(attention(q_BSNH, k_BTKH, v_BTKH, context.mask_BST)), cache

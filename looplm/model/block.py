@@ -9,6 +9,7 @@ from looplm.model.attention import Attention
 from looplm.model.context import Context, KeysValues
 from looplm.model.feed_forward import build_feed_forward
 from looplm.model.residual import PLACEMENTS
+from looplm.sharding.collective import gather_sequence, split_sequence
 
 KEPT_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` keeps of every layer."""
@@ -27,11 +28,12 @@ class Layer(nnx.Module):
         self, x_BSD: jax.Array, context: Context, cache: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
         def attend(h_BSD: jax.Array) -> tuple[jax.Array, KeysValues | None]:
-            out_BSD, new_cache = self.attention(h_BSD, context, cache)
-            return checkpoint_name(out_BSD, KEPT_NAMES[0]), new_cache
+            out_BSD, new_cache = self.attention(gather_sequence(h_BSD), context, cache)
+            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), new_cache
 
         def transform(h_BSD: jax.Array) -> tuple[jax.Array, None]:
-            return checkpoint_name(self.feed_forward(h_BSD), KEPT_NAMES[1]), None
+            out_BSD = self.feed_forward(gather_sequence(h_BSD))
+            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), None
 
         x_BSD, cache = self.attention_residual(x_BSD, attend, context.residual_scale)
         x_BSD, _ = self.feed_forward_residual(x_BSD, transform, context.residual_scale)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Model
 from looplm.model.lm import LoopLM
-from looplm.sharding.collective import gather
+from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
 
 Params = dict[str, Any]
@@ -40,14 +40,16 @@ class FunctionalLM:
         variables = {path: variable.replace(values[path]) for path, variable in self._variables.items()}
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
-    def gather(self, params: Params, batch_size: int) -> Params:
-        """Makes sharded parameters whole for a forward pass over `batch_size` sequences; see `sharding.collective`."""
-        return self.map(
-            lambda value, variable: gather(
-                value, variable.axes, elementwise=variable.elementwise, batch_size=batch_size
-            ),
-            params,
-        )
+    def gather(self, params: Params, dtype: jax.typing.DTypeLike, *, per_layer: bool = False) -> Params:
+        """Makes sharded parameters whole for a forward pass, in the type in which they are used; with `per_layer` the
+        matrices of the layers stay as they are. See `sharding.collective`."""
+
+        def ready(value: jax.Array, variable: nnx.Param) -> jax.Array:
+            if per_layer and variable.gathers_itself:
+                return value
+            return gather(value if variable.wide else value.astype(dtype), variable.axes)
+
+        return self.map(ready, params)
 
     @cached_property
     def specs(self) -> dict[str, Any]:
@@ -76,21 +78,27 @@ class FunctionalLM:
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
+    @cached_property
+    def num_params_of_layers(self) -> int:
+        """Of the matrices that may be gathered layer by layer."""
+        sizes = self.map(lambda leaf, variable: leaf.size if variable.gathers_itself else 0, self.shapes)
+        return sum(jax.tree.leaves(sizes))
+
     def map(self, function: Callable[[Any, nnx.Param], Any], tree: dict[str, Any]) -> dict[str, Any]:
         """Applies function(leaf, declaration) to a tree like the parameters."""
         values = _flatten(tree)
         return _unflatten({path: function(values[path], variable) for path, variable in self._variables.items()})
 
 
-def compute_dtype(config: Model) -> jnp.dtype:
-    """The type of matrix products on the present backend."""
+def compute_dtype(config: Model, platform: str | None = None) -> jnp.dtype:
+    """The type of matrix products on a platform ("cpu", "gpu", "tpu"); None means the present one."""
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16)
 
 
 def _flatten(tree: dict[str, Any]) -> dict[tuple, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec | Whole))
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 

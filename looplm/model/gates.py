@@ -8,6 +8,7 @@ from looplm.config.schema import Model
 from looplm.model.init import initializers
 from looplm.model.layers import parameter
 from looplm.ops.precision import at_least_fp32
+from looplm.sharding.collective import per_channel, use
 from looplm.sharding.rules import activation_spec
 
 
@@ -16,16 +17,17 @@ class ExitGate(nnx.Module):
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         init = initializers(config)
-        self.kernel = parameter(rngs, init["gate"], (config.dim, 1), ("embed", "one"))
+        self.kernel = parameter(rngs, init["gate"], (config.dim, 1), ("embed", "one"), wide=True)
         self.bias = parameter(rngs, init["gate_bias"], (1,), ("one",), elementwise=True)
 
     def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
         """Returns logits (B, S), at least float32."""
+        hidden_BSD = at_least_fp32(hidden_BSD)
         logits_BS1 = jnp.einsum(
-            "BSD,DE->BSE", at_least_fp32(hidden_BSD), self.kernel[...],
-            out_sharding=activation_spec("batch", "sequence", "one"),
+            "BSD,DE->BSE", hidden_BSD, use(self.kernel, hidden_BSD.dtype),
+            out_sharding=activation_spec("batch", "residual", "one"),
         )  # fmt: skip
-        return (logits_BS1 + self.bias[...])[..., 0]
+        return per_channel(jnp.add, [use(self.bias, hidden_BSD.dtype)], logits_BS1)[..., 0]
 
 
 def log_exit_distribution(gate_logits_RBS: jax.Array, active_RB: jax.Array | None = None) -> jax.Array:

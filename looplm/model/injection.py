@@ -8,6 +8,7 @@ from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjectio
 from looplm.model.init import initializers
 from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
+from looplm.sharding.collective import per_channel, use
 
 
 class Nothing(nnx.Module):
@@ -29,7 +30,7 @@ class Concat(nnx.Module):
         D = config.dim
         self.linear = Linear(
             rngs, initializers(config)["concat"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
-            ("batch", "sequence", "embed"),
+            ("batch", "residual", "embed"),
         )  # fmt: skip
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
@@ -46,16 +47,21 @@ class Diagonal(nnx.Module):
         D, init = config.dim, initializers(config)
         self.input = Linear(
             rngs, init["diagonal_input"], "BSD,DE->BSE", (D, D), ("embed", "embed_out"),
-            ("batch", "sequence", "embed"), decays=False,
+            ("batch", "residual", "embed"), decays=False,
         )  # fmt: skip
         self.log_rate = parameter(rngs, init["diagonal_rate"], (D,), ("embed",), elementwise=True)
         self.step_bias = parameter(rngs, init["diagonal_step"], (D,), ("embed",), elementwise=True)
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
-        step_D = jax.nn.softplus(self.step_bias[...])
-        decay_D = jnp.exp(-step_D * jnp.exp(self.log_rate[...]))
-        mixed_BSD = decay_D * at_least_fp32(state_BSD) + step_D * at_least_fp32(self.input(input_BSD))
-        return mixed_BSD.astype(state_BSD.dtype)
+        def mix(log_rate: jax.Array, step_bias: jax.Array, state_BSD: jax.Array, written_BSD: jax.Array) -> jax.Array:
+            step = jax.nn.softplus(step_bias)
+            decay = jnp.exp(-step * jnp.exp(log_rate))
+            mixed_BSD = decay * at_least_fp32(state_BSD) + step * at_least_fp32(written_BSD)
+            return mixed_BSD.astype(state_BSD.dtype)
+
+        wide = jnp.promote_types(state_BSD.dtype, jnp.float32)
+        vectors = [use(self.log_rate, wide), use(self.step_bias, wide)]
+        return per_channel(mix, vectors, state_BSD, self.input(input_BSD))
 
 
 def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat | Diagonal:

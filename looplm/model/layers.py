@@ -6,6 +6,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from looplm.ops.norm import rms_norm
+from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
 
@@ -17,19 +18,26 @@ def parameter(
     *,
     elementwise: bool = False,
     decays: bool | None = None,
+    wide: bool | None = None,
+    gathers_itself: bool = False,
 ) -> nnx.Param:
     """A float32 parameter with its logical axes (see `sharding.rules`).
 
-    `elementwise` marks what is multiplied with or added to activations; `sharding.collective` treats it differently.
-    `decays` says whether weight decay applies; None means to all that are not elementwise.
+    Args:
+        elementwise: it is multiplied with or added to activations.
+        decays: whether weight decay applies; None means if it is not elementwise.
+        wide: it is computed with in float32, whatever the compute type; None means if it is elementwise.
+        gathers_itself: it may stay split over devices until it is used (`sharding.gather = per_layer`).
     """
     decays = not elementwise if decays is None else decays
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, elementwise=elementwise, decays=decays)
+    wide = elementwise if wide is None else wide
+    value = init(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself)
 
 
 class Linear(nnx.Module):
-    """einsum(equation, x, kernel). The kernel stays float32 and is cast where it is used, inside the loop's body, so
-    that its gradient is summed over loops in float32."""
+    """einsum(equation, x, kernel). The kernel is cast where it is used, inside the loop's body, so that its gradient is
+    summed over loops in float32."""
 
     def __init__(
         self,
@@ -43,10 +51,10 @@ class Linear(nnx.Module):
         decays: bool = True,
     ):
         self.equation, self.out = equation, out
-        self.kernel = parameter(rngs, init, shape, axes, decays=decays)
+        self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=activation_spec(*self.out))
+        return jnp.einsum(self.equation, x, use(self.kernel, x.dtype), out_sharding=activation_spec(*self.out))
 
 
 class RMSNorm(nnx.Module):
@@ -57,22 +65,20 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, init, (dim,), (axis,), elementwise=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.scale[...]
-        if scale.ndim > 1 and x.ndim > scale.ndim:
-            scale = scale[:, :, None]  # one copy per sequence (see `sharding.collective`), and x has heads
-        return rms_norm(x, scale, eps=self.eps)
+        scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
+        return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps), [scale], x)
 
 
 class Embedding(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, init: Initializer, vocab_size: int, dim: int):
         self.table = parameter(rngs, init, (vocab_size, dim), ("vocab", "embed"))
 
-    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """Looks tokens up. Ids must be below V: JAX would silently clamp larger ones (the loader checks them)."""
-        table_VD = self.table[...]
+        table_VD = use(self.table, dtype)
         if (spec := activation_spec("batch", "sequence", "embed")) is None:
             return table_VD[tokens_BS]
         # A gather cannot index a dim that is split over devices: make the rows whole, keep the `reduced` marking.
         reduced = jax.typeof(table_VD).sharding.spec.reduced
         rows_VD = jax.sharding.reshard(table_VD, jax.sharding.PartitionSpec(None, None, reduced=reduced))
-        return rows_VD.at[tokens_BS].get(out_sharding=spec)
+        return split_sequence(rows_VD.at[tokens_BS].get(out_sharding=spec))

@@ -27,6 +27,7 @@ from looplm.model.layers import Embedding, RMSNorm, parameter
 from looplm.model.loop import Depth, run_loops
 from looplm.model.state_init import initial_state
 from looplm.ops.softcap import softcap
+from looplm.sharding.collective import Whole, gather_sequence, lay_out, split_sequence
 from looplm.sharding.rules import activation_spec
 
 ReadLoops = Literal["last", "all"] | jax.Array
@@ -113,7 +114,7 @@ class LoopLM(nnx.Module):
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
-        embedded_BSD = self.embedding(tokens_BS).astype(dtype) * jnp.asarray(self.config.embedding_scale, dtype)
+        embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
         x_BSD, prelude_cache = embedded_BSD, None
         if self.prelude:
             x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None)
@@ -124,7 +125,7 @@ class LoopLM(nnx.Module):
                 self.config.state_init, input_BSD=x_BSD, embedded_BSD=embedded_BSD, context=context
             )
         else:
-            state_BSD = initial_state_BSD.astype(dtype)
+            state_BSD = split_sequence(initial_state_BSD.astype(dtype))
 
         core_graph, core_parameters = nnx.split(self.core)
         in_loop = context
@@ -156,6 +157,8 @@ class LoopLM(nnx.Module):
             remat=context.remat,
             unroll=context.unroll,
         )
+        if gate_logits_RBS is not None:
+            gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
 
         coda_cache = None
         if exit_threshold is None and keep_states:
@@ -181,11 +184,12 @@ class LoopLM(nnx.Module):
             x_BSD = self.final_norm(x_BSD)
         if self.coda:
             x_BSD, cache = self.coda(x_BSD, context, cache)
-        return (self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
+        return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
 
     @property
-    def head_VD(self) -> jax.Array:
-        return self.embedding.table[...] if self.head is None else self.head[...]
+    def head_VD(self) -> jax.Array | Whole:
+        """To be cast where it is used: in training its gradient is summed in another type."""
+        return (self.embedding.table if self.head is None else self.head).get_value()
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """(B, S, V) in hidden's type. Training never calls it: see `ops.cross_entropy`."""

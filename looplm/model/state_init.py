@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from looplm.config.schema import EmbeddingState, InputState, NormalState, StateInit, ZeroState
 from looplm.model.context import Context
-from looplm.sharding.rules import activation_spec
+from looplm.sharding.collective import split_sequence
 
 
 def initial_state(config: StateInit, *, input_BSD: jax.Array, embedded_BSD: jax.Array, context: Context) -> jax.Array:
@@ -38,5 +38,4 @@ def _drawn(
         return std * jax.random.truncated_normal(own_key, -3.0, 3.0, like_BSD.shape[-1:])
 
     drawn_BSD = jax.vmap(jax.vmap(token, in_axes=(None, 0)))(sequence_B, positions_BS).astype(like_BSD.dtype)
-    spec = activation_spec("batch", "sequence", "embed")
-    return drawn_BSD if spec is None else jax.sharding.reshard(drawn_BSD, spec)
+    return split_sequence(drawn_BSD)

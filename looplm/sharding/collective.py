@@ -1,49 +1,151 @@
-"""Gather once: parameters are made whole before the loops, their gradients are reduced once after them.
+"""Gather once, reduce once: how sharded parameters meet activations, and how their gradients come back.
 
-Matrices are resharded to a spec that is replicated over fsdp and marked `reduced` over the batch axes: their cotangents
-then stay per-device partial sums through every loop, layer and micro-batch, and the transpose of this one reshard is
-the one reduction. JAX has no elementwise product with a `reduced` operand, so vectors (norm scales, biases) are spread
-to one copy per sequence, (1, B, 1, ...) in effect; their cotangents stay where the sequence is, and the transpose of
-the spreading is again one reduction.
+Before the loops a parameter is made whole over `fsdp` and marked `reduced` over every mesh axis that splits what it
+meets: its cotangent then stays a partial sum per device through every loop, layer and micro-batch, and one reshard at
+the end is the one reduction. It travels and is held in the compute type; its gradient is summed in float32 by a
+stand-in (`Whole`).
+
+With `sharding.gather = per_layer` the matrices of the layers stay split, and `use` gathers them where they are used.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import PartitionSpec
 
-from looplm.sharding.rules import BATCH_AXES, parameter_spec
+from looplm.sharding.rules import MESH_AXES, activation_spec, parameter_spec
 
 
-def gather(parameter: jax.Array, axes: tuple[str, ...], *, elementwise: bool, batch_size: int) -> jax.Array:
-    """Makes one sharded parameter ready for the loops.
+def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """Makes one sharded parameter ready for the loops; one that is ready, or has no mesh, comes back as it is.
 
     Args:
         parameter: (..., *axes) with leading stack dims that `axes` does not name.
         axes: its logical axes.
-        elementwise: True for what is multiplied with or added to activations (B, S, *axes).
-        batch_size: B, sequences of the (micro-)batch that the gathered parameter will meet.
+    """
+    if jax.sharding.get_abstract_mesh().empty or jax.typeof(parameter).sharding.spec.reduced:
+        return parameter
+    whole = [None if axis == "fsdp" else axis for axis in parameter_spec(axes, parameter.shape)]
+    return jax.sharding.reshard(parameter, PartitionSpec(*whole, reduced=frozenset(MESH_AXES) - set(whole)))
 
-    Returns:
-        The whole parameter; elementwise ones as (..., B, 1, *axes). Without a mesh: the parameter itself.
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Whole:
+    """A parameter that is used in one type while its gradient is summed in another."""
+
+    value: jax.Array
+    stand_in: jax.Array
+    """Zeros of the parameter's own type, never read: what is differentiated."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """As of an array. To be called in the innermost loop, so that the gradient is summed in the stand-in's type."""
+        return _value(self).astype(dtype)
+
+
+def stand_in(value: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Zeros laid out like `value` in the type of `parameter`."""
+    sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(value).sharding
+    return jnp.zeros(value.shape, parameter.dtype, out_sharding=sharding)
+
+
+def zero_gradient(stand_in: jax.Array) -> jax.Array:
+    """Zeros of the type that the gradient of a stand-in has, to sum micro-batches into."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jnp.zeros_like(stand_in)
+    spec = jax.typeof(stand_in).sharding.spec
+    partial_sums = PartitionSpec(*spec.partitions, unreduced=spec.reduced)
+    return jnp.zeros(stand_in.shape, stand_in.dtype, out_sharding=partial_sums)
+
+
+def reduce_gradient(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    """From partial sums on every device to the whole sum, split like the parameter."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return gradient
+    return jax.sharding.reshard(gradient, jax.typeof(parameter).sharding.spec)
+
+
+def use(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The value of a parameter in the type of the computation, whole."""
+    return gather(parameter.get_value().astype(dtype), parameter.axes)
+
+
+@jax.custom_vjp
+def _value(whole: Whole) -> jax.Array:
+    return whole.value
+
+
+_value.defvjp(
+    lambda whole: (whole.value, whole),
+    lambda whole, cotangent: (Whole(None, cotangent.astype(whole.stand_in.dtype)),),  # type: ignore[arg-type]
+)
+
+
+def per_channel(
+    function: Callable[..., jax.Array], vectors: Sequence[jax.Array], x: jax.Array, *xs: jax.Array
+) -> jax.Array:
+    """function(*vectors, x, *xs), for vectors that are multiplied with or added to activations of one shape.
+
+    JAX has no elementwise product of a `reduced` operand with one that is split, so the gradient is taken by hand:
+    the function once more on spread vectors, and their cotangents summed on each device alone.
     """
     if jax.sharding.get_abstract_mesh().empty:
-        return parameter
-    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in parameter_spec(axes, parameter.shape)))
-    if not elementwise:
-        reduced = PartitionSpec(*whole, reduced=frozenset(BATCH_AXES))
-        return jax.sharding.reshard(parameter, reduced)
-    stack = parameter.ndim - len(axes)
-    shape = (*parameter.shape[:stack], batch_size, 1, *parameter.shape[stack:])
-    dims = (*range(stack), *range(stack + 2, len(shape)))
-    spread = PartitionSpec(*whole[:stack], BATCH_AXES, None, *whole[stack:])
-    return jax.lax.broadcast_in_dim(jax.sharding.reshard(parameter, whole), shape, dims, out_sharding=spread)
+        return function(*vectors, x, *xs)
+    return _per_channel(function, tuple(vectors), x, *xs)
 
 
-def zero_gradient(gathered: jax.Array) -> jax.Array:
-    """Zeros of the type that the gradient of a gathered parameter has, to sum micro-batches into."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return jnp.zeros_like(gathered)
-    spec = jax.typeof(gathered).sharding.spec
-    return jnp.zeros(
-        gathered.shape, gathered.dtype, out_sharding=PartitionSpec(*spec.partitions, unreduced=spec.reduced)
-    )
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _per_channel(function: Callable[..., jax.Array], vectors: tuple[jax.Array, ...], *xs: jax.Array) -> jax.Array:
+    return function(*map(_unmarked, vectors), *xs)
+
+
+def _per_channel_forward(function: Callable, vectors: tuple, *xs: jax.Array) -> tuple[jax.Array, tuple]:
+    return _per_channel(function, vectors, *xs), (vectors, xs)
+
+
+def _per_channel_backward(function: Callable, saved: tuple, cotangent: jax.Array) -> tuple:
+    vectors, xs = saved
+
+    def spread(vector: jax.Array) -> jax.Array:
+        like, dims = xs[0], range(xs[0].ndim - vector.ndim, xs[0].ndim)
+        return jax.lax.broadcast_in_dim(_unmarked(vector), like.shape, dims, out_sharding=jax.typeof(like).sharding)
+
+    def sum_up(vector: jax.Array, cotangent: jax.Array) -> jax.Array:
+        spec = jax.typeof(vector).sharding.spec
+        partial_sums = PartitionSpec(*spec.partitions, unreduced=spec.reduced)
+        return jax.lax.reduce_sum(cotangent, range(cotangent.ndim - vector.ndim), out_sharding=partial_sums)
+
+    _, pull_back = jax.vjp(function, *map(spread, vectors), *xs)
+    cotangents = pull_back(cotangent)
+    return tuple(map(sum_up, vectors, cotangents)), *cotangents[len(vectors) :]
+
+
+_per_channel.defvjp(_per_channel_forward, _per_channel_backward)
+
+
+def _unmarked(vector: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(vector, PartitionSpec(*jax.typeof(vector).sharding.spec.partitions))
+
+
+def lay_out(x: jax.Array, *axes: str) -> jax.Array:
+    """An activation in the layout of these logical axes; nothing without a mesh."""
+    spec = activation_spec(*axes)
+    return x if spec is None else jax.sharding.reshard(x, spec)
+
+
+def gather_sequence(x_BSD: jax.Array) -> jax.Array:
+    """From the layout of the residual stream, the sequence split over `tensor` too, to that of a branch."""
+    return lay_out(x_BSD, "batch", "sequence", "embed")
+
+
+def split_sequence(x_BSD: jax.Array) -> jax.Array:
+    """Back to the layout of the residual stream."""
+    return lay_out(x_BSD, "batch", "residual", "embed")

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from looplm.config.schema import Mesh, Model
 from looplm.errors import UserError
-from looplm.sharding.rules import BATCH_AXES, MESH_AXES
+from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES
 
 
 def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -29,27 +29,45 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES), devices=devices)
 
 
-def check_fit(mesh: jax.sharding.Mesh, model: Model, micro_batch: int) -> None:
-    """Raises UserError when a sharded dim of the model or batch is not a multiple of its mesh axes."""
-    shape = dict(mesh.shape)
-    batch_shards = math.prod(shape[axis] for axis in BATCH_AXES)
+def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequence_length: int) -> None:
+    """Raises UserError when a sharded dim of the model or batch is not a multiple of its mesh axes.
+
+    Args:
+        micro_batch: sequences of a micro-batch.
+        sequence_length: tokens of a sequence.
+    """
     rules = [
-        (f"mesh.fsdp={shape['fsdp']}", shape["fsdp"], "model.dim", model.dim),
-        (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.num_heads", model.num_heads),
-        (
-            f"mesh.tensor={shape['tensor']}",
-            shape["tensor"],
-            "model.num_kv_heads",
-            model.num_kv_heads or model.num_heads,
-        ),
-        (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.hidden_dim", model.hidden_dim),
-        (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.vocab_size", model.vocab_size),
-        (f"replica x data x fsdp = {batch_shards}", batch_shards, "the sequences of a micro-batch", micro_batch),
+        (("fsdp",), "model.dim", model.dim),
+        (("tensor",), "model.num_heads", model.num_heads),
+        (("tensor",), "model.num_kv_heads", model.num_kv_heads or model.num_heads),
+        (("tensor",), "model.hidden_dim", model.hidden_dim),
+        (("tensor",), "model.vocab_size", model.vocab_size),
+        (BATCH_AXES, "the sequences of a micro-batch", micro_batch),
+        (SEQUENCE_AXES, "data.sequence_length", sequence_length),
     ]
-    faults = [
-        f"{axis} does not divide {name}={size}; use a divisor of {size}, or change {name}"
-        for axis, parts, name, size in rules
-        if size % parts
-    ]
+    faults = []
+    for axes, name, size in rules:
+        split = {axis: mesh.shape[axis] for axis in axes if mesh.shape[axis] > 1}
+        if size % (parts := math.prod(split.values())):
+            written = " x ".join(f"mesh.{axis}={count}" for axis, count in split.items())
+            written += f" = {parts}" if len(split) > 1 else ""
+            faults.append(f"{written} does not divide {name}={size}; use a divisor of {size}, or change {name}")
     if faults:
         raise UserError("; ".join(faults))
+
+
+def batch_part(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """(index, count): the rows that this process needs are part `index` of `count` equal, contiguous parts of a batch.
+
+    Processes that differ only in `context` or `tensor` need the same rows. Raises UserError when the rows of a process
+    are scattered.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    indices = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((shards,))
+    mine = sorted({index[0].start or 0 for index in indices.values() if index is not None})
+    if mine != list(range(mine[0], mine[0] + len(mine))) or shards % len(mine) or mine[0] % len(mine):
+        raise UserError(
+            f"process {jax.process_index()} would need the scattered parts {mine} of {shards} of a batch; give the "
+            "outer mesh axes to processes and the inner ones to their devices"
+        )
+    return mine[0] // len(mine), shards // len(mine)

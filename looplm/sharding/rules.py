@@ -10,9 +10,12 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import PartitionSpec
 
-MESH_AXES = ("replica", "data", "fsdp", "tensor")
-BATCH_AXES = ("replica", "data", "fsdp")
+MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
+"""From the slowest links to the fastest."""
+BATCH_AXES = ("replica", "data", "fsdp", "expert")
 """The batch is split over these; parameters are equal on all of them once `fsdp` is gathered."""
+SEQUENCE_AXES = ("context", "tensor")
+"""The sequence is split over these between the branches of a layer."""
 
 PARAMETER_AXES: dict[str, str | None] = {
     "layers": None,
@@ -27,8 +30,11 @@ PARAMETER_AXES: dict[str, str | None] = {
 }
 
 ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "loops": None,
     "batch": BATCH_AXES,
-    "sequence": None,
+    "sequence": "context",
+    "residual": SEQUENCE_AXES,  # the sequence between the branches of a layer
+    "all_keys": None,  # the sequence that every query looks at
     "embed": None,
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -52,7 +58,7 @@ def activation_spec(*axes: str) -> PartitionSpec | None:
     return PartitionSpec(*(ACTIVATION_AXES[axis] for axis in axes))
 
 
-def num_batch_shards() -> int:
-    """Into how many parts the batch is split; 1 without a mesh."""
+def num_shards(*axes: str) -> int:
+    """Into how many parts these mesh axes together split something; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)

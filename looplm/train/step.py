@@ -10,17 +10,16 @@ import optax
 from looplm.config.schema import Run
 from looplm.metrics.loop_stats import last_loop
 from looplm.model.context import Context
-from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.model.functional import FunctionalLM, Params
 from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
 from looplm.optim.schedule import build_schedule
-from looplm.sharding.collective import zero_gradient
+from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
 
 Batch = dict[str, jax.Array]
-"""tokens, labels, segments, positions: int32 (A, B/A, S), A micro-batches; sequence: the row in the global batch (A,
-B/A); depth: (loops without gradient, loops with gradient) of every sequence (A, B/A, 2), where sequences differ."""
+"""See `train.batch.BatchLayout`."""
 Metrics = dict[str, jax.Array]
 
 STATE_PURPOSE, HEADS_PURPOSE = 2, 3
@@ -28,15 +27,27 @@ STATE_PURPOSE, HEADS_PURPOSE = 2, 3
 
 
 def build_train_step(
-    run: Run, lm: FunctionalLM, optimizer: optax.GradientTransformation, depths: DepthSchedule
+    run: Run,
+    lm: FunctionalLM,
+    optimizer: optax.GradientTransformation,
+    depths: DepthSchedule,
+    *,
+    dtype: jax.typing.DTypeLike,
+    per_layer: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated."""
+    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated.
+
+    Args:
+        dtype: type of the matrix products.
+        per_layer: gather the matrices of the layers where they are used instead of once.
+    """
     objective = build_objective(run.objective)
     schedule = build_schedule(run.optim, run.num_steps)
-    dtype = compute_dtype(run.model)
 
-    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple]:
-        model = lm.bind(trained(objective, params))
+    def sums(
+        stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple]:
+        model = lm.bind(trained(objective, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
             micro_batch["positions"],
             self_mask(run.model, micro_batch["segments"]),
@@ -54,19 +65,19 @@ def build_train_step(
         return result.objective, (result, last_loop(output.statistics_R))
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
-        batch_size = batch["tokens"].shape[1]
-        whole, reduce = jax.vjp(lambda params: lm.gather(params, batch_size), state.params)
+        whole = lm.gather(state.params, dtype, per_layer=per_layer)
+        stand_ins = jax.tree.map(stand_in, whole, state.params)
 
         def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, tuple]:
-            (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn, state.step)
+            differentiate = jax.value_and_grad(sums, has_aux=True)
+            (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step)
             return jax.tree.map(jnp.add, gradient, more), result
 
-        gradient, (results, statistics) = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
+        gradient, (results, statistics) = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
-        (gradient,) = reduce(gradient)
         scored = jnp.maximum(total.tokens, 1)
-        gradient = jax.tree.map(lambda g: g / scored, gradient)
+        gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / scored, gradient, state.params)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from looplm.checkpoint.manager import CheckpointManager
@@ -27,15 +26,12 @@ from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
 from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
-from looplm.model.functional import FunctionalLM, compute_dtype
-from looplm.objective import build_objective
-from looplm.optim.build import build_optimizer
-from looplm.sharding.mesh import build_mesh, check_fit
-from looplm.sharding.rules import BATCH_AXES
-from looplm.train.depth import DepthSchedule
+from looplm.model.functional import compute_dtype
+from looplm.sharding.mesh import build_mesh
 from looplm.train.metrics import readable
-from looplm.train.state import TrainState, abstract_state, create_state
-from looplm.train.step import Batch, Metrics, build_train_step
+from looplm.train.program import Program
+from looplm.train.state import TrainState, create_state
+from looplm.train.step import Metrics
 from looplm.train.workdir import Workdir
 
 
@@ -60,15 +56,9 @@ class Trainer:
         if self.validation:
             self.validation.check_tokenizer(self.dataset.tokenizer())
         self.workdir.check_ours(run)
-        self.batch_size = run.data.batch_tokens // run.data.sequence_length
-        self.mesh = build_mesh(run.mesh)
-        check_fit(self.mesh, run.model, self.batch_size // run.data.accumulation_steps)
+        self.program = Program(run, build_mesh(run.mesh))
+        self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.loader(start_step=0)  # refuses a dataset that is shorter than a window
-
-        self.lm = FunctionalLM(run.model)
-        gate_only = build_objective(run.objective).trains_gate_only
-        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps, gate_only=gate_only)
-        self.depths = DepthSchedule(run)
 
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step."""
@@ -95,17 +85,17 @@ class Trainer:
         self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
         batches = self.loader(start_step=done)
         started = time.perf_counter()
-        train_step = self.compile_step(state)
+        train_step = self.program.lower().compile()
         extra = {"perf/compile_s": time.perf_counter() - started, "model/num_parameters": self.lm.num_params}
 
         before: Dispatched | None = None
         clock = time.perf_counter()
         for step in range(done + 1, self.run.num_steps + 1):
             waited = time.perf_counter()
-            drawn = self.depths.draw(step - 1)
-            batch = self.place(next(batches), drawn)
+            drawn = self.program.depths.draw(step - 1)
+            batch = self.batch.place(next(batches), drawn)
             waited = time.perf_counter() - waited
-            state, metrics = train_step(state, batch, self.place_drawn(drawn))
+            state, metrics = train_step(state, batch, self.batch.place_drawn(drawn))
             if before is not None:
                 clock = self.log(before, clock, extra, sinks)
                 extra = {}
@@ -128,8 +118,8 @@ class Trainer:
         """Returns the state and how many steps it has behind it."""
         step = checkpoints.latest_step()
         if step is None:
-            return create_state(self.lm, self.optimizer, self.mesh, self.run.seed), 0
-        abstract = abstract_state(self.lm, self.optimizer, self.mesh)
+            return create_state(self.lm, self.program.optimizer, self.mesh, self.run.seed), 0
+        abstract = self.program.abstract_state()
         params, opt_state = checkpoints.restore(step, abstract.params, abstract.opt_state)
         self.console.print(f"resuming {self.workdir.root} after step {step}")
         return TrainState(jax.device_put(np.int32(step), abstract.step.sharding), params, opt_state), step
@@ -152,30 +142,13 @@ class Trainer:
         return train_loader(
             self.dataset,
             sequence_length=data.sequence_length,
-            batch_size=self.batch_size,
+            batch_size=self.batch.batch_size,
             seed=self.run.seed,
             start_step=start_step,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
+            host=self.batch.part,
+            num_hosts=self.batch.num_parts,
             prefetch=data.prefetch_batches,
         )
-
-    def compile_step(self, state: TrainState) -> jax.stages.Compiled:
-        """Compiles the one program that serves every step, whatever its depth."""
-        function = build_train_step(self.run, self.lm, self.optimizer, self.depths)
-        steps, length = self.run.data.accumulation_steps, self.run.data.sequence_length
-        rows = (steps, self.batch_size // steps)
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
-            ("tokens", "labels", "segments", "positions"), (*rows, length)
-        )
-        shapes |= {"sequence": rows} | ({"depth": (*rows, 2)} if self.depths.per_sequence else {})
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.rows_sharding(len(shape)))
-            for name, shape in shapes.items()
-        }
-        drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))
-        with jax.set_mesh(self.mesh):
-            return jax.jit(function, donate_argnums=0).lower(state, batch, drawn).compile()
 
     @property
     def eval_depths(self) -> tuple[int, ...]:
@@ -186,28 +159,6 @@ class Trainer:
         return Scorer(self.lm, self.mesh, max(self.eval_depths))
 
     # --- in the loop -------------------------------------------------------------------------------------------------
-
-    def rows_sharding(self, ndim: int) -> NamedSharding:
-        """Of a batch leaf (A, B/A, ...)."""
-        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, *(None,) * (ndim - 2)))
-
-    def place(self, rows: dict[str, np.ndarray], drawn: np.ndarray) -> Batch:
-        """From this host's rows (B/hosts, S) to global micro-batches (A, B/A, S), with what belongs to every row."""
-        steps, count = self.run.data.accumulation_steps, len(rows["tokens"])
-        first = jax.process_index() * count
-        rows = rows | {"sequence": np.arange(first, first + count, dtype=np.int32)}
-        if self.depths.per_sequence:
-            rows["depth"] = drawn[first : first + count]
-
-        def spread(value: np.ndarray) -> jax.Array:
-            local = value.reshape(steps, -1, *value.shape[1:])
-            return jax.make_array_from_process_local_data(self.rows_sharding(local.ndim), local)
-
-        return {name: spread(value) for name, value in rows.items()}
-
-    def place_drawn(self, drawn: np.ndarray) -> jax.Array:
-        shared = np.zeros(2, np.int32) if drawn.ndim == 2 else drawn  # else it travels with the rows
-        return jax.device_put(shared, NamedSharding(self.mesh, PartitionSpec()))
 
     def log(self, dispatched: Dispatched, clock: float, extra: dict[str, float], sinks: list[Sink]) -> float:
         """Waits for a dispatched step and writes its numbers. Returns the time at which it was done."""
@@ -268,7 +219,7 @@ class Trainer:
             state.params,
             self.validation,
             sequence_length=run.data.sequence_length,
-            batch_size=self.batch_size // run.data.accumulation_steps,
+            batch_size=self.batch.batch_size // run.data.accumulation_steps,
             depths=self.eval_depths,
             trained_depth=run.loop.num_loops,
             step=step,

@@ -113,7 +113,7 @@ def traced_step(case: Case, remat: str = "none") -> float:
         data=schema.Data(train="", sequence_length=S, batch_tokens=A * B * S, accumulation_steps=A),
     )
     lm, optimizer = FunctionalLM(run.model), optax.sgd(1.0)
-    step = build_train_step(run, lm, optimizer, DepthSchedule(run))
+    step = build_train_step(run, lm, optimizer, DepthSchedule(run), dtype=jnp.float32)
     state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes))
     batch = dict.fromkeys(("tokens", "labels", "segments", "positions"), int32(A, B, S)) | {"sequence": int32(A, B)}
     program = jax.make_jaxpr(step)(state, batch, int32(2))

@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
 from looplm.config.schema import Run
 from looplm.metrics.sinks import read_metrics
-from looplm.train.step import Batch
 from looplm.train.trainer import Trainer
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -31,26 +29,19 @@ def compiled() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-class WatchedTrainer(Trainer):
-    """Notes how many programs have been compiled when a step begins."""
-
-    def __init__(self, run: Run, workdir: Path, compiled: list[str]):
-        super().__init__(run, workdir, Console(file=io.StringIO()))
-        self.compiled, self.before_step = compiled, list[int]()
-
-    def place(self, rows: dict[str, np.ndarray], drawn: np.ndarray) -> Batch:
-        self.before_step.append(len(self.compiled))
-        return super().place(rows, drawn)
-
-
-def test_one_program_serves_all_depths(tiny_run: Callable[..., Run], compiled: list[str], tmp_path: Path) -> None:
+def test_one_program_serves_all_depths(
+    tiny_run: Callable[..., Run], compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     depth = {"loop.depth": {"kind": "uniform", "max_loops": 4}, "loop.backprop_loops": 2}
     changes = {"num_steps": 8, "checkpoint.every_steps": 3, **depth}
-    trainer = WatchedTrainer(tiny_run(**changes), tmp_path / "run", compiled)
+    trainer = Trainer(tiny_run(**changes), tmp_path / "run", Console(file=io.StringIO()))
+    before_step: list[int] = []
+    place = trainer.batch.place
+    monkeypatch.setattr(trainer.batch, "place", lambda *a: before_step.append(len(compiled)) or place(*a))
     trainer.train()
 
     depths = [row["loop/num_loops"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(set(depths)) >= 3
     assert sum("train_step" in name for name in compiled) == 1
-    assert len(trainer.before_step) == 8
-    assert compiled[trainer.before_step[1] :] == []
+    assert len(before_step) == 8
+    assert compiled[before_step[1] :] == []

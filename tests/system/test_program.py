@@ -3,17 +3,11 @@
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Mesh, Run
-from looplm.model.functional import FunctionalLM
-from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import build_mesh
-from looplm.train.depth import DepthSchedule
-from looplm.train.state import abstract_state
-from looplm.train.step import build_train_step
+from looplm.train.program import Program
 
 B, S, D, VOCAB = 4, 128, 128, 8192
 SIZES = {
@@ -33,15 +27,7 @@ SIZES = {
 def compiled(tiny_run: Callable[..., Run]) -> Callable[..., jax.stages.Compiled]:
     def compile_step(**changes: object) -> jax.stages.Compiled:
         run = tiny_run(**{**SIZES, **changes})
-        mesh, lm = build_mesh(Mesh(), jax.devices()[:1]), FunctionalLM(run.model)
-        optimizer = build_optimizer(run.optim, lm, run.num_steps)
-        whole = NamedSharding(mesh, PartitionSpec())
-        shapes = dict.fromkeys(("tokens", "labels", "segments", "positions"), (1, B, S)) | {"sequence": (1, B)}
-        batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=whole) for name, shape in shapes.items()}
-        drawn = jax.ShapeDtypeStruct((2,), np.int32, sharding=whole)
-        step = build_train_step(run, lm, optimizer, DepthSchedule(run))
-        with jax.set_mesh(mesh):
-            return jax.jit(step, donate_argnums=0).lower(abstract_state(lm, optimizer, mesh), batch, drawn).compile()
+        return Program(run, build_mesh(Mesh(), jax.devices()[:1])).lower().compile()
 
     return compile_step
 

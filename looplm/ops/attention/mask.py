@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import Model
+from looplm.sharding.collective import lay_out
 
 
 def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None) -> jax.Array:
@@ -20,15 +21,20 @@ def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None
     """
     index_S = jnp.arange(segments_BS.shape[1])
     distance_SS = index_S[:, None] - index_S[None, :]
-    mask_BST = segments_BS[:, :, None] == segments_BS[:, None, :]
+    mask_BST = segments_BS[:, :, None] == _keys(segments_BS)
     if config.attention_mask != "full":
         past_BST = (distance_SS >= 0)[None]
         if config.attention_mask == "prefix" and prefix_BS is not None:
-            past_BST = past_BST | prefix_BS[:, None, :]
+            past_BST = past_BST | _keys(prefix_BS)
         mask_BST &= past_BST
     if config.attention_window is not None:
         mask_BST &= (jnp.abs(distance_SS) < config.attention_window)[None]
     return mask_BST
+
+
+def _keys(x_BS: jax.Array) -> jax.Array:
+    """(B, 1, T), whole where the sequence of the queries is split over devices."""
+    return lay_out(x_BS, "batch", "all_keys")[:, None, :]
 
 
 def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> jax.Array:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from looplm.ops.cross_entropy.reference import cross_entropy
 from looplm.ops.softcap import softcap
-from looplm.sharding.rules import activation_spec, num_batch_shards
+from looplm.sharding.collective import Whole
+from looplm.sharding.rules import BATCH_AXES, activation_spec, num_shards
 
 IGNORED = -100
 """A label that is not scored."""
@@ -27,7 +28,7 @@ class TokenScores(NamedTuple):
 
 def linear_cross_entropy(
     hidden_BSD: jax.Array,
-    head_VD: jax.Array,
+    head_VD: jax.Array | Whole,
     labels_BS: jax.Array,
     *,
     logit_softcap: float | None = None,
@@ -43,7 +44,10 @@ def linear_cross_entropy(
         chunk_logits: how many logits a device may hold.
     """
     batch, length, _ = hidden_BSD.shape
-    chunk = max(1, min(length, chunk_logits * num_batch_shards() // (batch * head_VD.shape[0])))
+    shards = num_shards("context")
+    device_length = length // shards
+    device_batch = batch // num_shards(*BATCH_AXES)
+    chunk = max(1, min(device_length, chunk_logits // (device_batch * head_VD.shape[0])))
 
     @jax.checkpoint
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
@@ -59,15 +63,21 @@ def linear_cross_entropy(
             jnp.where(scored_BC, jnp.square(normaliser_BC), 0),
         )
 
-    if chunk == length:
+    if chunk == device_length:
         return score(hidden_BSD, labels_BS)
 
     def chunks_first(x: jax.Array, fill: int) -> jax.Array:
-        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding, constant_values=fill)
-        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+        """(chunks, B, shards * chunk, ...): every device cuts its own part of the sequence."""
+        x = x.reshape(batch, shards, device_length, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, -device_length % chunk)] + [(0, 0)] * (x.ndim - 3), constant_values=fill)
+        x = x.reshape(batch, shards, -1, chunk, *x.shape[3:])
+        return jnp.moveaxis(x, 2, 0).reshape(x.shape[2], batch, shards * chunk, *x.shape[4:])
+
+    def chunks_back(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(-1, batch, shards, chunk), 0, 2)
+        return x.reshape(batch, shards, -1)[:, :, :device_length].reshape(batch, length)
 
     _, scores = jax.lax.scan(
         lambda _, xs: (None, score(*xs)), None, (chunks_first(hidden_BSD, 0), chunks_first(labels_BS, IGNORED))
     )
-    return TokenScores(*(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length] for x in scores))
+    return TokenScores(*map(chunks_back, scores))

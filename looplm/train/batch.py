@@ -1,0 +1,61 @@
+"""From the loader's rows to device arrays: micro-batches over the mesh, with what belongs to every row."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from looplm.config.schema import Data
+from looplm.sharding.mesh import batch_part
+from looplm.sharding.rules import BATCH_AXES
+
+PER_TOKEN = ("tokens", "labels", "segments", "positions")
+
+
+class BatchLayout:
+    """Shapes and shardings of a training batch, int32: every leaf is (A, B/A, ...) for A micro-batches.
+
+    Leaves: PER_TOKEN (A, B/A, S); `sequence`, the row in the global batch, (A, B/A); with `per_sequence` also `depth`,
+    (loops without gradient, loops with gradient) of every sequence, (A, B/A, 2).
+    """
+
+    def __init__(self, data: Data, mesh: jax.sharding.Mesh, *, per_sequence: bool):
+        self.mesh, self.per_sequence, self.steps = mesh, per_sequence, data.accumulation_steps
+        self.batch_size = data.batch_tokens // data.sequence_length
+        self.part, self.num_parts = batch_part(mesh)
+        """Which rows this process needs: part `part` of `num_parts` equal ones."""
+        rows = (self.steps, self.batch_size // self.steps)
+        self.shapes: dict[str, tuple[int, ...]] = dict.fromkeys(PER_TOKEN, (*rows, data.sequence_length))
+        self.shapes |= {"sequence": rows} | ({"depth": (*rows, 2)} if per_sequence else {})
+
+    def sharding(self, name: str) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, *(["context"] if name in PER_TOKEN else [])))
+
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.sharding(name))
+            for name, shape in self.shapes.items()
+        }
+
+    def place(self, rows: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, jax.Array]:
+        """rows: this process's, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
+        count = self.batch_size // self.num_parts
+        mine = slice(self.part * count, (self.part + 1) * count)
+        leaves = dict(rows) | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
+        if self.per_sequence:
+            leaves["depth"] = drawn[mine]
+        return {
+            name: jax.make_array_from_process_local_data(
+                self.sharding(name), value.reshape(self.steps, -1, *value.shape[1:]), self.shapes[name]
+            )
+            for name, value in leaves.items()
+        }
+
+    def place_drawn(self, drawn: np.ndarray) -> jax.Array:
+        """The depth that all sequences share, (2,)."""
+        shared = np.zeros(2, np.int32) if self.per_sequence else drawn  # else it travels with the rows
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec()), shared)
+
+    def abstract_drawn(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((2,), np.int32, sharding=NamedSharding(self.mesh, PartitionSpec()))

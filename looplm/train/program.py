@@ -1,0 +1,51 @@
+"""The one compiled program of a run: a training step for every step and depth, lowered from shapes alone."""
+
+import jax
+
+from looplm.config.schema import Run
+from looplm.hardware import find as find_device
+from looplm.model.functional import FunctionalLM, compute_dtype
+from looplm.objective import build_objective
+from looplm.optim.build import build_optimizer
+from looplm.sharding.mesh import check_fit
+from looplm.train.batch import BatchLayout
+from looplm.train.depth import DepthSchedule
+from looplm.train.state import TrainState, abstract_state
+from looplm.train.step import build_train_step
+
+
+class Program:
+    """What a run computes on a mesh. Raises UserError when the model or batch does not fit the mesh."""
+
+    def __init__(self, run: Run, mesh: jax.sharding.Mesh):
+        self.run, self.mesh = run, mesh
+        self.depths = DepthSchedule(run)
+        micro_batch = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
+        check_fit(mesh, run.model, micro_batch=micro_batch, sequence_length=run.data.sequence_length)
+        self.batch = BatchLayout(run.data, mesh, per_sequence=self.depths.per_sequence)
+        self.lm = FunctionalLM(run.model)
+        self.dtype = compute_dtype(run.model, mesh.devices.flat[0].platform)
+        gate_only = build_objective(run.objective).trains_gate_only
+        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps, gate_only=gate_only)
+
+    @property
+    def gathers_per_layer(self) -> bool:
+        """What `sharding.gather` comes to on these devices."""
+        gather, device = self.run.sharding.gather, find_device(self.mesh.devices.flat[0].device_kind)
+        if gather != "auto" or device is None:
+            return gather == "per_layer"
+        bytes_each = self.dtype.itemsize + 4  # the weight, and its gradient in float32
+        whole = self.lm.num_params_of_layers * bytes_each / self.mesh.shape["tensor"]
+        return self.mesh.shape["fsdp"] > 1 and self.run.loop.remat != "none" and whole > device.memory_bytes / 3
+
+    def abstract_state(self) -> TrainState:
+        return abstract_state(self.lm, self.optimizer, self.mesh)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The training step with the state donated; allocates nothing."""
+        step = build_train_step(
+            self.run, self.lm, self.optimizer, self.depths, dtype=self.dtype, per_layer=self.gathers_per_layer
+        )
+        arguments = (self.abstract_state(), self.batch.abstract(), self.batch.abstract_drawn())
+        with jax.set_mesh(self.mesh):
+            return jax.jit(step, donate_argnums=0).lower(*arguments)
