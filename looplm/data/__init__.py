@@ -10,4 +10,5 @@ dataset     open, check and read a dataset folder
 window      window number -> tokens, labels, segments, positions
 index       training step -> window numbers, by arithmetic
 loader      batches of this host, for training and for evaluation
+synthetic   tasks whose right answers are computed, as batches without files
 """
