@@ -42,7 +42,6 @@ from looplm.config.schema import (
 from looplm.metrics.flops import training_flops
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
-from looplm.train.state import create_state
 
 Step = Callable[[], float]
 """Runs one training step to its end; returns the loss."""
@@ -75,18 +74,16 @@ def run_of(peer: str, *, dim: int, layers: int, loops: int, length: int, batch: 
 
 def looplm_step(run: Run, tokens_BS: np.ndarray) -> Step:
     program = Program(run, build_mesh(Mesh(), jax.devices()[:1]))
-    state = create_state(program.lm, program.optimizer, program.mesh, seed=0)
+    state, compiled = program.create_state(), program.compile()
     positions_BS = np.broadcast_to(np.arange(tokens_BS.shape[1], dtype=np.int32), tokens_BS.shape)
     rows = {
         "tokens": tokens_BS, "labels": np.roll(tokens_BS, -1, axis=1), "segments": np.ones_like(tokens_BS),
         "positions": positions_BS,
     }  # fmt: skip
-    drawn = program.depths.draw(0)
-    batch, compiled = program.batch.place(rows, drawn), program.lower().compile()
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, batch, program.batch.place_drawn(drawn))
+        state, metrics = compiled(state, rows, 0)
         return float(metrics["train/loss"])
 
     return step

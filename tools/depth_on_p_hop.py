@@ -22,11 +22,8 @@ from looplm.data.synthetic.p_hop import PHop
 from looplm.eval.bootstrap import interval, resampled_means
 from looplm.eval.score import Scorer
 from looplm.model.functional import FunctionalLM
-from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import build_mesh
-from looplm.train.depth import DepthSchedule
-from looplm.train.state import create_state
-from looplm.train.step import build_train_step
+from looplm.train.program import Program
 
 ONCE, LOOPED, DISTINCT, POISSON = "1 layer, once", "1 layer, 6 loops", "6 layers, once", "1 layer, Poisson(6) loops"
 MODELS: dict[str, dict[str, Any]] = {
@@ -64,17 +61,11 @@ def run_of(task: PHop, *, dim: int, num_loops: int, num_steps: int, seed: int) -
 def train_and_score(run: Run, task: PHop, held_out: dict[str, np.ndarray], depths: tuple[int, ...]) -> np.ndarray:
     """Trains to the last step. Returns the right answers in every held-out sequence at every depth, (G, depths)."""
     check(run)
-    mesh, lm = build_mesh(Mesh(), jax.devices()[:1]), FunctionalLM(run.model)
-    optimizer, schedule = build_optimizer(run.optim, lm, run.num_steps), DepthSchedule(run)
-    state = create_state(lm, optimizer, mesh, run.seed)
-    train_step = jax.jit(build_train_step(run, lm, optimizer, schedule), donate_argnums=0)
-    size = run.data.batch_tokens // task.length
+    program = Program(run, build_mesh(Mesh(), jax.devices()[:1]))
+    state, train_step = program.create_state(), program.compile()
     for step in range(run.num_steps):
-        rows = task.batch(size, seed=run.seed, step=step) | {"sequence": np.arange(size, dtype=np.int32)}
-        with jax.set_mesh(mesh):
-            batch = {name: jax.numpy.asarray(value[None]) for name, value in rows.items()}
-            state, _ = train_step(state, batch, jax.numpy.asarray(schedule.draw(step)))
-    correct_RBS = Scorer(lm, mesh, max(depths))(state.params, held_out).correct_RBS
+        state, _ = train_step(state, task.batch(program.batch.batch_size, seed=run.seed, step=step), step)
+    correct_RBS = Scorer(program.lm, program.mesh, max(depths))(state.params, held_out).correct_RBS
     return correct_RBS[np.array(depths) - 1].sum(axis=2).T
 
 

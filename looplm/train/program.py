@@ -1,6 +1,9 @@
 """The one compiled program of a run: a training step for every step and depth, lowered from shapes alone."""
 
+from collections.abc import Callable, Mapping
+
 import jax
+import numpy as np
 
 from looplm.config.schema import Run
 from looplm.hardware import find as find_device
@@ -10,8 +13,8 @@ from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import check_fit
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
-from looplm.train.state import TrainState, abstract_state
-from looplm.train.step import build_train_step
+from looplm.train.state import TrainState, abstract_state, create_state
+from looplm.train.step import Metrics, build_train_step
 
 
 class Program:
@@ -38,6 +41,10 @@ class Program:
         whole = self.lm.num_params_of_layers * bytes_each / self.mesh.shape["tensor"]
         return self.mesh.shape["fsdp"] > 1 and self.run.loop.remat != "none" and whole > device.memory_bytes / 3
 
+    def create_state(self) -> TrainState:
+        """Drawn from the run's seed."""
+        return create_state(self.lm, self.optimizer, self.mesh, self.run.seed)
+
     def abstract_state(self) -> TrainState:
         return abstract_state(self.lm, self.optimizer, self.mesh)
 
@@ -49,3 +56,13 @@ class Program:
         arguments = (self.abstract_state(), self.batch.abstract(), self.batch.abstract_drawn())
         with jax.set_mesh(self.mesh):
             return jax.jit(step, donate_argnums=0).lower(*arguments)
+
+    def compile(self) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, Metrics]]:
+        """Returns step(state, rows, index): training step `index` (from 0) on this process's rows; takes the state."""
+        compiled = self.lower().compile()
+
+        def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, Metrics]:
+            drawn = self.depths.draw(index)
+            return compiled(state, self.batch.place(rows, drawn), self.batch.place_drawn(drawn))
+
+        return step

@@ -30,7 +30,7 @@ from looplm.model.functional import compute_dtype
 from looplm.sharding.mesh import build_mesh
 from looplm.train.metrics import readable
 from looplm.train.program import Program
-from looplm.train.state import TrainState, create_state
+from looplm.train.state import TrainState
 from looplm.train.step import Metrics
 from looplm.train.workdir import Workdir
 
@@ -118,7 +118,7 @@ class Trainer:
         """Returns the state and how many steps it has behind it."""
         step = checkpoints.latest_step()
         if step is None:
-            return create_state(self.lm, self.program.optimizer, self.mesh, self.run.seed), 0
+            return self.program.create_state(), 0
         abstract = self.program.abstract_state()
         params, opt_state = checkpoints.restore(step, abstract.params, abstract.opt_state)
         self.console.print(f"resuming {self.workdir.root} after step {step}")

@@ -14,7 +14,6 @@ from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
-from looplm.train.state import create_state
 
 NUM_STEPS = 5
 MODEL = {
@@ -55,15 +54,14 @@ def train(run: Run) -> Trained:
     """A few steps on so many devices as the mesh asks for."""
     num_devices = math.prod(getattr(run.mesh, axis) for axis in AXES)
     program = Program(run, build_mesh(run.mesh, jax.devices()[:num_devices]))
-    state, step = create_state(program.lm, program.optimizer, program.mesh, run.seed), program.lower().compile()
+    state, step = program.create_state(), program.compile()
     batches = train_loader(
         TokenDataset.open(run.data.train), sequence_length=run.data.sequence_length,
         batch_size=program.batch.batch_size, seed=run.seed, start_step=0, prefetch=0,
     )  # fmt: skip
     rows = []
     for index, batch in enumerate(islice(batches, NUM_STEPS)):
-        drawn = program.depths.draw(index)
-        state, metrics = step(state, program.batch.place(batch, drawn), program.batch.place_drawn(drawn))
+        state, metrics = step(state, batch, index)
         rows.append(jax.device_get(metrics))
     return Trained(rows, jax.device_get(state.params))
 
