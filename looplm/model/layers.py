@@ -1,5 +1,8 @@
 """The smallest parts: parameters with logical axes, a linear map, a norm, an embedding."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +10,8 @@ from jax.nn.initializers import Initializer
 
 from looplm.ops.norm import rms_norm
 from looplm.sharding.rules import activation_spec
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def parameter(
@@ -25,6 +30,11 @@ def parameter(
     """
     decays = not elementwise if decays is None else decays
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, elementwise=elementwise, decays=decays)
+
+
+def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
+    """`count` modules as one, their parameters stacked on a leading dim that their axes do not name."""
+    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
 
 
 class Linear(nnx.Module):
@@ -61,6 +71,13 @@ class RMSNorm(nnx.Module):
         if scale.ndim > 1 and x.ndim > scale.ndim:
             scale = scale[:, :, None]  # one copy per sequence (see `sharding.collective`), and x has heads
         return rms_norm(x, scale, eps=self.eps)
+
+
+class UnitNorm(nnx.Module):
+    """RMSNorm without a scale."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x)
 
 
 class Embedding(nnx.Module):

@@ -46,6 +46,8 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, micro_batch: int) -> None:
         (f"mesh.tensor={shape['tensor']}", shape["tensor"], "model.vocab_size", model.vocab_size),
         (f"replica x data x fsdp = {batch_shards}", batch_shards, "the sequences of a micro-batch", micro_batch),
     ]
+    if model.value_embedding:
+        rules.append((f"mesh.fsdp={shape['fsdp']}", shape["fsdp"], "model.vocab_size", model.vocab_size))
     faults = [
         f"{axis} does not divide {name}={size}; use a divisor of {size}, or change {name}"
         for axis, parts, name, size in rules
