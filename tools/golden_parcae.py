@@ -1,6 +1,6 @@
 """Makes tests/golden/parcae_a: numbers of the official Parcae code for a tiny model with random weights.
 
-    python tools/golden_parcae.py CHECKOUT tests/golden/parcae_a          CHECKOUT: sandyresearch/parcae; needs torch
+python tools/golden_parcae.py CHECKOUT tests/golden/parcae_a          CHECKOUT: sandyresearch/parcae; needs torch
 """
 
 import json
@@ -39,7 +39,7 @@ def main(
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 1 or "adapter" in name:
-                value += 0.1 * torch.randn_like(value)
+                value.add_(0.1 * torch.randn_like(value))
             else:
                 value.normal_(std=value.shape[1] ** -0.5)
     tokens = torch.randint(0, config.vocab_size, (B, S))

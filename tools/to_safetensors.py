@@ -1,6 +1,6 @@
 """Turns weights that were published as PyTorch's own files into model.safetensors, which looplm reads.
 
-    python tools/to_safetensors.py FOLDER          needs torch; reads FOLDER/pytorch_model.bin or FOLDER/model.pt
+python tools/to_safetensors.py FOLDER          needs torch; reads FOLDER/pytorch_model.bin or FOLDER/model.pt
 """
 
 from pathlib import Path

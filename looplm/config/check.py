@@ -92,7 +92,15 @@ def _schedule(run: Run) -> Iterator[str]:
         )
 
 
-RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _value_embedding, _batch, _depth, _objective, _eval, _schedule)
+RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
+    _heads,
+    _value_embedding,
+    _batch,
+    _depth,
+    _objective,
+    _eval,
+    _schedule,
+)
 
 
 def max_loops(run: Run) -> int | None:

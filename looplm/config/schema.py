@@ -169,7 +169,7 @@ Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit | OrthogonalInit,
 
 
 class ValueEmbedding(Section):
-    """Some layers add an embedding of the token, gated per head, to the values of their attention (arXiv 2604.12946)."""
+    """Some layers add an embedding of the token, gated per head, to their attention's values (arXiv 2604.12946)."""
 
     every: PositiveInt = 2
     """The last layer of prelude, block and coda has one, and every so many-th before it."""

@@ -97,28 +97,26 @@ def in_groups(
     Returns:
         (x, what is kept, with leading dim `num_layers`).
     """
-    num_layers = jax.tree.leaves(layers)[0].shape[0]
 
-    def group(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, Any]:
-        layers, extra = xs
-        last, kept = jax.tree.leaves(layers)[0].shape[0] - 1, []
-        for i in range(last + 1):
-            x_BSD, one = apply(x_BSD, (take(layers, i), extra if i == last else None))
+    def group(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, list]:
+        (*plain, last), extra = xs
+        kept = []
+        for layer, its_extra in (*((layer, None) for layer in plain), (last, extra)):
+            x_BSD, one = apply(x_BSD, (layer, its_extra))
             kept.append(one)
-        return x_BSD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+        return x_BSD, kept
 
     def take(tree: Any, index: int | slice) -> Any:
         return jax.tree.map(lambda leaf: leaf[index], tree)
 
-    def grouped(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(-1, size, *leaf.shape[1:])
-
-    first, kept = num_layers % size, []
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    first, kept = num_layers % size, list[Any]()
     if first:
-        x_BSD, one = group(x_BSD, (take(layers, slice(first)), take(extras, 0)))
-        kept.append(one)
-        layers, extras = take(layers, slice(first, None)), take(extras, slice(1, None))
+        x_BSD, kept = group(x_BSD, ([take(layers, i) for i in range(first)], take(extras, 0)))
+        kept = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)]
     if first < num_layers:
-        x_BSD, many = jax.lax.scan(group, x_BSD, (jax.tree.map(grouped, layers), extras), unroll=unroll)
-        kept.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), many))
+        # Strided slices and no reshape, which JAX 0.10 refuses for parameters marked `reduced`.
+        places = [take(layers, slice(first + i, None, size)) for i in range(size)]
+        x_BSD, many = jax.lax.scan(group, x_BSD, (places, take(extras, slice(first > 0, None))), unroll=unroll)
+        kept.append(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *many))
     return x_BSD, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)

@@ -125,9 +125,7 @@ class LoopLM(nnx.Module):
         embedded_BSD = self.embedding(tokens_BS).astype(dtype) * jnp.asarray(self.config.embedding_scale, dtype)
         x_BSD, prelude_cache = embedded_BSD, None
         if self.prelude:
-            x_BSD, prelude_cache = self.prelude(
-                x_BSD, context, cache.prelude if cache else None, embedded.prelude
-            )
+            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None, embedded.prelude)
         if self.prelude_norm:
             x_BSD = self.prelude_norm(x_BSD)
         if initial_state_BSD is None:

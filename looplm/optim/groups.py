@@ -55,8 +55,9 @@ def muon_dims(lm: FunctionalLM) -> dict[str, Any]:
 def matrix_dims(path: str, declaration: nnx.Param) -> MuonDimensionNumbers | None:
     """Which dims of a parameter are the inputs of a linear map and which its outputs; None if Muon does not get it.
 
-    Muon gets the matrices of the layers and of the injection that weight decay applies to. A matrix that writes the residual stream has `embed`
-    last, and all that precedes it is input; in one that reads it, the inputs end with `embed` or some `channels` of it:
+    Muon gets the matrices of the layers and of the injection, but for those that weight decay spares. A matrix that
+    writes the residual stream has `embed` last, and all that precedes it is input; in one that reads it, the inputs end
+    with `embed`, or with some `channels` of it:
 
         query, key, value    embed | heads, head_dim        output    heads, head_dim | embed
         gate, up             embed | hidden                 down      hidden | embed

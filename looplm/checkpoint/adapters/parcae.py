@@ -44,8 +44,9 @@ def model(config: dict[str, Any]) -> Model:
     stacks = {part: config[f"n_layers_in_{part}"] for part in ("prelude", "recurrent_block", "coda")}
     # The official code pairs tables and gates by the layer's number, which it counts in two ways.
     wrong += [f"n_layers_in_{part}={count}" for part, count in stacks.items() if count % EVERY]
-    same = {"n_embd": "recurrent_embedding_dimension", "intermediate_size": "recurrent_intermediation_embedding_dimension"}
-    wrong += [f"{other}={config[other]!r}" for key, other in same.items() if config[other] != config[key]]
+    for key, core in (("n_embd", "embedding"), ("intermediate_size", "intermediation_embedding")):
+        if (width := config[f"recurrent_{core}_dimension"]) != config[key]:
+            wrong.append(f"recurrent_{core}_dimension={width}")
     if wrong:
         raise UserError(f"{', '.join(wrong)}: no released Parcae has this, and looplm cannot read it")
     return Model(

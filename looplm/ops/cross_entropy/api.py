@@ -1,5 +1,6 @@
 """Chunked cross-entropy: the head is applied to a slice of the sequence at a time, and again in the backward pass."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def linear_cross_entropy(
     """
     batch, length, _ = hidden_BSD.shape
     chunk = max(1, min(length, chunk_logits * num_batch_shards() // (batch * head_VD.shape[0])))
+    chunk = math.ceil(length / math.ceil(length / chunk))  # as many chunks, of one length: the least padding
 
     @jax.checkpoint
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
