@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looplm.checkpoint.adapters import Adapter
+from looplm.checkpoint.adapters import Adapter, kind_of
 from looplm.checkpoint.adapters.base import to_official
 from looplm.checkpoint.hf_folder import HFFolder
 from looplm.checkpoint.manager import CheckpointManager
@@ -253,8 +253,8 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
 
 
 def is_official(root: Path) -> bool:
-    """Whether the folder's config.json is Hugging Face's and not a run's."""
+    """Whether the folder's config.json is an official one and not a run's."""
     try:
-        return "model_type" in json.loads((root / "config.json").read_text())
+        return kind_of(json.loads((root / "config.json").read_text())) is not None
     except (OSError, ValueError):
         return False

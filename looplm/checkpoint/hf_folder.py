@@ -51,7 +51,10 @@ class HFFolder:
             raise UserError("reading safetensors needs the package safetensors; pip install looplm[hf]") from error
         files = sorted(self.path.glob("model*.safetensors"))
         if not files:
-            raise UserError(f"{self.path} holds no model*.safetensors; give the folder of a downloaded model")
+            raise UserError(
+                f"{self.path} holds no model*.safetensors; give the folder of a downloaded model, and convert weights "
+                "in PyTorch's own files with tools/to_safetensors.py"
+            )
         names: dict[str, Path] = {}
         for file in files:
             with safe_open(file, framework="flax") as opened:

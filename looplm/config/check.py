@@ -34,6 +34,15 @@ def _heads(run: Run) -> Iterator[str]:
         )
 
 
+def _value_embedding(run: Run) -> Iterator[str]:
+    embedding, dim = run.model.value_embedding, run.model.dim
+    if embedding and embedding.gate_channels > dim:
+        yield (
+            f"model.value_embedding.gate_channels={embedding.gate_channels} is more than model.dim={dim}; "
+            "use at most that"
+        )
+
+
 def _batch(run: Run) -> Iterator[str]:
     data = run.data
     if data.batch_tokens % data.sequence_length:
@@ -83,7 +92,15 @@ def _schedule(run: Run) -> Iterator[str]:
         )
 
 
-RULES: tuple[Callable[[Run], Iterator[str]], ...] = (_heads, _batch, _depth, _objective, _eval, _schedule)
+RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
+    _heads,
+    _value_embedding,
+    _batch,
+    _depth,
+    _objective,
+    _eval,
+    _schedule,
+)
 
 
 def max_loops(run: Run) -> int | None:

@@ -98,9 +98,10 @@ class GELU(Section):
 
 
 class SquaredReLU(Section):
-    """relu(x W_up)^2 W_down."""
+    """scale * relu(x W_up)^2 W_down."""
 
     kind: Literal["relu2"] = "relu2"
+    scale: PositiveFloat = 1.0
 
 
 FeedForward = Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")]
@@ -158,7 +159,28 @@ class ZeroOutputInit(Section):
     std: PositiveFloat = 0.02
 
 
-Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit, Field(discriminator="kind")]
+class OrthogonalInit(Section):
+    """As `zero_output`, but matrices orthogonal, with entries of std sqrt(2 / (5 D)) (arXiv 2604.12946)."""
+
+    kind: Literal["orthogonal"] = "orthogonal"
+
+
+Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit | OrthogonalInit, Field(discriminator="kind")]
+
+
+class ValueEmbedding(Section):
+    """Some layers add an embedding of the token, gated per head, to their attention's values (arXiv 2604.12946)."""
+
+    every: PositiveInt = 2
+    """The last layer of prelude, block and coda has one, and every so many-th before it."""
+    gate_channels: PositiveInt = 32
+    """The gate reads so many of the first channels of what the attention reads."""
+
+
+class ReadOut(Section):
+    """A linear map from the state to what the coda reads; never weight-decayed (arXiv 2604.12946)."""
+
+    init: Literal["random", "identity"] = "random"
 
 
 class ExitGate(Section):
@@ -192,9 +214,12 @@ class Model(Section):
     """A token sees so many of the last tokens, itself included; None means all."""
     qk_norm: bool = False
     """RMSNorm on every head of queries and keys, before the rotation."""
+    qk_norm_scale: bool = True
+    """Whether that norm has a learned scale; without one, its eps is the machine epsilon (Parcae)."""
     qk_bias: bool = False
     """A learned bias per head on queries and keys, before the rotation."""
     rope: Rope = Rope()
+    value_embedding: ValueEmbedding | None = None
     norm_placement: Literal["pre", "sandwich", "sandwich_sum"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn)."""
     norm_eps: PositiveFloat = 1e-6
@@ -211,6 +236,7 @@ class Model(Section):
     injection: Injection = NoInjection()
     state_init: StateInit = InputState()
     exit_gate: ExitGate | None = None
+    read_out: ReadOut | None = None
     tie_embeddings: bool = False
     embedding_scale: PositiveFloat = 1.0
     """Embeddings are multiplied with this."""

@@ -4,11 +4,12 @@ Only matrix products are counted, a multiplication and an addition each; everyth
 XLA's own count is no use: it counts the body of a scan once (5-35 % of a looped model).
 
     layer      a = 2 (2 D N H + 2 D K H + m D F) + 4 N H k     m = 3 for SwiGLU, else 2; k keys that a query meets
+    value gate v = 2 C K, for the layers that have a value embedding: A(x) = x a + (those of x layers) v
     injection  i = 2 (2 D) D concat, 2 D D diagonal, else 0
-    gate       g = 2 D, head h = 2 D V, embedding 0
+    read-out   r = 2 D D, gate g = 2 D, head h = 2 D V, embeddings 0
 
-    forward  = prelude a + R (L a + i) + t g + n (coda a + h)
-    backward = 2 (prelude a, if reached) + 2 t (L a + i + g) + 2 n (coda a + h)
+    forward  = A(prelude) + R (A(L) + i) + t g + n (r + A(coda) + h)
+    backward = 2 (A(prelude), if reached) + 2 t (A(L) + i + g) + 2 n (r + A(coda) + h)
 
 R loops, the last t of them with gradient; n loops are read: 1 (final), t (all of the window) or m (sampled heads). A
 product costs two in the backward pass, one for each factor. No gradient enters the loops before the last t. It reaches
@@ -24,11 +25,12 @@ The tests hold this equal to a count of the traced training step at fixed depth.
 - Packed documents see less than the causal half, a prefix more; neither is known here.
 - At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
   depth all run the window; average these counts over them for what was useful.
-- Where no gradient reaches the prelude, the program still sends zeros through it: 2 prelude a of idle work.
+- Where no gradient reaches the prelude, the program still sends zeros through it: 2 A(prelude) of idle work.
 
 Source: the stack as in arXiv 2203.15556, appendix F; the loop terms are derived.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -64,6 +66,7 @@ class Flops:
     """The shared block in all loops."""
     injection: Part
     gate: Part
+    read_out: Part
     coda: Part
     head: Part
 
@@ -92,13 +95,14 @@ class Flops:
 
 def forward_flops(model: Model, *, sequence_length: int, num_loops: int, num_reads: int, causal: bool = True) -> Flops:
     """A forward pass in which coda and head read `num_reads` loops (a depth sweep: all), and the gate all loops."""
-    layer = _layer(model, visible_keys(model, sequence_length) if causal else sequence_length)
+    keys = visible_keys(model, sequence_length) if causal else sequence_length
     return Flops(
-        prelude=Part(model.prelude_layers * layer),
-        loops=Part(num_loops * model.block_layers * layer),
+        prelude=Part(_layers(model, model.prelude_layers, keys)),
+        loops=Part(num_loops * _layers(model, model.block_layers, keys)),
         injection=Part(num_loops * _injection(model)),
         gate=Part(num_loops * _gate(model)),
-        coda=Part(num_reads * model.coda_layers * layer),
+        read_out=Part(num_reads * 2.0 * model.dim**2 if model.read_out else 0.0),
+        coda=Part(num_reads * _layers(model, model.coda_layers, keys)),
         head=Part(num_reads * 2.0 * model.dim * model.vocab_size),
     )
 
@@ -125,6 +129,7 @@ def training_flops(
         loops=Part(once.loops.forward, 2 * once.loops.forward * trained_loops / num_loops),
         injection=Part(once.injection.forward, 2 * trained_loops * _injection(model)),
         gate=Part(once.gate.forward, 2 * once.gate.forward if gated else 0.0),
+        read_out=Part(once.read_out.forward, 2 * once.read_out.forward),
         coda=Part(once.coda.forward, 2 * once.coda.forward),
         head=Part(once.head.forward, 2 * once.head.forward),
     )
@@ -165,11 +170,15 @@ def visible_keys(model: Model, sequence_length: int) -> float:
     return 2 * past - 1 if model.attention_mask == "full" else past
 
 
-def _layer(model: Model, keys: float) -> float:
+def _layers(model: Model, count: int, keys: float) -> float:
+    """A stack of so many layers."""
     heads, kv_heads = model.num_heads, model.num_kv_heads or model.num_heads
     matrices = 3 if isinstance(model.feed_forward, SwiGLU) else 2
     weights = model.dim * (2 * _head_dim(model) * (heads + kv_heads) + matrices * model.hidden_dim)
-    return 2 * weights + 4 * heads * _head_dim(model) * keys
+    layer = 2 * weights + 4 * heads * _head_dim(model) * keys
+    if (embedding := model.value_embedding) is None:
+        return count * layer
+    return count * layer + math.ceil(count / embedding.every) * 2 * embedding.gate_channels * kv_heads
 
 
 def _head_dim(model: Model) -> int:

@@ -1,5 +1,7 @@
 """Self-attention with grouped key/value heads and rotary positions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,10 +9,13 @@ from flax import nnx
 from looplm.config.schema import Model
 from looplm.model.context import Context, KeysValues
 from looplm.model.init import initializers
-from looplm.model.layers import Linear, RMSNorm, parameter
+from looplm.model.layers import Linear, RMSNorm, UnitNorm, parameter
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import lay_out, per_channel, use
+
+Mix = Callable[[jax.Array, jax.Array], jax.Array]
+"""(values, the attention's input) -> values."""
 
 
 class Heads(nnx.Module):
@@ -28,7 +33,7 @@ class Heads(nnx.Module):
             if config.qk_bias
             else None
         )
-        self.norm = RMSNorm(rngs, init["norm"], H, config.norm_eps, axis="head_dim") if config.qk_norm else None
+        self.norm = head_norm(config, H, rngs=rngs) if config.qk_norm else None
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
         h_BSNH = self.project(x_BSD)
@@ -37,6 +42,12 @@ class Heads(nnx.Module):
         if self.norm is not None:
             h_BSNH = self.norm(h_BSNH)
         return rotary(h_BSNH, positions_BS, self.rope)
+
+
+def head_norm(config: Model, head_dim: int, *, rngs: nnx.Rngs) -> RMSNorm | UnitNorm:
+    if not config.qk_norm_scale:
+        return UnitNorm()
+    return RMSNorm(rngs, initializers(config)["norm"], head_dim, config.norm_eps, axis="head_dim")
 
 
 class Attention(nnx.Module):
@@ -56,12 +67,17 @@ class Attention(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, x_BSD: jax.Array, context: Context, cache: KeysValues | None
+        self, x_BSD: jax.Array, context: Context, cache: KeysValues | None, mix: Mix | None = None
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache)."""
+        """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache).
+
+        mix: what else goes into the values.
+        """
         q_BSNH = self.query(x_BSD, context.positions_BS)
         k_BTKH = self.key(x_BSD, context.positions_BS)
         v_BTKH = self.value(x_BSD)
+        if mix is not None:
+            v_BTKH = mix(v_BTKH, x_BSD)
         if cache is not None:
             row_B1 = jnp.arange(x_BSD.shape[0])[:, None]
             k_BTKH = cache[0].at[row_B1, context.positions_BS].set(k_BTKH.astype(cache[0].dtype))

@@ -24,8 +24,13 @@ class Core(nnx.Module):
         self.end_norm = RMSNorm(rngs, norm, config.dim, config.norm_eps) if config.norm_at_loop_end else None
 
     def step(
-        self, state_BSD: jax.Array, input_BSD: jax.Array, context: Context, cache: KeysValues | None
+        self,
+        state_BSD: jax.Array,
+        input_BSD: jax.Array,
+        context: Context,
+        cache: KeysValues | None,
+        embedded_nBSKH: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """One loop. cache: (keys, values) of this loop, each (L, B, T, K, H), or None."""
-        x_BSD, cache = self.block(self.injection(state_BSD, input_BSD), context, cache)
+        x_BSD, cache = self.block(self.injection(state_BSD, input_BSD), context, cache, embedded_nBSKH)
         return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache

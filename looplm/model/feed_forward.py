@@ -43,10 +43,14 @@ class GELU(TwoMatrices):
 
 
 class SquaredReLU(TwoMatrices):
-    """relu(x)^2 (arXiv 2109.08668)."""
+    """scale * relu(x)^2 (arXiv 2109.08668)."""
+
+    def __init__(self, config: Model, *, scale: float, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.scale = scale
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        return self.down(jnp.square(jax.nn.relu(self.up(x_BSD))))
+        return self.down(self.scale * jnp.square(jax.nn.relu(self.up(x_BSD))))
 
 
 def build_feed_forward(config: Model, *, rngs: nnx.Rngs) -> SwiGLU | GELU | SquaredReLU:
@@ -55,5 +59,5 @@ def build_feed_forward(config: Model, *, rngs: nnx.Rngs) -> SwiGLU | GELU | Squa
             return SwiGLU(config, rngs=rngs)
         case schema.GELU():
             return GELU(config, rngs=rngs)
-        case schema.SquaredReLU():
-            return SquaredReLU(config, rngs=rngs)
+        case schema.SquaredReLU(scale=scale):
+            return SquaredReLU(config, scale=scale, rngs=rngs)

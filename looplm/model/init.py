@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, constant, normal, ones, zeros
+from jax.nn.initializers import Initializer, constant, normal, ones, variance_scaling, zeros
 
 from looplm.config.schema import (
     ConcatInjection,
@@ -13,6 +13,7 @@ from looplm.config.schema import (
     DiagonalInjection,
     Model,
     NormalInit,
+    OrthogonalInit,
     ZeroOutputInit,
 )
 
@@ -27,6 +28,8 @@ def initializers(config: Model) -> dict[str, Any]:
         case DepthScaledInit(effective_depth=depth):
             std = math.sqrt(2 / (5 * config.dim))
             matrix, output = truncated_normal(std), truncated_normal(std / math.sqrt(2 * depth))
+        case OrthogonalInit():
+            matrix, output = orthogonal(math.sqrt(2 / (5 * config.dim))), zeros
     return {
         "embedding": matrix,
         "linear": matrix,
@@ -34,6 +37,9 @@ def initializers(config: Model) -> dict[str, Any]:
         "head": matrix,
         "norm": ones,
         "attention_bias": zeros,
+        "value_embedding": normal(1.0),
+        "value_gate": variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(channels)
+        "read_out": identity if config.read_out and config.read_out.init == "identity" else matrix,
         "concat": _concat(config, matrix),
         "diagonal_input": identity,
         "diagonal_rate": zeros,
@@ -47,6 +53,19 @@ def truncated_normal(std: float) -> Initializer:
     """Normal with standard deviation `std`, redrawn beyond three of them; the cut narrows it by 1.3 %, which is kept
     as in arXiv 2502.05171."""
     return jax.nn.initializers.truncated_normal(std, lower=-3.0, upper=3.0)
+
+
+def orthogonal(std: float) -> Initializer:
+    """Rows or columns orthogonal, whichever are shorter; entries of root mean square `std`. A kernel's first dim are
+    its inputs, all others its outputs."""
+
+    def draw(
+        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
+    ) -> jax.Array:
+        scale = std * math.sqrt(max(shape[0], math.prod(shape[1:])))
+        return jax.nn.initializers.orthogonal(scale, column_axis=0)(key, shape, dtype)
+
+    return draw  # type: ignore[return-value]
 
 
 def identity(

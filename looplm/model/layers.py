@@ -1,5 +1,8 @@
 """The smallest parts: parameters with logical axes, a linear map, a norm, an embedding."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +11,8 @@ from jax.nn.initializers import Initializer
 from looplm.ops.norm import rms_norm
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def parameter(
@@ -33,6 +38,11 @@ def parameter(
     wide = elementwise if wide is None else wide
     value = init(rngs.params(), shape, jnp.float32)
     return nnx.Param(value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself)
+
+
+def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
+    """`count` modules as one, their parameters stacked on a leading dim that their axes do not name."""
+    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
 
 
 class Linear(nnx.Module):
@@ -67,6 +77,13 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
         return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps), [scale], x)
+
+
+class UnitNorm(nnx.Module):
+    """RMSNorm without a scale."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x)
 
 
 class Embedding(nnx.Module):

@@ -3,7 +3,7 @@
     e      = prelude(embed(tokens))
     s_0    = e, or zeros, or drawn            config.state_init
     s_t    = core(s_{t-1}, e)                 t = 1..R, one shared block of L layers
-    h_t    = norm(coda(s_t))                  what the head reads
+    h_t    = norm(coda(read_out(s_t)))        what the head reads
     exit_t = sigmoid(gate(s_t))               what decides when a token may leave
 
 The number of loops is an argument. The model knows no steps, hosts or losses; names of dims are in `__init__.py`.
@@ -23,9 +23,10 @@ from looplm.model.context import Context, KeysValues
 from looplm.model.core import Core
 from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
-from looplm.model.layers import Embedding, RMSNorm, parameter
+from looplm.model.layers import Embedding, Linear, RMSNorm, parameter
 from looplm.model.loop import Depth, run_loops
 from looplm.model.state_init import initial_state
+from looplm.model.value_embedding import Embedded, ValueEmbedding
 from looplm.ops.softcap import softcap
 from looplm.sharding.collective import Whole, gather_sequence, lay_out, split_sequence
 from looplm.sharding.rules import activation_spec
@@ -79,10 +80,17 @@ class LoopLM(nnx.Module):
 
         self.config = config
         self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
+        self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
         self.prelude, self.coda = stack(config.prelude_layers), stack(config.coda_layers)
         self.prelude_norm = norm() if config.prelude_norm else None
         self.core = Core(config, rngs=rngs)
         self.gate = ExitGate(config, rngs=rngs) if config.exit_gate else None
+        D, out = config.dim, ("batch", "residual", "embed")
+        self.read_out = (
+            Linear(rngs, init["read_out"], "BSD,DE->BSE", (D, D), ("embed", "embed_out"), out, decays=False)
+            if config.read_out
+            else None
+        )
         self.final_norm = norm() if config.final_norm else None
         shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
         self.head = None if config.tie_embeddings else parameter(rngs, init["head"], shape, axes)
@@ -114,10 +122,11 @@ class LoopLM(nnx.Module):
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
+        embedded = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
         embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
         x_BSD, prelude_cache = embedded_BSD, None
         if self.prelude:
-            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None)
+            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None, embedded.prelude)
         if self.prelude_norm:
             x_BSD = self.prelude_norm(x_BSD)
         if initial_state_BSD is None:
@@ -133,9 +142,10 @@ class LoopLM(nnx.Module):
             in_loop = replace(context, residual_scale=1 / jnp.reshape(depth.num_loops, (-1, 1, 1)))
 
         def step(
-            parameters: nnx.State, state_BSD: jax.Array, input_BSD: jax.Array, cache: KeysValues | None
+            parameters: nnx.State, state_BSD: jax.Array, inputs: tuple, cache: KeysValues | None
         ) -> tuple[jax.Array, KeysValues | None]:
-            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, in_loop, cache)
+            input_BSD, embedded_nBSKH = inputs
+            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, in_loop, cache, embedded_nBSKH)
 
         keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
@@ -150,7 +160,7 @@ class LoopLM(nnx.Module):
             step,
             core_parameters,
             state_BSD,
-            x_BSD,
+            (x_BSD, embedded.block),
             depth,
             collect=collect,
             per_loop=cache.block if cache else None,
@@ -164,26 +174,30 @@ class LoopLM(nnx.Module):
         if exit_threshold is None and keep_states:
             assert cache is None, "the coda's cache belongs to one depth"
             wanted_RBSD = states_RBSD if isinstance(read_loops, str) else states_RBSD[read_loops]
-            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context)[0], wanted_RBSD)
+            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context, embedded.coda)[0], wanted_RBSD)
         else:
             if exit_threshold is not None:
                 exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_RB))
                 index_1BS1 = exit_loop(exit_RBS, exit_threshold)[None, :, :, None] - 1
                 state_BSD = jnp.take_along_axis(states_RBSD, index_1BS1, axis=0)[0]
-            hidden_BSD, coda_cache = self.read(state_BSD, context, cache.coda if cache else None)
+            hidden_BSD, coda_cache = self.read(state_BSD, context, embedded.coda, cache.coda if cache else None)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
         return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window, statistics_R)
 
     def read(
-        self, state_BSD: jax.Array, context: Context, cache: KeysValues | None = None
+        self,
+        state_BSD: jax.Array,
+        context: Context,
+        embedded_nBSKH: jax.Array | None,
+        cache: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
-        """From a loop's state to what the head reads: coda and final norm. Returns (hidden, coda's cache)."""
-        x_BSD = state_BSD
+        """From a loop's state to what the head reads: read-out, coda, final norm. Returns (hidden, coda's cache)."""
+        x_BSD = self.read_out(state_BSD) if self.read_out else state_BSD
         if self.config.norm_before_coda and self.final_norm:
             x_BSD = self.final_norm(x_BSD)
         if self.coda:
-            x_BSD, cache = self.coda(x_BSD, context, cache)
+            x_BSD, cache = self.coda(x_BSD, context, cache, embedded_nBSKH)
         return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
 
     @property

@@ -6,17 +6,18 @@ import jax.numpy as jnp
 from looplm.ops.precision import at_least_fp32
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array | float = 1.0, *, eps: float | None = None) -> jax.Array:
     """Divides the last dim by its root mean square and multiplies by `scale`.
 
     Args:
         x: (..., D).
         scale: (D,) or anything that broadcasts to x.
-        eps: added to the mean square.
+        eps: added to the mean square; None means the machine epsilon of what it is computed in.
 
     Returns:
         Like x; computed in float32 because squares of bfloat16 lose the mean.
     """
     wide = at_least_fp32(x)
+    eps = float(jnp.finfo(wide.dtype).eps) if eps is None else eps
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (wide * inverse_rms * scale).astype(x.dtype)

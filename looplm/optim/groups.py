@@ -55,19 +55,21 @@ def muon_dims(lm: FunctionalLM) -> dict[str, Any]:
 def matrix_dims(path: str, declaration: nnx.Param) -> MuonDimensionNumbers | None:
     """Which dims of a parameter are the inputs of a linear map and which its outputs; None if Muon does not get it.
 
-    Muon gets the matrices of the layers and of the injection. A matrix that writes the residual stream has `embed`
-    last, and all that precedes it is input; in one that reads it, the inputs end with `embed`:
+    Muon gets the matrices of the layers and of the injection, but for those that weight decay spares. A matrix that
+    writes the residual stream has `embed` last, and all that precedes it is input; in one that reads it, the inputs end
+    with `embed`, or with some `channels` of it:
 
         query, key, value    embed | heads, head_dim        output    heads, head_dim | embed
         gate, up             embed | hidden                 down      hidden | embed
-        injection            one, embed | embed_out
+        injection            one, embed | embed_out         value gate    channels | kv_heads
 
     Counted from the end: a stack's leading dim belongs to neither side, so every layer is a matrix of its own.
     """
     axes = declaration.axes
-    if declaration.elementwise or len(axes) < 2 or not path.startswith((*LAYERS, INJECTION)):
+    if not declaration.decays or len(axes) < 2 or not path.startswith((*LAYERS, INJECTION)):
         return None
-    inputs = len(axes) - 1 if axes[-1] == "embed" else axes.index("embed") + 1
+    read = "embed" if "embed" in axes else "channels"
+    inputs = len(axes) - 1 if axes[-1] == "embed" else axes.index(read) + 1
     dims = range(-len(axes), 0)
     return MuonDimensionNumbers(tuple(dims[:inputs]), tuple(dims[inputs:]))
 

@@ -45,6 +45,8 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
         (BATCH_AXES, "the sequences of a micro-batch", micro_batch),
         (SEQUENCE_AXES, "data.sequence_length", sequence_length),
     ]
+    if model.value_embedding:
+        rules.append((("fsdp",), "model.vocab_size", model.vocab_size))
     faults = []
     for axes, name, size in rules:
         split = {axis: mesh.shape[axis] for axis in axes if mesh.shape[axis] > 1}

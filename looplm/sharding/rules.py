@@ -26,11 +26,14 @@ PARAMETER_AXES: dict[str, str | None] = {
     "head_dim": None,
     "hidden": "tensor",
     "vocab": "tensor",
+    "value_vocab": "fsdp",  # of a table whose heads are split over `tensor`
+    "channels": None,
     "one": None,
 }
 
 ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
     "loops": None,
+    "layers": None,
     "batch": BATCH_AXES,
     "sequence": "context",
     "residual": SEQUENCE_AXES,  # the sequence between the branches of a layer

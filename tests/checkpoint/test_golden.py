@@ -13,6 +13,10 @@ from safetensors.numpy import load_file
 
 import looplm
 from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
+from looplm.model.context import Context
+from looplm.model.loop import Depth
+from looplm.objective import build_objective
+from looplm.ops.attention import self_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -129,10 +133,66 @@ def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
             np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}_f64"], atol=1e-9)
 
 
-def test_weights_go_back_to_their_official_names(ouro, huginn):
-    for lm, name in ((ouro, "ouro_a"), (huginn, "huginn_a")):
+def test_weights_go_back_to_their_official_names(ouro, huginn, parcae):
+    for lm, name in ((ouro, "ouro_a"), (huginn, "huginn_a"), (parcae, "parcae_a")):
         stored = load_file(GOLDEN / name / "model.safetensors")
         named = lm.official_tensors(lm.params)
         assert set(named) == set(stored) - {"freqs_cis"}
         for tensor, value in named.items():
             np.testing.assert_array_equal(value, stored[tensor], err_msg=tensor)
+
+
+@pytest.fixture(scope="module")
+def parcae():
+    return looplm.load(GOLDEN / "parcae_a")
+
+
+@pytest.fixture(scope="module")
+def parcae_io():
+    return arrays("parcae_a")
+
+
+@pytest.mark.parametrize("depth", [1, 4, 8])
+def test_parcae_logits_from_a_given_state(parcae, parcae_io, depth):
+    out = parcae(parcae_io["input_ids"], num_loops=depth, initial_state=parcae_io["init_state"])
+    np.testing.assert_allclose(out.logits(depth), parcae_io[f"logits_steps{depth}"], atol=3e-5)
+
+
+def parcae_loss(lm, io, dtype):
+    """The objective per scored token, every sequence at its own depth."""
+    detached_B, trained_B = jnp.asarray(io["depths_nk"], jnp.int32).T
+    tokens_BS = jnp.asarray(io["input_ids"])
+    objective = build_objective(lm.objective)
+
+    def loss(params):
+        model = lm.functional.bind(params)
+        positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+        output = model(
+            tokens_BS, Context(positions_BS, self_mask(lm.model, jnp.zeros_like(tokens_BS))),
+            Depth(lm.loop.backprop_loops, num_trained=trained_B, num_detached=detached_B), dtype=dtype,
+            initial_state_BSD=io["init_state"].astype(dtype),
+        )  # fmt: skip
+        sums = objective(model, output, jnp.asarray(io["labels"]), "last")
+        return sums.objective / sums.tokens
+
+    return loss
+
+
+def test_parcae_loss_and_gradients_with_a_depth_for_every_sequence(parcae, parcae_io):
+    loss, grads = jax.jit(jax.value_and_grad(parcae_loss(parcae, parcae_io, jnp.float32)))(parcae.params)
+    np.testing.assert_allclose(loss, parcae_io["loss_sequences"], atol=3e-6)
+    assert_gradients(
+        parcae.official_tensors(grads), load_file(GOLDEN / "parcae_a" / "grads_sequences.safetensors"), 1e-4
+    )
+
+
+def test_parcae_in_float64_agrees_to_nine_digits(parcae_io):
+    with jax.enable_x64(True):
+        lm = looplm.load(GOLDEN / "parcae_a", dtype="float64")
+        for depth in (1, 4, 8):
+            out = lm(parcae_io["input_ids"], num_loops=depth, initial_state=parcae_io["init_state"].astype(float))
+            np.testing.assert_allclose(out.logits(depth), parcae_io[f"logits_steps{depth}_f64"], atol=1e-9)
+        loss, grads = jax.jit(jax.value_and_grad(parcae_loss(lm, parcae_io, jnp.float64)))(lm.params)
+        np.testing.assert_allclose(loss, parcae_io["loss_sequences_f64"], atol=1e-9)
+        stored = load_file(GOLDEN / "parcae_a" / "grads_sequences.safetensors")  # rounded to float32
+        assert_gradients(lm.official_tensors(grads), stored, 1e-7)

@@ -11,6 +11,11 @@ PUBLISHED = {
     "ouro_2_6b": 2 * 49152 * 2048 + 48 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
     # From the shapes of the released state dict.
     "huginn_3_5b": 3_564_976_800,
+    # Counted in the official models, instantiated without allocating.
+    "parcae_140m": 144_323_136,
+    "parcae_370m": 388_003_328,
+    "parcae_770m": 776_655_680,
+    "parcae_1_3b": 1_338_591_744,
 }
 
 
@@ -29,10 +34,18 @@ def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
         "norm_placement",
         "norm_at_loop_end",
         "norm_before_coda",
+        "prelude_norm",
         "injection",
-        "state_init",
+        "feed_forward",
+        "value_embedding",
+        "read_out",
+        "qk_norm",
+        "qk_norm_scale",
         "qk_bias",
         "rope",
+        "tie_embeddings",
     ):
         assert getattr(large, axis) == getattr(tiny, axis)
+    assert large.state_init.kind == tiny.state_init.kind
+    assert large.init.kind == tiny.init.kind
     assert FunctionalLM(tiny).num_params < 2_000_000

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from looplm.config import schema
+from looplm.config.load import load_config, override, shipped_configs
 from looplm.config.schema import ExitGate, ExpectedCrossEntropy, FinalCrossEntropy, Model, WeightedCrossEntropy
 from looplm.metrics.flops import Flops, forward_flops, rematerialised, training_flops, visible_keys
 from looplm.model.context import Context
@@ -74,6 +76,9 @@ CASES = {
     "weighted_sampled_all": Case({}, WeightedCrossEntropy(sampled_heads=R + 1)),
     "gate": Case(GATE | ENDS, schema.GateImprovement()),
     "gate_diagonal": Case(GATE | dict(injection=schema.DiagonalInjection()), schema.GateImprovement(), window=3),
+    "read_out": Case(dict(read_out=schema.ReadOut(), **ENDS), WeightedCrossEntropy(), window=3),
+    "value_embedding": Case(dict(value_embedding=schema.ValueEmbedding(gate_channels=9), **ENDS), window=2),
+    "every_value": Case(dict(value_embedding=schema.ValueEmbedding(every=1, gate_channels=9), **ENDS)),
     "tied": Case(dict(tie_embeddings=True, **GATE), ExpectedCrossEntropy()),
 }
 
@@ -102,22 +107,30 @@ def bodies(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
                 yield body.jaxpr if isinstance(body, ClosedJaxpr) else body
 
 
-def traced_step(case: Case, remat: str = "none") -> float:
-    """FLOPs per token of the real training step, the optimizer left out."""
-    run = schema.Run(
-        num_steps=1,
-        model=case.model,
-        loop=schema.Loop(num_loops=R, backprop_loops=case.window, remat=remat),
-        objective=case.objective,
-        optim=schema.Optim(learning_rate=1.0),
-        data=schema.Data(train="", sequence_length=S, batch_tokens=A * B * S, accumulation_steps=A),
+def traced(case: Case, remat: str = "none") -> float:
+    return traced_step(
+        schema.Run(
+            num_steps=1,
+            model=case.model,
+            loop=schema.Loop(num_loops=R, backprop_loops=case.window, remat=remat),
+            objective=case.objective,
+            optim=schema.Optim(learning_rate=1.0),
+            data=schema.Data(train="", sequence_length=S, batch_tokens=A * B * S, accumulation_steps=A),
+        )
     )
+
+
+def traced_step(run: schema.Run) -> float:
+    """FLOPs per token of the real training step, the optimizer left out; the detached loops are as many as at the mean
+    depth."""
+    length, depths = run.data.sequence_length, DepthSchedule(run)
     lm, optimizer = FunctionalLM(run.model), optax.sgd(1.0)
-    step = build_train_step(run, lm, optimizer, DepthSchedule(run), dtype=jnp.float32)
+    step = build_train_step(run, lm, optimizer, depths, dtype=jnp.float32)
     state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes))
-    batch = dict.fromkeys(("tokens", "labels", "segments", "positions"), int32(A, B, S)) | {"sequence": int32(A, B)}
+    batch = dict.fromkeys(("tokens", "labels", "segments", "positions"), int32(A, B, length))
+    batch |= {"sequence": int32(A, B)} | ({"depth": int32(A, B, 2)} if depths.per_sequence else {})
     program = jax.make_jaxpr(step)(state, batch, int32(2))
-    return products(program.jaxpr, trips=R - case.window) / (A * B * S)
+    return products(program.jaxpr, trips=run.loop.num_loops - int(depths.window)) / (A * B * length)
 
 
 def int32(*shape: int) -> Any:
@@ -127,16 +140,29 @@ def int32(*shape: int) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_step_costs_what_the_formula_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)  # cross-entropy always recomputes
-    assert traced_step(CASES[name]) == pytest.approx(CASES[name].flops.total, rel=1e-6)
+    assert traced(CASES[name]) == pytest.approx(CASES[name].flops.total, rel=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted(shipped_configs().glob("*.py")), ids=lambda path: path.stem)
+def test_every_shipped_config_costs_what_the_formula_says(path: Path) -> None:
+    run = load_config(path)
+    run = override(run, {"data.batch_tokens": A * B * run.data.sequence_length, "data.accumulation_steps": A})
+    window = int(DepthSchedule(run).window)
+    formula = training_flops(
+        run.model, run.objective, sequence_length=run.data.sequence_length, num_loops=run.loop.num_loops,
+        trained_loops=window, causal=False,
+    )  # fmt: skip
+    formula = rematerialised(formula, run.model, run.loop.remat, num_loops=run.loop.num_loops)
+    assert traced_step(run) == pytest.approx(formula.hardware, rel=1e-3)
 
 
 @pytest.mark.parametrize("remat", ["none", "layer", "loop", "names", "offload"])
-@pytest.mark.parametrize("name", ["expected", "extras", "truncated_concat"])
+@pytest.mark.parametrize("name", ["expected", "extras", "truncated_concat", "read_out"])
 def test_recomputation_costs_what_the_formula_says(name: str, remat: Any) -> None:
     case = CASES[name]
     formula = rematerialised(case.flops, case.model, remat, num_loops=R)
     assert formula.total == case.flops.total < formula.hardware
-    assert traced_step(case, remat) == pytest.approx(formula.hardware, rel=1e-6)
+    assert traced(case, remat) == pytest.approx(formula.hardware, rel=1e-6)
 
 
 @pytest.mark.parametrize("read", ["last", "all"])

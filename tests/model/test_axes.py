@@ -26,13 +26,19 @@ AXES = {
     "norm_before_coda": [False, True],
     "prelude_norm": [False, True],
     "qk_norm": [False, True],
+    "qk_norm_scale": [True, False],
+    "value_embedding": [
+        None, schema.ValueEmbedding(gate_channels=8), schema.ValueEmbedding(every=1, gate_channels=16),
+        schema.ValueEmbedding(every=3, gate_channels=8),
+    ],
+    "read_out": [None, schema.ReadOut(), schema.ReadOut(init="identity")],
     "qk_bias": [False, True],
     "rope": [
         schema.Rope(), schema.Rope(layout="interleaved"), schema.Rope(scaling=schema.LinearScaling(factor=2.0)),
         schema.Rope(scaling=schema.RampScaling(factor=8.0, original_length=64)),
     ],
     "residual_step": ["one", "inverse_loops"],
-    "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU()],
+    "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU(), schema.SquaredReLU(scale=0.5)],
     "tie_embeddings": [False, True],
     "embedding_scale": [1.0, 4.0],
     "logit_softcap": [None, 15.0],
@@ -92,7 +98,7 @@ def test_every_pair_of_values_learns(case) -> None:
     remat, varies = chosen.pop("remat"), chosen.pop("depth")
     lm = FunctionalLM(
         Model(
-            vocab_size=VOCAB, dim=16, num_heads=2, hidden_dim=24, prelude_layers=1, block_layers=1, coda_layers=1,
+            vocab_size=VOCAB, dim=16, num_heads=2, hidden_dim=24, prelude_layers=1, block_layers=2, coda_layers=3,
             exit_gate=schema.ExitGate(), **chosen,
         )
     )  # fmt: skip
@@ -128,7 +134,7 @@ def learns(name: str, config: Model, objective: object) -> bool:
     )
     if "'gate'" in name and "feed_forward" not in name:
         return gate_is_used
-    if name.startswith(("['prelude']", "['prelude_norm']")):
+    if name.startswith(("['prelude']", "['prelude_norm']", "['value_embedding']['prelude']")):
         return prelude_is_used
     if name.startswith("['embedding']"):
         return prelude_is_used or config.tie_embeddings or isinstance(config.state_init, schema.EmbeddingState)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from looplm.checkpoint.adapters import huginn, ouro
+from looplm.checkpoint.adapters import huginn, ouro, parcae
 from looplm.checkpoint.adapters.base import Official
 from looplm.config.schema import Loop, Model, Objective
 from looplm.errors import UserError
@@ -26,13 +26,21 @@ class Adapter:
 ADAPTERS = {
     "ouro": Adapter(ouro.model, ouro.loop, ouro.tensors, ouro.OBJECTIVE),
     "huginn_raven": Adapter(huginn.model, huginn.loop, huginn.tensors, huginn.OBJECTIVE, huginn.IGNORED),
+    "ParcaeConfig": Adapter(parcae.model, parcae.loop, parcae.tensors, parcae.OBJECTIVE, parcae.IGNORED),
 }
-"""By `model_type` of the official config.json."""
+"""By the kind that the official config.json names."""
+KIND_KEYS = ("model_type", "_class_name")
+"""Where it does so: Hugging Face's key; Parcae's own."""
+
+
+def kind_of(config: dict[str, Any]) -> str | None:
+    """None for a config.json that is no official one."""
+    return next((config[key] for key in KIND_KEYS if key in config), None)
 
 
 def find(config: dict[str, Any]) -> Adapter:
     """The adapter of an official config. Raises UserError for a family that is not known."""
-    kind = config.get("model_type")
+    kind = kind_of(config)
     if kind not in ADAPTERS:
-        raise UserError(f"model_type={kind!r} is not known; looplm reads {', '.join(ADAPTERS)}")
+        raise UserError(f"a model of kind {kind!r} is not known; looplm reads {', '.join(ADAPTERS)}")
     return ADAPTERS[kind]

@@ -1,5 +1,6 @@
 """Chunked cross-entropy: the head is applied to a slice of the sequence at a time, and again in the backward pass."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -45,9 +46,9 @@ def linear_cross_entropy(
     """
     batch, length, _ = hidden_BSD.shape
     shards = num_shards("context")
-    device_length = length // shards
-    device_batch = batch // num_shards(*BATCH_AXES)
+    device_length, device_batch = length // shards, batch // num_shards(*BATCH_AXES)
     chunk = max(1, min(device_length, chunk_logits // (device_batch * head_VD.shape[0])))
+    chunk = math.ceil(device_length / math.ceil(device_length / chunk))  # as many chunks, of one length: least padding
 
     @jax.checkpoint
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:

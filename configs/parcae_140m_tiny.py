@@ -1,0 +1,36 @@
+"""parcae_140m in the small, for a CPU and the data of `looplm demo`: stacks of 2 layers, 4 loops on average.
+
+looplm train configs/parcae_140m_tiny.py --workdir runs/parcae_140m_tiny
+"""
+
+import math
+from pathlib import Path
+
+from looplm.config.load import load_config, override
+from looplm.config.schema import Run
+
+DIM = 64
+
+
+def config() -> Run:
+    changes = {
+        "num_steps": 300,
+        "model.vocab_size": 2048,
+        "model.dim": DIM,
+        "model.num_heads": 2,
+        "model.hidden_dim": 4 * DIM,
+        "model.prelude_layers": 2,
+        "model.block_layers": 2,
+        "model.coda_layers": 2,
+        "model.state_init.std": math.sqrt(2 / (5 * DIM)),
+        "loop.num_loops": 4,
+        "loop.backprop_loops": 2,
+        "optim.learning_rate": 8e-3 / (0.2 * math.sqrt(DIM)),
+        "optim.optimizer.adamw_rate": 0.2 * math.sqrt(DIM),
+        "data.train": "runs/demo/data/train",
+        "data.validation": "runs/demo/data/validation",
+        "data.sequence_length": 128,
+        "data.batch_tokens": 2048,
+        "checkpoint.every_steps": 100,
+    }
+    return override(load_config(Path(__file__).with_name("parcae_140m.py")), changes)

@@ -1,0 +1,72 @@
+"""Value embeddings (arXiv 2604.12946): what a token's id adds to the values of some layers' attention.
+
+    v = x W_v + 2 sigmoid(x[:C] W_gate) * table[token]        a gate per token and head
+
+The tables are read once, before the loops: all loops of a layer share what was read, and the gradient of a table is
+scattered once.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config.schema import Model
+from looplm.model.init import initializers
+from looplm.model.layers import Linear, parameter
+from looplm.sharding.collective import use
+from looplm.sharding.rules import activation_spec
+
+
+class Embedded(NamedTuple):
+    """What was read for the layers that have a table, each (n, B, S, K, H); None where there are none."""
+
+    prelude: jax.Array | None = None
+    block: jax.Array | None = None
+    coda: jax.Array | None = None
+
+
+class ValueEmbedding(nnx.Module):
+    """The tables, stacked: (n, V, K, H) for each stack of layers."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        K, H = config.num_kv_heads or config.num_heads, config.head_dim or config.dim // config.num_heads
+
+        def tables(num_layers: int) -> nnx.Param | None:
+            shape = (num_embedded(config, num_layers), config.vocab_size, K, H)
+            axes = ("layers", "value_vocab", "kv_heads", "head_dim")
+            return parameter(rngs, initializers(config)["value_embedding"], shape, axes) if num_layers else None
+
+        self.prelude, self.block = tables(config.prelude_layers), tables(config.block_layers)
+        self.coda = tables(config.coda_layers)
+
+    def __call__(self, tokens_BS: jax.Array, dtype: jax.typing.DTypeLike) -> Embedded:
+        spec = activation_spec("layers", "batch", "sequence", "kv_heads", "head_dim")
+
+        def read(tables: nnx.Param | None) -> jax.Array | None:
+            return None if tables is None else use(tables, dtype).at[:, tokens_BS].get(out_sharding=spec)
+
+        return Embedded(read(self.prelude), read(self.block), read(self.coda))
+
+
+class ValueGate(nnx.Module):
+    """Of one layer."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        assert config.value_embedding is not None
+        self.channels, K = config.value_embedding.gate_channels, config.num_kv_heads or config.num_heads
+        self.linear = Linear(
+            rngs, initializers(config)["value_gate"], "BSC,CK->BSK", (self.channels, K), ("channels", "kv_heads"),
+            ("batch", "sequence", "kv_heads"),
+        )  # fmt: skip
+
+    def __call__(self, embedded_BSKH: jax.Array, v_BSKH: jax.Array, x_BSD: jax.Array) -> jax.Array:
+        """The values v with the embedding mixed in; x is what the attention reads."""
+        gate_BSK = 2 * jax.nn.sigmoid(self.linear(x_BSD[..., : self.channels]))
+        return v_BSKH + jnp.expand_dims(gate_BSK, -1) * embedded_BSKH
+
+
+def num_embedded(config: Model, num_layers: int) -> int:
+    """How many layers of a stack have a value embedding: the last, and every so many-th before it."""
+    return -(-num_layers // config.value_embedding.every) if config.value_embedding else 0
