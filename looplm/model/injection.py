@@ -10,19 +10,30 @@ from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
 
 
-class Nothing(nnx.Module):
+class Injection(nnx.Module):
+    """From a state and the input to what the shared block gets, both (B, S, D)."""
+
+    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        raise NotImplementedError("one of the subclasses")
+
+    def contraction(self) -> dict[str, jax.Array]:
+        """How much of the state it keeps, by metric name; nothing where that is no number of the parameters."""
+        return {}
+
+
+class Nothing(Injection):
     """The input enters as the first state, or not at all."""
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         return state_BSD
 
 
-class Add(nnx.Module):
+class Add(Injection):
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         return state_BSD + input_BSD
 
 
-class Concat(nnx.Module):
+class Concat(Injection):
     """One linear map of [state; input] (arXiv 2502.05171); the kernel is kept as two (D, D) halves, [state, input]."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
@@ -36,7 +47,7 @@ class Concat(nnx.Module):
         return self.linear(jnp.stack([state_BSD, input_BSD]))
 
 
-class Diagonal(nnx.Module):
+class Diagonal(Injection):
     """decay * state + dt * (input B), decay = exp(-dt exp(A)), dt = softplus(b), per channel (arXiv 2604.12946).
 
     The decay is below 1 whatever is learned, so the loop contracts; nothing here is weight-decayed.
@@ -52,13 +63,22 @@ class Diagonal(nnx.Module):
         self.step_bias = parameter(rngs, init["diagonal_step"], (D,), ("embed",), elementwise=True)
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
-        step_D = jax.nn.softplus(self.step_bias[...])
-        decay_D = jnp.exp(-step_D * jnp.exp(self.log_rate[...]))
-        mixed_BSD = decay_D * at_least_fp32(state_BSD) + step_D * at_least_fp32(self.input(input_BSD))
+        mixed_BSD = self.decay_D * at_least_fp32(state_BSD) + self.step_D * at_least_fp32(self.input(input_BSD))
         return mixed_BSD.astype(state_BSD.dtype)
 
+    @property
+    def step_D(self) -> jax.Array:
+        return jax.nn.softplus(self.step_bias[...])
 
-def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat | Diagonal:
+    @property
+    def decay_D(self) -> jax.Array:
+        return jnp.exp(-self.step_D * jnp.exp(self.log_rate[...]))
+
+    def contraction(self) -> dict[str, jax.Array]:
+        return {"loop/decay_mean": jnp.mean(self.decay_D), "loop/decay_max": jnp.max(self.decay_D)}
+
+
+def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
     match config.injection:
         case NoInjection():
             return Nothing()

@@ -131,24 +131,30 @@ class LoopLM(nnx.Module):
         if self.config.residual_step == "inverse_loops":
             in_loop = replace(context, residual_scale=1 / jnp.reshape(depth.num_loops, (-1, 1, 1)))
 
+        # The statistics compare three states: the driver carries the one before, which nothing differentiates.
+        lookback = 1 if with_statistics else 0
+        first = (state_BSD, *(jax.lax.stop_gradient(state_BSD),) * lookback)
+
         def step(
-            parameters: nnx.State, state_BSD: jax.Array, input_BSD: jax.Array, cache: KeysValues | None
-        ) -> tuple[jax.Array, KeysValues | None]:
-            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, in_loop, cache)
+            parameters: nnx.State, states: tuple[jax.Array, ...], input_BSD: jax.Array, cache: KeysValues | None
+        ) -> tuple[tuple[jax.Array, ...], KeysValues | None]:
+            state_BSD, cache = nnx.merge(core_graph, parameters).step(states[0], input_BSD, in_loop, cache)
+            return (state_BSD, *jax.lax.stop_gradient(states[:lookback])), cache
 
         keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
-        def collect(before_BSD: jax.Array, state_BSD: jax.Array) -> tuple:
+        def collect(before: tuple[jax.Array, ...], after: tuple[jax.Array, ...]) -> tuple:
+            state_BSD = after[0]
             return (
                 state_BSD if keep_states else None,
                 self.gate(state_BSD) if self.gate else None,
-                loop_statistics(before_BSD, state_BSD) if with_statistics else None,
+                loop_statistics(state_BSD, *before) if with_statistics else None,
             )
 
-        state_BSD, (states_RBSD, gate_logits_RBS, statistics_R), block_cache = run_loops(
+        (state_BSD, *_), (states_RBSD, gate_logits_RBS, statistics_R), block_cache = run_loops(
             step,
             core_parameters,
-            state_BSD,
+            first,
             x_BSD,
             depth,
             collect=collect,
@@ -182,6 +188,10 @@ class LoopLM(nnx.Module):
         if self.coda:
             x_BSD, cache = self.coda(x_BSD, context, cache)
         return (self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
+
+    def contraction(self) -> dict[str, jax.Array]:
+        """What the parameters alone say about how the state moves, by metric name."""
+        return self.core.injection.contraction()
 
     @property
     def head_VD(self) -> jax.Array:

@@ -13,6 +13,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
+from looplm.ops.cross_entropy import IGNORED
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import zero_gradient
 from looplm.train.depth import DepthSchedule
@@ -35,7 +36,7 @@ def build_train_step(
     schedule = build_schedule(run.optim, run.num_steps)
     dtype = compute_dtype(run.model)
 
-    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple]:
+    def sums(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> tuple[jax.Array, Sums]:
         model = lm.bind(trained(objective, params))
         context = Context(
             micro_batch["positions"],
@@ -51,17 +52,18 @@ def build_train_step(
         output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read, with_statistics=True)
         result = objective(model, output, micro_batch["labels"], read)
         assert output.statistics_R is not None, "with_statistics"
-        return result.objective, (result, last_loop(output.statistics_R))
+        extra = last_loop(output.statistics_R, micro_batch["labels"] != IGNORED)
+        return result.objective, result._replace(extra=result.extra | extra)
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
         batch_size = batch["tokens"].shape[1]
         whole, reduce = jax.vjp(lambda params: lm.gather(params, batch_size), state.params)
 
-        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, tuple]:
+        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
             (_, result), more = jax.value_and_grad(sums, has_aux=True)(whole, micro_batch, drawn, state.step)
             return jax.tree.map(jnp.add, gradient, more), result
 
-        gradient, (results, statistics) = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
+        gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, whole), batch)
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
         (gradient,) = reduce(gradient)
@@ -77,7 +79,7 @@ def build_train_step(
             "train/grad_norm": optax.tree.norm(gradient),
             "optim/learning_rate": schedule(state.step),
             **{name: value / scored for name, value in total.extra.items()},
-            **{name: jnp.mean(value) for name, value in statistics.items()},
+            **lm.bind(state.params).contraction(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
