@@ -12,11 +12,11 @@ import numpy as np
 from looplm.checkpoint.adapters import Adapter, kind_of
 from looplm.checkpoint.adapters.base import to_official
 from looplm.checkpoint.hf_folder import HFFolder
-from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.load import from_json
 from looplm.config.schema import Loop, Model, Objective, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
+from looplm.eval.weights import restore_weights
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
@@ -218,19 +218,22 @@ class LoadedLM:
         return output, jnp.asarray(model.head_VD)
 
 
-def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None) -> LoadedLM:
+def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None, ema: bool = False) -> LoadedLM:
     """Loads a model onto the default device.
 
     Args:
         path: a run directory of `looplm train`, or a folder with an official config.json and safetensors files.
         step: which checkpoint of a run; the newest when None.
         dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
+        ema: take the moving average of the run's weights.
 
-    Raises UserError when the folder is neither, has no such checkpoint, or its files do not fit its config.
+    Raises UserError when the folder is neither, has no such checkpoint or average, or its files do not fit its config.
     """
     root = Path(path)
     change = {"dtype": dtype} if dtype else {}
     if is_official(root):
+        if ema:
+            raise UserError(f"ema=True needs a run of looplm, and {path} is an official checkpoint; leave it out")
         folder = HFFolder(root)
         model = folder.adapter.model(folder.config).model_copy(update=change)
         params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
@@ -247,7 +250,7 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes
     )
-    params, step = CheckpointManager(root / "checkpoints").restore_params(step, abstract)
+    params, step = restore_weights(root, run, FunctionalLM(run.model), abstract, step=step, ema=ema)
     model = run.model.model_copy(update=change)
     return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, step=step)
 

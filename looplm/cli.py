@@ -24,6 +24,7 @@ INTERRUPTED = 130
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
 Workdir = Annotated[Path, typer.Argument(help="Run directory of `looplm train`.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]
 
 
@@ -83,11 +84,12 @@ def eval(
     depths: Annotated[str | None, typer.Option(help="Depths to score, e.g. 1,2,4,8.")] = None,
     data: Annotated[Path | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    ema: Ema = False,
 ) -> None:
     """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
     from looplm.eval.command import evaluate, print_sweep
 
-    print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out), console)
+    print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema), console)
 
 
 @app.command()
@@ -100,11 +102,12 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     step: Step = None,
+    ema: Ema = False,
 ) -> None:
     """Write text."""
     import looplm
 
-    lm = looplm.load(workdir, step=step)
+    lm = looplm.load(workdir, step=step, ema=ema)
     texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     console.print(prompt + texts[0])
 

@@ -56,6 +56,19 @@ class CheckpointManager:
 
     def restore_params(self, step: int | None, abstract_params: Any) -> tuple[Any, int]:
         """Returns the weights alone and their step; the newest when `step` is None. Raises UserError if absent."""
+        step = self._existing(step)
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
+        return self._manager.restore(step, args=args)["params"], step
+
+    def restore_partly(self, step: int | None, abstract_opt_state: Any) -> tuple[Any, int]:
+        """As `restore_params`, of the optimizer's state; leaves that are `...` are not read."""
+        step = self._existing(step)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_opt_state)
+        args = ocp.args.Composite(opt_state=ocp.args.PyTreeRestore(abstract_opt_state, restore_args))
+        return self._manager.restore(step, args=args)["opt_state"], step
+
+    def _existing(self, step: int | None) -> int:
+        """The step, or the newest. Raises UserError when it is not there."""
         steps = sorted(self._manager.all_steps())
         step = self.latest_step() if step is None else step
         if step is None:
@@ -64,9 +77,7 @@ class CheckpointManager:
             )
         if step not in steps:
             raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))[
-            "params"
-        ], step
+        return step
 
     def close(self) -> None:
         """Waits until everything is written."""

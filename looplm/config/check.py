@@ -1,12 +1,30 @@
 """Rules that involve several fields of a run. Each is a small function that yields what does not fit, and the remedy.
 
+A setting that would change nothing is a fault too: whoever set it meant something else.
+
 Rules that need the devices (does the mesh fit them?) are in `sharding.mesh`; rules that need the data (does the
 vocabulary fit?) are where the data is opened.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from looplm.config.schema import ExpectedCrossEntropy, FixedDepth, GateImprovement, Run, ScheduledDepth, UniformDepth
+from looplm.config.schema import (
+    ConcatInjection,
+    DiagonalInjection,
+    EmbeddingState,
+    ExpectedCrossEntropy,
+    FixedDepth,
+    GateImprovement,
+    InputState,
+    NoInjection,
+    Optim,
+    Run,
+    Schedule,
+    ScheduledDepth,
+    UniformDepth,
+    WeightedCrossEntropy,
+)
 from looplm.errors import UserError
 
 
@@ -69,11 +87,87 @@ def _depth(run: Run) -> Iterator[str]:
         yield f"loop.depth.kind={depth.kind} has no largest depth; set loop.backprop_loops, e.g. {loop.num_loops}"
     if largest and loop.backprop_loops and loop.backprop_loops > largest:
         yield f"loop.backprop_loops={loop.backprop_loops} is more than the {largest} loops that run; use at most that"
+    if loop.depth_per == "sequence" and isinstance(depth, FixedDepth | ScheduledDepth):
+        yield f"loop.depth_per=sequence has nothing to draw with loop.depth.kind={depth.kind}; leave it at batch"
+    if isinstance(depth, ScheduledDepth) and not depth.interpolate and max(depth.loops) >= run.num_steps:
+        yield (
+            f"loop.depth.loops={depth.loops} has an entry at step {max(depth.loops)}, and num_steps={run.num_steps} "
+            "ends before it; take it out, or train longer"
+        )
+
+
+def _input(run: Run) -> Iterator[str]:
+    """Without an injection, the first state is the only way in."""
+    model = run.model
+    if not isinstance(model.injection, NoInjection) or isinstance(model.state_init, InputState):
+        return
+    if not isinstance(model.state_init, EmbeddingState):
+        yield (
+            f"model.injection=none with model.state_init={model.state_init.kind} leaves the tokens out of the model; "
+            "use another injection, or model.state_init=input"
+        )
+    elif model.prelude_layers or model.prelude_norm:
+        yield (
+            "model.injection=none with model.state_init=embedding leaves the prelude out of the model; "
+            "use another injection, or model.state_init=input"
+        )
+
+
+def _model(run: Run) -> Iterator[str]:
+    model = run.model
+    if model.norm_before_coda and not model.final_norm:
+        yield "model.norm_before_coda=True applies the final norm, and model.final_norm=False; set that to True"
+    if model.attention_mask == "prefix":
+        yield (
+            "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
+            "use model.attention_mask=causal, which is the same without one"
+        )
+    if model.attention_mask == "full":
+        yield (
+            "model.attention_mask=full lets a token see the next one, which it has to predict; "
+            "use model.attention_mask=causal"
+        )
 
 
 def _objective(run: Run) -> Iterator[str]:
-    if isinstance(run.objective, ExpectedCrossEntropy | GateImprovement) and run.model.exit_gate is None:
-        yield f"objective.kind={run.objective.kind} needs an exit gate; set model.exit_gate={{}} or objective=final"
+    objective, window = run.objective, trained_loops(run)
+    if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and run.model.exit_gate is None:
+        yield f"objective.kind={objective.kind} needs an exit gate; set model.exit_gate={{}} or objective=final"
+    if isinstance(objective, GateImprovement) and window == 1:
+        yield (
+            "objective.kind=gate compares a loop with the next, and the gradient window holds 1 loop; "
+            "use more of loop.num_loops and loop.backprop_loops"
+        )
+    if isinstance(objective, ExpectedCrossEntropy | WeightedCrossEntropy) and window is not None:
+        heads = objective.sampled_heads
+        if heads is not None and heads > window:
+            yield (
+                f"objective.sampled_heads={heads} is more than the {window} loops that are read; "
+                f"use at most {window}, or null for all"
+            )
+
+
+def _rates(run: Run) -> Iterator[str]:
+    optim, injection = run.optim, run.model.injection
+    default = Optim(learning_rate=1.0)
+    gate_only = isinstance(run.objective, GateImprovement)
+    if run.model.exit_gate is None and optim.gate_rate != default.gate_rate:
+        yield (
+            f"optim.gate_rate={optim.gate_rate} has no exit gate to apply to; "
+            f"set model.exit_gate={{}}, or leave it at {default.gate_rate}"
+        )
+    if gate_only and optim.gate_rate == 0:
+        yield "optim.gate_rate=0 freezes the gate, and objective.kind=gate trains nothing else; use e.g. 1.0"
+    if optim.injection_rate != default.injection_rate and (
+        gate_only or not isinstance(injection, ConcatInjection | DiagonalInjection)
+    ):
+        reason = (
+            "objective.kind=gate freezes it" if gate_only else f"model.injection={injection.kind} has no parameters"
+        )
+        yield f"optim.injection_rate={optim.injection_rate}: {reason}; leave it at {default.injection_rate}"
+    if optim.ema_decay in (0, 1):
+        what = "keeps nothing but the newest weights" if optim.ema_decay == 0 else "never leaves the first weights"
+        yield f"optim.ema_decay={optim.ema_decay} {what}; use e.g. 0.999, or null for no average"
 
 
 def _eval(run: Run) -> Iterator[str]:
@@ -90,17 +184,31 @@ def _schedule(run: Run) -> Iterator[str]:
             f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps} for the rest; "
             f"set optim.schedule.warmup_steps={run.num_steps // 10}, or more num_steps"
         )
+    schedule, default = run.optim.schedule, Schedule()
+    if schedule.decay != "wsd" and schedule.wsd_fraction != default.wsd_fraction:
+        yield (
+            f"optim.schedule.wsd_fraction={schedule.wsd_fraction} has no part in decay={schedule.decay}; "
+            f"set optim.schedule.decay=wsd, or leave it at {default.wsd_fraction}"
+        )
+    if schedule.decay == "constant" and schedule.final_fraction != default.final_fraction:
+        yield (
+            f"optim.schedule.final_fraction={schedule.final_fraction} has no part in decay=constant; "
+            f"set another optim.schedule.decay, or leave it at {default.final_fraction}"
+        )
+
+
+def _held_out(run: Run) -> Iterator[str]:
+    train, validation = run.data.train, run.data.validation
+    if validation is not None and Path(train).resolve() == Path(validation).resolve():
+        yield (
+            f"data.validation={validation} is the folder of data.train={train}: nothing would be held out; "
+            "give other data, or data.validation=null"
+        )
 
 
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
-    _heads,
-    _value_embedding,
-    _batch,
-    _depth,
-    _objective,
-    _eval,
-    _schedule,
-)
+    _heads, _model, _value_embedding, _input, _batch, _held_out, _depth, _objective, _eval, _rates, _schedule,
+)  # fmt: skip
 
 
 def max_loops(run: Run) -> int | None:
@@ -114,6 +222,11 @@ def max_loops(run: Run) -> int | None:
             return max(loops.values())
         case _:
             return None
+
+
+def trained_loops(run: Run) -> int | None:
+    """The most loops of a step that carry a gradient; None for all of a law without a bound, which is refused."""
+    return min((n for n in (run.loop.backprop_loops, max_loops(run)) if n is not None), default=None)
 
 
 def _divisors(n: int) -> str:

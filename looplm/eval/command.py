@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.load import from_json
 from looplm.config.schema import Mesh, Run
 from looplm.data.dataset import TokenDataset
@@ -14,6 +13,7 @@ from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
+from looplm.eval.weights import restore_weights
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import FunctionalLM
 from looplm.sharding.mesh import build_mesh, check_fit
@@ -26,6 +26,7 @@ def evaluate(
     depths: str | None = None,
     data: Path | None = None,
     out: Path | None = None,
+    ema: bool = False,
 ) -> Sweep:
     """Scores held-out data at all depths on all local devices and saves the result.
 
@@ -33,6 +34,7 @@ def evaluate(
         depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
         data: a token dataset; the run's held-out one when left out.
         out: a second place for the JSON.
+        ema: score the moving average of the weights.
 
     Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
     """
@@ -48,7 +50,7 @@ def evaluate(
     batch_size = -(-rows // mesh.size) * mesh.size
     check_fit(mesh, run.model, micro_batch=batch_size, sequence_length=run.data.sequence_length)
     lm = FunctionalLM(run.model)
-    params, step = CheckpointManager(workdir / "checkpoints").restore_params(step, lm.abstract(mesh))
+    params, step = restore_weights(workdir, run, lm, lm.abstract(mesh), step=step, ema=ema)
     result = depth_sweep(
         Scorer(lm, mesh, max(wanted)),
         params,
@@ -58,6 +60,7 @@ def evaluate(
         depths=wanted,
         trained_depth=run.loop.num_loops,
         step=step,
+        ema=ema,
         with_xz=True,
     )
     path = result.save(workdir / "eval")
@@ -93,7 +96,8 @@ def print_sweep(result: Sweep, console: Console) -> None:
     for depth, loss, low, high, bits, accuracy in rows:
         name = f"{depth} (trained)" if depth == result.trained_depth else str(depth)
         table.add_row(name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", f"{bits:.3f}", f"{accuracy:.3f}")
-    console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, step {result.step}")
+    weights = f"step {result.step}{', averaged weights' * result.ema}"
+    console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, {weights}")
     console.print(table)
     if (gain := result.gain) is not None:
         direction, sign = ("lower", 1) if gain.nats >= 0 else ("higher", -1)

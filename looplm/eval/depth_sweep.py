@@ -68,6 +68,7 @@ def depth_sweep(
     depths: Sequence[int],
     trained_depth: int,
     step: int,
+    ema: bool = False,
     max_batches: int | None = None,
     with_xz: bool = False,
 ) -> Sweep:
@@ -79,6 +80,7 @@ def depth_sweep(
         batch_size: sequences in one forward pass over all hosts.
         depths: which depths are reported, ascending.
         trained_depth: R of the run; exits and the gain refer to it.
+        ema: whether `params` are averaged weights; goes into the record.
         max_batches: read only so many batches, spread over the data.
         with_xz: compress the text for comparison (seconds per 10 MB).
 
@@ -102,6 +104,7 @@ def depth_sweep(
     tokens_per_byte = (dataset.num_tokens - dataset.num_documents) / dataset.num_bytes
     return Sweep(
         step=step,
+        ema=ema,
         data=dataset.path.name,
         num_tokens=int(tokens),
         num_bytes=dataset.num_bytes,

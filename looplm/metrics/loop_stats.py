@@ -1,7 +1,4 @@
-"""What the loops do to the state: the measures that show a collapsing or idle loop before the loss does.
-
-Kept per token or sequence inside the loops and averaged after them, so that no loop waits for other devices.
-"""
+"""What the last loop did to the state: the measures that show a collapsing or idle loop before the loss does."""
 
 from typing import NamedTuple
 
@@ -10,36 +7,46 @@ import jax.numpy as jnp
 
 
 class LoopStatistics(NamedTuple):
-    """Of one loop, or of all with a leading dim R."""
+    """Of one loop."""
 
     state_norm_BS: jax.Array
     """Root mean square of the state over D."""
     residual_rel_BS: jax.Array
     """|s_t - s_{t-1}| / |s_t|: what the loop changed; towards 0 the loop idles."""
+    update_cosine_BS: jax.Array
+    """Cosine of this loop's update s_t - s_{t-1} with the one before; 0 after a single loop, which has none before.
+    Near 1 the state drifts on, near -1 it swings to and fro."""
     token_correlation_B: jax.Array
     """Mean cosine between the states of different tokens of a sequence; at 1 all tokens are alike: a collapse."""
 
 
-def loop_statistics(before_BSD: jax.Array, after_BSD: jax.Array) -> LoopStatistics:
-    """Compares the states before and after a loop. Float32, without gradient."""
-    before_BSD, after_BSD = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (before_BSD, after_BSD))
-    length, tiny = after_BSD.shape[1], 1e-30
-    squared_BS = jnp.sum(jnp.square(after_BSD), axis=-1)
-    changed_BS = jnp.sum(jnp.square(after_BSD - before_BSD), axis=-1)
-    direction_BSD = after_BSD * jax.lax.rsqrt(squared_BS + tiny)[:, :, None]
+def loop_statistics(state_BSD: jax.Array, before_BSD: jax.Array, earlier_BSD: jax.Array) -> LoopStatistics:
+    """Compares a loop's state with the one before it, and that with the one before. Float32, without gradient."""
+    states = jax.lax.stop_gradient((state_BSD, before_BSD, earlier_BSD))
+    state_BSD, before_BSD, earlier_BSD = (x.astype(jnp.float32) for x in states)
+    update_BSD, last_update_BSD = state_BSD - before_BSD, before_BSD - earlier_BSD
+    length, tiny = state_BSD.shape[1], 1e-30
+    squared_BS, changed_BS, last_changed_BS = (
+        jnp.sum(jnp.square(x), axis=-1) for x in (state_BSD, update_BSD, last_update_BSD)
+    )
+    inverse_norms_BS = jax.lax.rsqrt(changed_BS + tiny) * jax.lax.rsqrt(last_changed_BS + tiny)
+    direction_BSD = state_BSD * jax.lax.rsqrt(squared_BS + tiny)[:, :, None]
     # The squared norm of a sum of unit vectors counts every pair twice and every vector once.
     pairs_B = jnp.sum(jnp.square(jnp.sum(direction_BSD, axis=1)), axis=-1) - length
     return LoopStatistics(
-        jnp.sqrt(squared_BS / after_BSD.shape[-1]),
+        jnp.sqrt(squared_BS / state_BSD.shape[-1]),
         jnp.sqrt(changed_BS / (squared_BS + tiny)),
+        jnp.sum(update_BSD * last_update_BSD, axis=-1) * inverse_norms_BS,
         pairs_B / max(length * (length - 1), 1),
     )
 
 
-def last_loop(statistics_R: LoopStatistics) -> dict[str, jax.Array]:
-    """Means of the last loop, by metric name."""
-    return {
-        "loop/state_norm": jnp.mean(statistics_R.state_norm_BS[-1]),
-        "loop/residual_rel": jnp.mean(statistics_R.residual_rel_BS[-1]),
-        "loop/token_correlation": jnp.mean(statistics_R.token_correlation_B[-1]),
+def scored_sums(statistics: LoopStatistics, scored_BS: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the scored tokens, by metric name; what belongs to a sequence counts for each of its tokens."""
+    of_token = {
+        "loop/state_norm": statistics.state_norm_BS,
+        "loop/residual_rel": statistics.residual_rel_BS,
+        "loop/update_cosine": statistics.update_cosine_BS,
+        "loop/token_correlation": statistics.token_correlation_B[:, None],
     }
+    return {name: jnp.sum(jnp.where(scored_BS, value, 0.0)) for name, value in of_token.items()}

@@ -1,4 +1,7 @@
-"""The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report."""
+"""The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report.
+
+Those of averaged weights are in `depth_sweep-<step>-ema.json` beside them, for people; the report is about the others.
+"""
 
 import os
 import re
@@ -66,6 +69,8 @@ class Sweep(Stored):
     """One evaluation of all depths; the lists run over `depths`."""
 
     step: int
+    ema: bool = False
+    """Whether the moving average of the weights was scored."""
     data: str
     num_tokens: int
     num_bytes: int
@@ -102,9 +107,9 @@ class Sweep(Stored):
         return self
 
     def save(self, folder: Path) -> Path:
-        """Writes depth_sweep-<step>.json, atomically."""
+        """Writes depth_sweep-<step>.json, or depth_sweep-<step>-ema.json, atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"depth_sweep-{self.step}.json"
+        path = folder / f"depth_sweep-{self.step}{'-ema' * self.ema}.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(self.model_dump_json(indent=1) + "\n")
         os.replace(temporary, path)

@@ -11,19 +11,30 @@ from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import per_channel, use
 
 
-class Nothing(nnx.Module):
+class Injection(nnx.Module):
+    """From a state and the input to what the shared block gets, both (B, S, D)."""
+
+    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        raise NotImplementedError("one of the subclasses")
+
+    def contraction(self) -> dict[str, jax.Array]:
+        """How much of the state it keeps, by metric name; nothing where that is no number of the parameters."""
+        return {}
+
+
+class Nothing(Injection):
     """The input enters as the first state, or not at all."""
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         return state_BSD
 
 
-class Add(nnx.Module):
+class Add(Injection):
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         return state_BSD + input_BSD
 
 
-class Concat(nnx.Module):
+class Concat(Injection):
     """One linear map of [state; input] (arXiv 2502.05171); the kernel is kept as two (D, D) halves, [state, input]."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
@@ -37,7 +48,7 @@ class Concat(nnx.Module):
         return self.linear(jnp.stack([state_BSD, input_BSD]))
 
 
-class Diagonal(nnx.Module):
+class Diagonal(Injection):
     """decay * state + dt * (input B), decay = exp(-dt exp(A)), dt = softplus(b), per channel (arXiv 2604.12946).
 
     The decay is below 1 whatever is learned, so the loop contracts; nothing here is weight-decayed.
@@ -55,16 +66,24 @@ class Diagonal(nnx.Module):
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         def mix(log_rate: jax.Array, step_bias: jax.Array, state_BSD: jax.Array, written_BSD: jax.Array) -> jax.Array:
             step = jax.nn.softplus(step_bias)
-            decay = jnp.exp(-step * jnp.exp(log_rate))
-            mixed_BSD = decay * at_least_fp32(state_BSD) + step * at_least_fp32(written_BSD)
+            mixed_BSD = decay(step, log_rate) * at_least_fp32(state_BSD) + step * at_least_fp32(written_BSD)
             return mixed_BSD.astype(state_BSD.dtype)
 
         wide = jnp.promote_types(state_BSD.dtype, jnp.float32)
         vectors = [use(self.log_rate, wide), use(self.step_bias, wide)]
         return per_channel(mix, vectors, state_BSD, self.input(input_BSD))
 
+    def contraction(self) -> dict[str, jax.Array]:
+        decay_D = decay(jax.nn.softplus(self.step_bias[...]), self.log_rate[...])
+        return {"loop/decay_mean": jnp.mean(decay_D), "loop/decay_max": jnp.max(decay_D)}
 
-def build_injection(config: Model, *, rngs: nnx.Rngs) -> Nothing | Add | Concat | Diagonal:
+
+def decay(step_D: jax.Array, log_rate_D: jax.Array) -> jax.Array:
+    """Share of the state that a loop keeps."""
+    return jnp.exp(-step_D * jnp.exp(log_rate_D))
+
+
+def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
     match config.injection:
         case NoInjection():
             return Nothing()

@@ -59,8 +59,8 @@ class Output:
     cache: Cache | None
     window: int
     """Loops of the window, read or not."""
-    statistics_R: LoopStatistics | None
-    """Of every loop of the window; None when not asked for."""
+    statistics: LoopStatistics | None
+    """Of the last loop; None when not asked for."""
 
     @property
     def log_exit_RBS(self) -> jax.Array | None:
@@ -118,7 +118,7 @@ class LoopLM(nnx.Module):
             read_loops: of which loops of the window hidden states are wanted; an int array of places in the window
                 wants those.
             exit_threshold: read every token's state at the loop where its cumulative exit probability reaches this.
-            with_statistics: whether to measure what every loop does to the state.
+            with_statistics: whether to measure what the last loop does to the state.
             initial_state_BSD: overrides the first state.
             cache: keys and values of earlier positions; comes back updated.
         """
@@ -141,25 +141,28 @@ class LoopLM(nnx.Module):
         if self.config.residual_step == "inverse_loops":
             in_loop = replace(context, residual_scale=1 / jnp.reshape(depth.num_loops, (-1, 1, 1)))
 
+        # The statistics compare the last three states: the driver carries two, which nothing differentiates.
+        lookback = 2 if with_statistics else 0
+        first = (state_BSD, *(jax.lax.stop_gradient(state_BSD),) * lookback)
+
         def step(
-            parameters: nnx.State, state_BSD: jax.Array, inputs: tuple, cache: KeysValues | None
-        ) -> tuple[jax.Array, KeysValues | None]:
+            parameters: nnx.State, states: tuple[jax.Array, ...], inputs: tuple, cache: KeysValues | None
+        ) -> tuple[tuple[jax.Array, ...], KeysValues | None]:
             input_BSD, embedded_nBSKH = inputs
-            return nnx.merge(core_graph, parameters).step(state_BSD, input_BSD, in_loop, cache, embedded_nBSKH)
+            core = nnx.merge(core_graph, parameters)
+            state_BSD, cache = core.step(states[0], input_BSD, in_loop, cache, embedded_nBSKH)
+            return (state_BSD, *jax.lax.stop_gradient(states[:lookback])), cache
 
         keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
-        def collect(before_BSD: jax.Array, state_BSD: jax.Array) -> tuple:
-            return (
-                state_BSD if keep_states else None,
-                self.gate(state_BSD) if self.gate else None,
-                loop_statistics(before_BSD, state_BSD) if with_statistics else None,
-            )
+        def collect(states: tuple[jax.Array, ...]) -> tuple:
+            state_BSD = states[0]
+            return state_BSD if keep_states else None, self.gate(state_BSD) if self.gate else None
 
-        state_BSD, (states_RBSD, gate_logits_RBS, statistics_R), block_cache = run_loops(
+        (state_BSD, *earlier), (states_RBSD, gate_logits_RBS), block_cache = run_loops(
             step,
             core_parameters,
-            state_BSD,
+            first,
             (x_BSD, embedded.block),
             depth,
             collect=collect,
@@ -169,6 +172,7 @@ class LoopLM(nnx.Module):
         )
         if gate_logits_RBS is not None:
             gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
+        statistics = loop_statistics(*map(gather_sequence, (state_BSD, *earlier))) if earlier else None
 
         coda_cache = None
         if exit_threshold is None and keep_states:
@@ -183,7 +187,7 @@ class LoopLM(nnx.Module):
             hidden_BSD, coda_cache = self.read(state_BSD, context, embedded.coda, cache.coda if cache else None)
             hidden_RBSD = hidden_BSD[None]
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
-        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window, statistics_R)
+        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window, statistics)
 
     def read(
         self,
@@ -199,6 +203,10 @@ class LoopLM(nnx.Module):
         if self.coda:
             x_BSD, cache = self.coda(x_BSD, context, cache, embedded_nBSKH)
         return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
+
+    def contraction(self) -> dict[str, jax.Array]:
+        """What the parameters alone say about how the state moves, by metric name."""
+        return self.core.injection.contraction()
 
     @property
     def head_VD(self) -> jax.Array | Whole:

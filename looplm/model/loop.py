@@ -53,7 +53,7 @@ def run_loops(
     inputs: Tree,
     depth: Depth,
     *,
-    collect: Callable[[Tree, Tree], Tree],
+    collect: Callable[[Tree], Tree],
     per_loop: Tree = None,
     remat: Literal["none", "layer", "loop", "names", "offload"],
     unroll: bool,
@@ -63,7 +63,7 @@ def run_loops(
     Args:
         step: returns (next state, what replaces this loop's entry of `per_loop`).
         parameters, inputs: the same for every loop; get their gradient from the trained loops only.
-        collect: maps the states before and after a trained loop to what is kept of them.
+        collect: maps the state after a trained loop to what is kept of it.
         per_loop: a tree with leading dim `window` (a cache), or None.
         remat: `loop` and `names` recompute a trained loop in the backward pass and keep only its first state;
             `offload` also keeps that on the host.
@@ -88,7 +88,7 @@ def run_loops(
         state = advanced if always else select(detached_B > 0, advanced, state)
 
     def iterate(state: Tree, xs: tuple[Tree, Tree]) -> tuple[Tree, tuple[Tree, Tree]]:
-        (active, loop_data), before = xs, state
+        active, loop_data = xs
         if active is None:
             state, loop_data = step(parameters, state, inputs, loop_data)
         elif active.size == 1:
@@ -99,7 +99,7 @@ def run_loops(
         else:
             assert loop_data is None, "sequences of different depth have no cache"
             state = select(active, step(parameters, state, inputs, None)[0], state)
-        return state, (collect(before, state), loop_data)
+        return state, (collect(state), loop_data)
 
     body: Callable = iterate
     if remat in ("loop", "names"):

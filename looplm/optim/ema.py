@@ -35,6 +35,18 @@ def track_ema(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def abstract_ema(optimizer: optax.GradientTransformation, shapes: Params, abstract_params: Params) -> Any:
+    """The optimizer's state with `abstract_params` in place of the average and `...` in place of every other leaf.
+
+    To read the average from a checkpoint without the moments, which are larger.
+    """
+    return jax.tree.map(
+        lambda node: EmaState(abstract_params) if isinstance(node, EmaState) else ...,
+        jax.eval_shape(optimizer.init, shapes),
+        is_leaf=lambda node: isinstance(node, EmaState),
+    )
+
+
 def ema_params(opt_state: Any) -> Params | None:
     """The averaged parameters in the state of an optimizer; None when it keeps none."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, EmaState))

@@ -109,6 +109,7 @@ LOOPS = (
     Panel("gate/expected_depth", "expected depth"),
     Panel("loop/residual_rel", "relative residual", logarithmic=True),
     Panel("loop/state_norm", "state norm"),
+    Panel("loop/update_cosine", "cosine of updates"),
 )
 
 

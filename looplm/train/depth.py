@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from looplm.config.check import max_loops
+from looplm.config.check import trained_loops
 from looplm.config.schema import (
     FixedDepth,
     LogNormalPoissonDepth,
@@ -24,9 +24,7 @@ class DepthSchedule:
 
     def __init__(self, run: Run):
         self.run = run
-        largest = max_loops(run)
-        # config.check: a law without a bound comes with a gradient window.
-        self.window = min(run.loop.backprop_loops or math.inf, largest) if largest else run.loop.backprop_loops or 1
+        self.window = trained_loops(run) or 1  # config.check: a law without a bound comes with a gradient window
         self.per_sequence = run.loop.depth_per == "sequence"
 
     def num_loops(self, step: int) -> np.ndarray:

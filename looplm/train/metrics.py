@@ -7,7 +7,7 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
     """Names and values as they are logged.
 
     Arrays of the window (`train/loss_loop`, `gate/exit`) become one number per loop that ran, numbered from 1 at the
-    first loop of the step, and the expected depth.
+    first loop of the step, and the expected depth. An update has no cosine with the one before where one loop ran.
 
     Args:
         metrics: host arrays: scalars, or (window,) per iteration of the trained window.
@@ -20,8 +20,11 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
     detached, trained = (int(n) for n in drawn)
     result["loop/num_loops"] = detached + trained
     numbers = np.arange(detached + 1, detached + trained + 1)
+    if detached + trained == 1:
+        result.pop("loop/update_cosine", None)
     if (losses := metrics.get("train/loss_loop")) is not None:
         result |= {f"train/loss_loop_{t}": float(x) for t, x in zip(numbers, losses[-trained:], strict=True)}
     if (exits := metrics.get("gate/exit")) is not None:
+        result |= {f"gate/exit_loop_{t}": float(x) for t, x in zip(numbers, exits[-trained:], strict=True)}
         result["gate/expected_depth"] = float(numbers @ exits[-trained:])
     return result

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from looplm.config.schema import Run
-from looplm.metrics.loop_stats import last_loop
+from looplm.metrics.loop_stats import scored_sums
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params
 from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
+from looplm.ops.cross_entropy import IGNORED
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
 from looplm.train.depth import DepthSchedule
@@ -46,7 +47,7 @@ def build_train_step(
 
     def sums(
         stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, tuple]:
+    ) -> tuple[jax.Array, Sums]:
         model = lm.bind(trained(objective, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
             micro_batch["positions"],
@@ -61,19 +62,20 @@ def build_train_step(
         depth = depths.as_depth(micro_batch.get("depth", drawn))
         output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read, with_statistics=True)
         result = objective(model, output, micro_batch["labels"], read)
-        assert output.statistics_R is not None, "with_statistics"
-        return result.objective, (result, last_loop(output.statistics_R))
+        assert output.statistics is not None, "with_statistics"
+        extra = scored_sums(output.statistics, micro_batch["labels"] != IGNORED)
+        return result.objective, result._replace(extra=result.extra | extra)
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
         whole = lm.gather(state.params, dtype, per_layer=per_layer)
         stand_ins = jax.tree.map(stand_in, whole, state.params)
 
-        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, tuple]:
+        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
             differentiate = jax.value_and_grad(sums, has_aux=True)
             (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step)
             return jax.tree.map(jnp.add, gradient, more), result
 
-        gradient, (results, statistics) = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
+        gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
         scored = jnp.maximum(total.tokens, 1)
@@ -88,7 +90,7 @@ def build_train_step(
             "train/grad_norm": optax.tree.norm(gradient),
             "optim/learning_rate": schedule(state.step),
             **{name: value / scored for name, value in total.extra.items()},
-            **{name: jnp.mean(value) for name, value in statistics.items()},
+            **lm.bind(state.params).contraction(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

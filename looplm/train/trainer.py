@@ -26,7 +26,9 @@ from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
 from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
-from looplm.model.functional import compute_dtype
+from looplm.metrics.sweep import Sweep
+from looplm.model.functional import Params, compute_dtype
+from looplm.optim.ema import ema_params
 from looplm.sharding.mesh import build_mesh
 from looplm.train.metrics import readable
 from looplm.train.program import Program
@@ -211,23 +213,31 @@ class Trainer:
         return self.validation is not None and every > 0 and (step % every == 0 or step == self.run.num_steps)
 
     def evaluate(self, state: TrainState, step: int, sinks: list[Sink]) -> None:
-        """Depth sweep on held-out data, into metrics and WORKDIR/eval."""
+        """Depth sweep on held-out data, into metrics and WORKDIR/eval; also of the averaged weights, if there are."""
+        metrics: dict[str, float] = {}
+        for params, prefix in ((state.params, "eval/"), (ema_params(state.opt_state), "eval/ema_")):
+            if params is None:
+                continue
+            result = self.sweep(params, step, ema=params is not state.params)
+            if jax.process_index() == 0:
+                result.save(self.workdir.eval)
+            metrics |= {f"{prefix}loss_depth_{row.depth}": row.loss for row in result.rows}
+            metrics |= {f"{prefix}bpb_depth_{row.depth}": row.bits_per_byte for row in result.rows}
+        for sink in sinks:
+            sink.write(step, metrics)
+
+    def sweep(self, params: Params, step: int, *, ema: bool) -> Sweep:
         assert self.validation is not None, "is_eval_due"
         run = self.run
-        result = depth_sweep(
+        return depth_sweep(
             self.scorer,
-            state.params,
+            params,
             self.validation,
             sequence_length=run.data.sequence_length,
             batch_size=self.batch.batch_size // run.data.accumulation_steps,
             depths=self.eval_depths,
             trained_depth=run.loop.num_loops,
             step=step,
+            ema=ema,
             max_batches=run.eval.max_batches,
         )
-        if jax.process_index() == 0:
-            result.save(self.workdir.eval)
-        metrics = {f"eval/loss_depth_{r}": loss for r, loss in zip(result.depths, result.loss, strict=True)}
-        metrics |= {f"eval/bpb_depth_{r}": bpb for r, bpb in zip(result.depths, result.bits_per_byte, strict=True)}
-        for sink in sinks:
-            sink.write(step, metrics)

@@ -3,6 +3,7 @@
 Both are run in float32 against float32 at the tolerance named there, and in float64 at 1e-9.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -15,10 +16,13 @@ import looplm
 from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
 from looplm.model.context import Context
 from looplm.model.loop import Depth
+from looplm.model.state_init import initial_state
 from looplm.objective import build_objective
+from looplm.objective.base import scores_of_loops
 from looplm.ops.attention import self_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+HUGINN_DEPTHS = (1, 2, 4, 8, 16)
 
 
 def arrays(name):
@@ -53,6 +57,20 @@ def assert_gradients(named, expected, relative):
         np.testing.assert_allclose(np.asarray(named[name]) / scale, theirs / scale, atol=relative, err_msg=name)
 
 
+def engine(lm, tokens_BS, num_loops, read_loops="all", **options):
+    """What the model itself gives, and the model."""
+    model, tokens_BS = lm.functional.bind(lm.params), jnp.asarray(tokens_BS)
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    context = Context(positions_BS, self_mask(lm.model, jnp.zeros_like(tokens_BS)))
+    output = model(tokens_BS, context, Depth(num_loops), dtype=jnp.float32, read_loops=read_loops, **options)
+    return output, model
+
+
+def without(lm, **fields):
+    """The same weights in a model with other fields; what it does not have is left over."""
+    return looplm.api.LoadedLM(lm.model.model_copy(update=fields), lm.loop, lm.objective, lm.params)
+
+
 def shifted(tokens_BS):
     return jnp.concatenate([tokens_BS[:, 1:], jnp.full_like(tokens_BS[:, :1], -100)], axis=1)
 
@@ -65,6 +83,34 @@ def test_ouro_states_gates_exits_and_logits(ouro, ouro_io):
     for depth in range(1, 5):
         np.testing.assert_allclose(out.logits(depth), ouro_io["ut_logits"][depth - 1], atol=3e-5)
     np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits"], atol=3e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(out.gate_logits_RBS), ouro_io["gate_prob"], atol=3e-6)
+    np.testing.assert_allclose(out.logits(4), ouro_io["last_step_logits"], atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name"),
+    [*((q, f"threshold_logits_q{q}") for q in (0.3, 0.5, 0.7, 0.9)), (1.0, "default_logits"), (None, "default_logits")],
+)
+def test_ouro_logits_at_the_exits(ouro, ouro_io, threshold, name):
+    output, model = engine(ouro, ouro_io["input_ids"], 4, read_loops="last", exit_threshold=threshold)
+    np.testing.assert_allclose(model.logits(output.hidden_RBSD[0]), ouro_io[name], atol=3e-5)
+
+
+def test_ouro_padding_on_the_left_is_another_document(ouro, ouro_io):
+    mask_BS = ouro_io["leftpad_attention_mask"]
+    logits_BSV = ouro(ouro_io["input_ids"], segments=jnp.asarray(mask_BS)).logits(4)
+    real_BS = mask_BS == 1
+    assert not real_BS.all()
+    np.testing.assert_allclose(logits_BSV[real_BS], ouro_io["leftpad_logits"][real_BS], atol=3e-5)
+
+
+def test_ouro_cross_entropy_and_entropy_of_every_token(ouro, ouro_io):
+    """What stage I is made of; the last token has no label."""
+    output, model = engine(ouro, ouro_io["input_ids"], 4)
+    nll_RBS = scores_of_loops(model, output, shifted(jnp.asarray(ouro_io["input_ids"]))).nll_BS
+    np.testing.assert_allclose(nll_RBS[:, :, :-1], ouro_io["stage1_ce"], atol=3e-5)
+    entropy_BS = -jnp.sum(jnp.exp(output.log_exit_RBS) * output.log_exit_RBS, axis=0)
+    np.testing.assert_allclose(entropy_BS[:, :-1], ouro_io["stage1_entropy"], atol=3e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9])
@@ -100,10 +146,45 @@ def test_ouro_stage_one_loss_and_gradient_norms(ouro, ouro_io):
         np.testing.assert_allclose(jnp.linalg.norm(gradient), expected, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_huginn_logits_from_a_given_state(huginn, huginn_io, depth):
-    out = huginn(huginn_io["input_ids"], num_loops=depth, initial_state=huginn_io["init_state"])
-    np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}"], atol=5e-5)
+def test_huginn_logits_from_a_given_state_at_all_depths(huginn, huginn_io):
+    out = huginn(huginn_io["input_ids"], num_loops=16, initial_state=huginn_io["init_state"])
+    for depth in HUGINN_DEPTHS:
+        np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}"], atol=5e-5)
+
+
+def test_huginn_input_of_the_loops(huginn, huginn_io):
+    model, tokens_BS = huginn.functional.bind(huginn.params), jnp.asarray(huginn_io["input_ids"])
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    context = Context(positions_BS, self_mask(huginn.model, jnp.zeros_like(tokens_BS)))
+    prelude_BSD, _ = model.prelude(model.embedding(tokens_BS) * huginn.model.embedding_scale, context)
+    np.testing.assert_allclose(prelude_BSD, huginn_io["prelude_out"], atol=5e-5)
+
+
+def test_huginn_states_after_every_loop(huginn, huginn_io):
+    """A model without coda and norm reads the states; one with the norm alone, what the coda gets."""
+    arguments = dict(num_loops=16, initial_state=huginn_io["init_state"])
+    bare = without(huginn, coda_layers=0, norm_before_coda=False, final_norm=False)
+    states_RBSD = bare(huginn_io["input_ids"], **arguments).hidden_RBSD
+    np.testing.assert_allclose(states_RBSD[:8], huginn_io["raw_states_1to8"], atol=5e-5)
+    normed = without(huginn, coda_layers=0, norm_before_coda=False)
+    normed_RBSD = normed(huginn_io["input_ids"], **arguments).hidden_RBSD
+    for depth in HUGINN_DEPTHS:
+        np.testing.assert_allclose(normed_RBSD[depth - 1], huginn_io[f"latents_normed_steps{depth}"], atol=5e-5)
+
+
+def test_huginn_first_states_follow_the_official_law(huginn):
+    law = json.loads((GOLDEN / "huginn_a" / "sampler.json").read_text())["initial_state"]
+    like_BSD, config = jnp.zeros((1, 10_000, 32)), huginn.model.state_init
+    context = Context(
+        jnp.arange(10_000)[None], jnp.zeros((1, 1, 1), bool), key=jax.random.key(0), sequence_B=jnp.arange(1)
+    )
+    drawn = np.asarray(initial_state(config, input_BSD=like_BSD, embedded_BSD=like_BSD, context=context))
+    assert drawn.size == law["n"]
+    assert drawn.std() == pytest.approx(law["std"], rel=0.01)
+    for share, value in ((float(share), value) for share, value in law["quantiles"].items()):
+        density = np.exp(-((value / config.std) ** 2) / 2) / (config.std * np.sqrt(2 * np.pi))
+        error = np.sqrt(2 * share * (1 - share) / law["n"]) / density  # of both samples
+        assert np.quantile(drawn, share) == pytest.approx(value, abs=5 * error)
 
 
 @pytest.mark.parametrize(("detached", "trained", "name"), [(0, 4, "full_0_4"), (3, 2, "trunc_3_2")])
@@ -124,13 +205,23 @@ def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
     with jax.enable_x64(True):
         out = looplm.load(GOLDEN / "ouro_a", dtype="float64")(ouro_io["input_ids"])
         np.testing.assert_allclose(out.hidden_RBSD, ouro_io["ut_hidden_f64"], atol=1e-9)
+        for depth in range(1, 5):
+            np.testing.assert_allclose(out.logits(depth), ouro_io["ut_logits_f64"][depth - 1], atol=1e-9)
         np.testing.assert_allclose(jnp.moveaxis(out.exit_RBS, 0, -1), ouro_io["exit_pdf_f64"], atol=1e-9)
         np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits_f64"], atol=1e-9)
+        logp_BSV = jax.nn.log_softmax(out.expected_logits()[:, :-1])
+        labels_BS1 = jnp.asarray(ouro_io["input_ids"])[:, 1:, None]
+        loss = -jnp.mean(jnp.take_along_axis(logp_BSV, labels_BS1, axis=-1))
+        np.testing.assert_allclose(loss, ouro_io["loss_labels_f64"], atol=1e-9)
         huginn = looplm.load(GOLDEN / "huginn_a", dtype="float64")
-        for depth in (1, 4, 16):
-            state = huginn_io["init_state"].astype(np.float64)
-            out = huginn(huginn_io["input_ids"], num_loops=depth, initial_state=state)
+        state = huginn_io["init_state"].astype(np.float64)
+        out = huginn(huginn_io["input_ids"], num_loops=16, initial_state=state)
+        for depth in HUGINN_DEPTHS:
             np.testing.assert_allclose(out.logits(depth), huginn_io[f"logits_steps{depth}_f64"], atol=1e-9)
+        loss, _ = huginn.loss_and_grads(
+            huginn_io["input_ids"], huginn_io["labels"], num_loops=4, initial_state=state, objective=FinalCrossEntropy()
+        )
+        np.testing.assert_allclose(loss, huginn_io["loss_full_0_4_f64"], atol=1e-9)
 
 
 def test_weights_go_back_to_their_official_names(ouro, huginn, parcae):

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from looplm.config.check import check, max_loops
+from looplm.config.check import check, max_loops, trained_loops
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
@@ -47,6 +47,87 @@ from looplm.errors import UserError
             "optim.schedule.warmup_steps=3 leaves no step of num_steps=3 for the rest; "
             "set optim.schedule.warmup_steps=0, or more num_steps",
         ),
+        (
+            {"loop.depth_per": "sequence"},
+            "loop.depth_per=sequence has nothing to draw with loop.depth.kind=fixed; leave it at batch",
+        ),
+        (
+            {"loop.depth": {"kind": "scheduled", "loops": {0: 1, 3: 3}}},
+            "loop.depth.loops={0: 1, 3: 3} has an entry at step 3, and num_steps=3 ends before it; "
+            "take it out, or train longer",
+        ),
+        (
+            {"model.state_init": "zeros"},
+            "model.injection=none with model.state_init=zeros leaves the tokens out of the model; "
+            "use another injection, or model.state_init=input",
+        ),
+        (
+            {"model.state_init": "embedding", "model.prelude_layers": 1},
+            "model.injection=none with model.state_init=embedding leaves the prelude out of the model; "
+            "use another injection, or model.state_init=input",
+        ),
+        (
+            {"model.norm_before_coda": True, "model.final_norm": False},
+            "model.norm_before_coda=True applies the final norm, and model.final_norm=False; set that to True",
+        ),
+        (
+            {"model.attention_mask": "prefix"},
+            "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
+            "use model.attention_mask=causal, which is the same without one",
+        ),
+        (
+            {"model.attention_mask": "full"},
+            "model.attention_mask=full lets a token see the next one, which it has to predict; "
+            "use model.attention_mask=causal",
+        ),
+        (
+            {"objective": "gate", "loop.backprop_loops": 1},
+            "objective.kind=gate compares a loop with the next, and the gradient window holds 1 loop; "
+            "use more of loop.num_loops and loop.backprop_loops",
+        ),
+        (
+            {"objective.sampled_heads": 3, "loop.backprop_loops": 2},
+            "objective.sampled_heads=3 is more than the 2 loops that are read; use at most 2, or null for all",
+        ),
+        (
+            {"model.exit_gate": None, "objective": "final", "optim.gate_rate": 0.5},
+            "optim.gate_rate=0.5 has no exit gate to apply to; set model.exit_gate={}, or leave it at 1.0",
+        ),
+        (
+            {"objective": "gate", "optim.gate_rate": 0},
+            "optim.gate_rate=0 freezes the gate, and objective.kind=gate trains nothing else; use e.g. 1.0",
+        ),
+        (
+            {"optim.injection_rate": 0.1},
+            "optim.injection_rate=0.1: model.injection=none has no parameters; leave it at 1.0",
+        ),
+        (
+            {"optim.injection_rate": 0.1, "model.injection": "diagonal", "objective": "gate"},
+            "optim.injection_rate=0.1: objective.kind=gate freezes it; leave it at 1.0",
+        ),
+        (
+            {"optim.ema_decay": 0},
+            "optim.ema_decay=0.0 keeps nothing but the newest weights; use e.g. 0.999, or null for no average",
+        ),
+        (
+            {"optim.ema_decay": 1},
+            "optim.ema_decay=1.0 never leaves the first weights; use e.g. 0.999, or null for no average",
+        ),
+        (
+            {"optim.schedule.wsd_fraction": 0.5},
+            "optim.schedule.wsd_fraction=0.5 has no part in decay=cosine; "
+            "set optim.schedule.decay=wsd, or leave it at 0.2",
+        ),
+        (
+            {"optim.schedule.decay": "constant", "optim.schedule.final_fraction": 0.0},
+            "optim.schedule.final_fraction=0.0 has no part in decay=constant; "
+            "set another optim.schedule.decay, or leave it at 0.1",
+        ),
+        (
+            {"data.train": "here/../data", "data.validation": "data"},
+            "data.validation=data is the folder of data.train=here/../data: nothing would be held out; "
+            "give other data, or data.validation=null",
+        ),
     ],
 )
 def test_what_does_not_fit_comes_with_its_remedy(tiny_run: Callable[..., Run], changes: dict, message: str) -> None:
@@ -68,6 +149,17 @@ def test_what_does_not_fit_comes_with_its_remedy(tiny_run: Callable[..., Run], c
         {"model.exit_gate": None, "objective": "final"},
         {"objective": "final"},
         {"optim.schedule.warmup_steps": 0},
+        {"loop.depth_per": "sequence", "loop.depth": {"kind": "uniform", "max_loops": 2}},
+        {"loop.depth": {"kind": "scheduled", "loops": {0: 1, 9: 3}, "interpolate": True}},
+        {"model.state_init": "zeros", "model.injection": "add"},
+        {"model.state_init": "embedding"},
+        {"objective": "gate", "loop.backprop_loops": 2},
+        {"objective.sampled_heads": 3},
+        {"optim.gate_rate": 0.5},
+        {"optim.injection_rate": 0.1, "model.injection": "concat"},
+        {"optim.ema_decay": 0.999},
+        {"optim.schedule.decay": "wsd", "optim.schedule.wsd_fraction": 0.5},
+        {"data.validation": None},
     ],
 )
 def test_what_fits_passes_unchanged(tiny_run: Callable[..., Run], changes: dict) -> None:
@@ -83,3 +175,10 @@ def test_all_faults_are_told_at_once(tiny_run: Callable[..., Run]) -> None:
 def test_the_largest_depth(tiny_run: Callable[..., Run]) -> None:
     assert max_loops(tiny_run()) == 3
     assert max_loops(tiny_run(**{"loop.depth": {"kind": "uniform", "max_loops": 7}})) == 7
+
+
+def test_the_most_loops_with_gradient(tiny_run: Callable[..., Run]) -> None:
+    assert trained_loops(tiny_run()) == 3
+    assert trained_loops(tiny_run(**{"loop.backprop_loops": 2})) == 2
+    assert trained_loops(tiny_run(**{"loop.depth": "poisson", "loop.backprop_loops": 9})) == 9
+    assert trained_loops(tiny_run(**{"loop.depth": "poisson"})) is None

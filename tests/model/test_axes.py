@@ -113,7 +113,8 @@ def test_every_pair_of_values_learns(case) -> None:
             jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)), remat,
             key=jax.random.key(2), sequence_B=jnp.arange(B),
         )  # fmt: skip
-        output = model(tokens_BS, context, Depth(3, trained, detached), dtype=jnp.float32, read_loops=read)
+        depth = Depth(3, trained, detached)
+        output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read, with_statistics=True)
         return objective(model, output, tokens_BS, read).objective
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(lm.init(jax.random.key(3)))

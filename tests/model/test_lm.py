@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import AddInjection, ConcatInjection, NoInjection
+from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, NoInjection
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
 from looplm.ops.cross_entropy.reference import cross_entropy
@@ -99,3 +99,39 @@ def test_how_it_runs_does_not_change_what_it_computes(option, model_config, rand
 
     expected, actual = jax.grad(loss)(params), jax.grad(lambda params: loss(params, **option))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, expected)
+
+
+@pytest.mark.parametrize(("detached", "trained"), [(0, 4), (3, 1), (1, 2), (0, 3)])
+def test_statistics_look_back_over_the_detached_prefix(
+    detached, trained, model_config, random_params, run_model, tokens_BS
+):
+    lm = FunctionalLM(model_config(coda_layers=0, final_norm=False))  # what the head reads is the state
+    params = random_params(lm)
+    states_RBSD = np.asarray(run_model(lm, params, tokens_BS, Depth(detached + trained)).hidden_RBSD)
+    update_BSD, before_BSD = states_RBSD[-1] - states_RBSD[-2], states_RBSD[-2] - states_RBSD[-3]
+    norms_BS = np.linalg.norm(update_BSD, axis=-1) * np.linalg.norm(before_BSD, axis=-1)
+    # A window of 4, of which fewer loops may run.
+    depth = Depth(4, jnp.int32(trained), jnp.int32(detached))
+    statistics = run_model(lm, params, tokens_BS, depth, with_statistics=True).statistics
+    np.testing.assert_allclose(
+        statistics.update_cosine_BS, np.sum(update_BSD * before_BSD, axis=-1) / norms_BS, atol=1e-4
+    )
+
+
+def test_a_single_loop_has_no_update_before_it(model_config, random_params, run_model, tokens_BS):
+    lm = FunctionalLM(model_config())
+    statistics = run_model(lm, random_params(lm), tokens_BS, Depth(1), with_statistics=True).statistics
+    np.testing.assert_array_equal(statistics.update_cosine_BS, 0.0)
+
+
+def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
+    lm = FunctionalLM(model_config(injection=DiagonalInjection()))
+    params = lm.init(jax.random.key(0))
+    generator = np.random.default_rng(0)
+    rate_D, bias_D = (generator.normal(size=24).astype(np.float32) for _ in range(2))
+    params["core"]["injection"] |= {"log_rate": rate_D, "step_bias": bias_D}
+    decay_D = np.exp(-np.log1p(np.exp(bias_D)) * np.exp(rate_D))
+    measured = lm.bind(params).contraction()
+    np.testing.assert_allclose(measured.pop("loop/decay_mean"), decay_D.mean(), rtol=1e-5)
+    np.testing.assert_allclose(measured.pop("loop/decay_max"), decay_D.max(), rtol=1e-5)
+    assert measured == {}

@@ -14,12 +14,12 @@ def step(parameters, state, inputs, loop_data):
     return jnp.tanh(parameters * state + inputs), loop_data
 
 
-def nothing(before, state):
+def nothing(state):
     return None
 
 
 def run(parameters, state, inputs, depth, **options):
-    options = {"collect": lambda before, state: state, "remat": "none", "unroll": False, **options}
+    options = {"collect": lambda state: state, "remat": "none", "unroll": False, **options}
     return run_loops(step, parameters, state, inputs, depth, **options)
 
 
@@ -110,7 +110,7 @@ def test_gradients_are_summed_over_loops_in_float32():
     def loss(parameters):
         collected = run_loops(
             constant_step, parameters, jnp.zeros((1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16),
-            Depth(2000), collect=lambda before, state: state, remat="none", unroll=False,
+            Depth(2000), collect=lambda state: state, remat="none", unroll=False,
         )[1]  # fmt: skip
         return jnp.sum(collected.astype(jnp.float32))
 

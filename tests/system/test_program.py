@@ -43,7 +43,6 @@ def test_the_program_does_not_grow_with_loops_or_layers(compiled) -> None:
 
 
 def test_a_loop_costs_the_memory_of_one_state(compiled) -> None:
-    """Beside it only the statistics of every token and sequence: two numbers of D."""
     few, many = (temporary_bytes(compiled(**{"loop.num_loops": r, "model.block_layers": 2})) for r in (8, 24))
     assert (many - few) / 16 == pytest.approx(4 * B * S * D, rel=0.05)
 

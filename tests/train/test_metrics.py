@@ -16,4 +16,11 @@ def test_loops_are_numbered_from_the_first_of_the_step():
     assert row["loop/num_loops"] == 7
     assert (row["train/loss_loop_6"], row["train/loss_loop_7"]) == (3.0, 2.0)
     assert not {"train/loss_loop", "train/loss_loop_5", "train/loss_loop_8"} & set(row)
+    assert (row["gate/exit_loop_6"], row["gate/exit_loop_7"]) == (0.25, 0.75)
     assert row["gate/expected_depth"] == pytest.approx(0.25 * 6 + 0.75 * 7)
+
+
+@pytest.mark.parametrize("drawn", [[0, 1], [0, 2], [1, 1]])
+def test_one_loop_has_no_update_before_its_own(drawn):
+    row = readable({"loop/update_cosine": np.float32(0.5)}, np.array(drawn))
+    assert ("loop/update_cosine" in row) == (sum(drawn) > 1)

@@ -1,0 +1,102 @@
+"""Generation with a cache writes the tokens that the authors' code writes (tests/golden/*/README.md)."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import looplm
+from looplm.config.schema import ZeroState
+from looplm.infer.cache import new_cache
+from looplm.infer.exit_rule import parse_exit
+from looplm.infer.generate import generate
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM
+from looplm.model.loop import Depth
+from looplm.ops.attention import cached_mask
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OFFICIAL = {name: json.loads((GOLDEN / name / "generation.json").read_text()) for name in ("ouro_a", "huginn_a")}
+"""By the number of loops, or the exit rule."""
+
+
+@pytest.fixture(scope="module")
+def ouro():
+    return looplm.load(GOLDEN / "ouro_a")
+
+
+@pytest.fixture(scope="module")
+def huginn():
+    return looplm.load(GOLDEN / "huginn_a")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return {name: dict(np.load(GOLDEN / name / "io.npz")) for name in OFFICIAL}
+
+
+def written(model, params, prompts_BS, num_loops, exit_threshold=None):
+    """The greedy continuation, 24 tokens."""
+    rows = generate(
+        FunctionalLM(model), params, list(prompts_BS), num_loops=num_loops, exit_threshold=exit_threshold,
+        max_tokens=24, temperature=0.0, seed=0, end_id=-1, num_ids=model.vocab_size,
+    )  # fmt: skip
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("depth", OFFICIAL["ouro_a"])
+def test_ouro_writes_the_official_tokens(ouro, arrays, depth):
+    rule = depth if ":" in depth else None
+    num_loops = 4 if rule else int(depth)
+    ids_BM = written(
+        ouro.model, ouro.params, arrays["ouro_a"]["gen_prompt"], num_loops, parse_exit(rule, has_gate=True)
+    )
+    np.testing.assert_array_equal(ids_BM, OFFICIAL["ouro_a"][depth])
+
+
+@pytest.mark.parametrize("depth", OFFICIAL["huginn_a"])
+def test_huginn_writes_the_official_tokens_from_zero_states(huginn, arrays, depth):
+    model = huginn.model.model_copy(update={"state_init": ZeroState()})
+    ids_BM = written(model, huginn.params, arrays["huginn_a"]["gen_prompt"], int(depth))
+    np.testing.assert_array_equal(ids_BM, OFFICIAL["huginn_a"][depth])
+
+
+def test_the_tokens_that_came_with_the_fixtures_are_the_first_of_these(arrays):
+    for name, depth, stored in (("ouro_a", "4", "gen_ids"), ("huginn_a", "5", "gen_zero_state_ids")):
+        length = arrays[name]["gen_prompt"].shape[1]
+        np.testing.assert_array_equal(np.array(OFFICIAL[name][depth])[:, :16], arrays[name][stored][:, length:])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_loops", "stored", "states"),
+    [
+        ("ouro_a", 4, "gen", None),
+        ("huginn_a", 5, "gen", "gen_states"),
+        ("huginn_a", 5, "gen_zero_state", "zeros"),
+    ],
+)
+def test_logits_of_every_written_token(arrays, ouro, huginn, name, num_loops, stored, states):
+    """One pass over the whole text gives the logits that the official code gave token by token."""
+    lm, official = (ouro if name == "ouro_a" else huginn), arrays[name]
+    ids_BS = official[f"{stored}_ids"]
+    given = {None: None, "zeros": np.zeros((*ids_BS.shape, lm.model.dim))}.get(states, official.get(states))
+    logits_BSV = lm(ids_BS, num_loops=num_loops, initial_state=given).logits(num_loops)
+    first = official["gen_prompt"].shape[1] - 1
+    np.testing.assert_allclose(jnp.moveaxis(logits_BSV, 0, 1)[first:-1], official[f"{stored}_logits"], atol=5e-5)
+    np.testing.assert_array_equal(jnp.argmax(logits_BSV, axis=-1)[:, first:-1], ids_BS[:, first + 1 :])
+
+
+def test_ouro_cache_holds_the_official_keys_and_values(ouro, arrays):
+    """Slot = loop * L + layer; keys after the rotation."""
+    tokens_BS = jnp.asarray(arrays["ouro_a"]["input_ids"])
+    size, length = tokens_BS.shape
+    positions_BS = jnp.broadcast_to(jnp.arange(length), tokens_BS.shape)
+    cache = new_cache(ouro.model, batch_size=size, length=length, num_loops=4, dtype=jnp.float32)
+    context = Context(positions_BS, cached_mask(ouro.model, positions_BS, length))
+    model = ouro.functional.bind(ouro.params)
+    output = model(tokens_BS, context, Depth(4), dtype=jnp.float32, cache=cache)
+    for ours_RLBTKH, name in zip(output.cache.block, ("prefill_k_cache", "prefill_v_cache"), strict=True):
+        slots = jnp.swapaxes(ours_RLBTKH.reshape(-1, *ours_RLBTKH.shape[2:]), 2, 3)
+        np.testing.assert_allclose(slots, arrays["ouro_a"][name], atol=3e-5)
