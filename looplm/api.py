@@ -13,7 +13,7 @@ from looplm.checkpoint.adapters import Adapter, kind_of
 from looplm.checkpoint.adapters.base import to_official
 from looplm.checkpoint.hf_folder import HFFolder
 from looplm.config.load import from_json
-from looplm.config.schema import Loop, Model, Objective, Run
+from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
@@ -25,6 +25,7 @@ from looplm.model.lm import Output, ReadLoops
 from looplm.model.loop import Depth
 from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
+from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
 
 DType = Literal["bfloat16", "float32", "float64"]
@@ -118,8 +119,15 @@ class LoadedLM:
         """Returns (objective per scored token in nats, gradients in a tree like the parameters).
 
         labels_BS[b, s] is what token s should predict; -100 is not scored. `objective`: the run's when left out.
+        Raises UserError for ids or shapes that do not fit.
         """
-        loss = build_objective(objective or self.objective)
+        objective = objective or self.objective
+        if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and self.model.exit_gate is None:
+            raise UserError(f"objective {objective.kind!r} needs an exit gate, and this model has none; give another")
+        loss = build_objective(objective)
+        tokens_BS, labels_BS = self._ids("tokens", tokens_BS), jnp.asarray(labels_BS)
+        self._ids("labels", jnp.where(labels_BS == IGNORED, 0, labels_BS))
+        _require_shape("labels", labels_BS, tokens_BS.shape)
 
         def mean(params: Params) -> jax.Array:
             params = trained(loss, params)
@@ -176,6 +184,19 @@ class LoadedLM:
     def _loops(self, num_loops: int | None) -> int:
         return self.loop.num_loops if num_loops is None else num_loops
 
+    def _ids(self, name: str, ids_BS: jax.Array) -> jax.Array:
+        """The ids as an array. Raises UserError unless they are integers (B, S) of the vocabulary; a traced array
+        cannot be looked into."""
+        ids_BS = jnp.asarray(ids_BS)
+        if ids_BS.ndim != 2 or not ids_BS.size or not jnp.issubdtype(ids_BS.dtype, jnp.integer):
+            raise UserError(f"{name} of shape {ids_BS.shape} and type {ids_BS.dtype} must be integers (B, S)")
+        if not isinstance(ids_BS, jax.core.Tracer):
+            # JAX would clamp or wrap them silently.
+            for value in (int(jnp.min(ids_BS)), int(jnp.max(ids_BS))):
+                if not 0 <= value < self.model.vocab_size:
+                    raise UserError(f"{name} hold {value}, which is no id of the vocabulary of {self.model.vocab_size}")
+        return ids_BS
+
     def _forward(
         self,
         params: Params,
@@ -187,14 +208,11 @@ class LoadedLM:
         read: ReadLoops = "all",
     ) -> tuple[Output, jax.Array]:
         num_loops = self._loops(num_loops)
-        tokens_BS = jnp.asarray(tokens_BS)
-        if tokens_BS.ndim != 2 or not jnp.issubdtype(tokens_BS.dtype, jnp.integer):
-            raise UserError(f"tokens of shape {tokens_BS.shape} and type {tokens_BS.dtype} must be integers (B, S)")
-        if not isinstance(tokens_BS, jax.core.Tracer) and int(jnp.max(tokens_BS)) >= self.model.vocab_size:
-            # JAX would clamp it silently.
-            raise UserError(
-                f"token id {int(jnp.max(tokens_BS))} is not below the vocabulary of {self.model.vocab_size}"
-            )
+        tokens_BS = self._ids("tokens", tokens_BS)
+        if segments is not None:
+            _require_shape("segments", segments, tokens_BS.shape)
+        if initial_state is not None:
+            _require_shape("initial_state", initial_state, (*tokens_BS.shape, self.model.dim))
         if not 0 <= num_detached < num_loops:
             raise UserError(
                 f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"
@@ -216,6 +234,11 @@ class LoadedLM:
             initial_state_BSD=initial_state,
         )
         return output, jnp.asarray(model.head_VD)
+
+
+def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    if jnp.shape(array) != shape:
+        raise UserError(f"{name} of shape {jnp.shape(array)} must have the shape {shape}, as tokens have it")
 
 
 def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None, ema: bool = False) -> LoadedLM:

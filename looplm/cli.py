@@ -5,8 +5,9 @@ Heavy imports are inside the commands, so that `--help` and config errors come a
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 app.add_typer(data_app, name="data")
 console = Console(markup=False, highlight=False, soft_wrap=True)
+messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+UsageError: Any = typer.BadParameter.__base__
+"""Of the click that this typer brings along or imports."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -35,11 +40,12 @@ def data_tokenizer(
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.model.")],
 ) -> None:
     """Train a SentencePiece tokenizer with byte fallback."""
-    from looplm.data.source import read_documents
+    from looplm.data.source import read_documents, reasons
     from looplm.data.tokenizer import train_tokenizer
 
-    path = train_tokenizer((document.text for document in read_documents(input)), vocab_size, out)
-    console.print(f"wrote {path}")
+    skipped: Counter[str] = Counter()
+    path = train_tokenizer((document.text for document in read_documents(input, skipped)), vocab_size, out)
+    console.print(f"wrote {path}; skipped: {reasons(skipped)}")
 
 
 @data_app.command("build")
@@ -110,6 +116,9 @@ def generate(
     lm = looplm.load(workdir, step=step, ema=ema)
     texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     console.print(prompt + texts[0])
+    depth = f"{lm.loop.num_loops if loops is None else loops} loops"
+    # Beside the text, not in it: standard output can be piped on.
+    messages.print(f"step {lm.step}, {f'at most {depth}, exit {exit}' if exit else depth}")
 
 
 @app.command()
@@ -133,15 +142,27 @@ def demo(
 
 def main() -> None:
     """Entry point: 0 done, 2 the user's mistake, anything else a crash."""
+    code = None
     try:
-        app()
+        code = app(prog_name="looplm", standalone_mode=False)
     except UserError as error:
-        Console(stderr=True).print(f"looplm: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("looplm: interrupted; what is saved is whole, and `looplm train` goes on from it", file=sys.stderr)
-            sys.stdout.flush()
-            # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
-            os._exit(INTERRUPTED)
-        raise
+        messages.print(f"looplm: {error}")
+        code = 2
+    except UsageError as error:
+        messages.print(_usage(error))
+        code = 2
+    if code == INTERRUPTED:
+        messages.print("looplm: interrupted; what is saved is whole, and `looplm train` goes on from it")
+        sys.stdout.flush()
+        # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
+        os._exit(INTERRUPTED)
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """A mistake in the words of a command line, as one line; the help where no words were given."""
+    message = error.format_message().strip()
+    if "\n" in message:
+        return message
+    path = error.ctx.command_path if error.ctx else "looplm"
+    return f"looplm: {message[:1].lower()}{message[1:].rstrip('.?')}; see `{path} --help`"

@@ -84,7 +84,7 @@ def build_data(out: Path, run: Run, console: Console) -> None:
     # The tokenizer does not see the held-out files either.
     documents = read_documents(files)
     texts = (d.text for d in documents if held_out_part(d.sha256, HELD_OUT) == "train")
-    tokenizer = train_tokenizer(texts, run.model.vocab_size, out)
+    tokenizer = train_tokenizer(texts, run.model.vocab_size, out, overwrite=True)  # of a demo that was interrupted
     report = build_dataset(files, tokenizer, out / "data", validation_fraction=HELD_OUT)
     console.print(str(report), highlight=False)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import looplm
+from looplm.api import LoadedLM
 from looplm.errors import UserError
 
 
@@ -57,6 +58,42 @@ def test_impossible_depths_are_refused(lm, tokens_BS, loops):
 def test_depths_that_were_not_computed_are_refused(lm, tokens_BS, depth):
     with pytest.raises(UserError, match="holds 2 to 4"):
         lm(tokens_BS, num_loops=4, num_detached=1).logits(depth)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((2, 8), int), r"labels of shape \(2, 8\) must have the shape \(2, 9\)"),
+        (np.zeros((2, 9, 1), int), r"labels of shape \(2, 9, 1\) and type int32 must be integers \(B, S\)"),
+        (np.zeros((2, 9)), "labels of shape .* and type float32 must be integers"),
+        (np.full((2, 9), 384), "labels hold 384, which is no id of the vocabulary of 384"),
+        (np.full((2, 9), -1), "labels hold -1, which is no id"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(lm, tokens_BS, labels, message):
+    with pytest.raises(UserError, match=message):
+        lm.loss_and_grads(tokens_BS, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(tokens_BS=np.zeros(9, int)), r"tokens of shape \(9,\)"),
+        (dict(tokens_BS=np.zeros((2, 0), int)), r"tokens of shape \(2, 0\)"),
+        (dict(tokens_BS=np.full((2, 9), -1)), "tokens hold -1"),
+        (dict(segments=np.zeros((2, 8), int)), r"segments of shape \(2, 8\) must have the shape \(2, 9\)"),
+        (dict(initial_state=np.zeros((2, 9, 3))), r"initial_state of shape .* must have the shape \(2, 9, 16\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(lm, tokens_BS, arguments, message):
+    with pytest.raises(UserError, match=message):
+        lm(**{"tokens_BS": tokens_BS, **arguments})
+
+
+def test_an_objective_that_needs_a_gate_is_refused_without_one(lm, tokens_BS):
+    gateless = LoadedLM(lm.model.model_copy(update={"exit_gate": None}), lm.loop, lm.objective, lm.params)
+    with pytest.raises(UserError, match="'expected' needs an exit gate"):
+        gateless.loss_and_grads(tokens_BS, tokens_BS)
 
 
 @pytest.mark.parametrize("prompts", [[], "abc"])

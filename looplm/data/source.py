@@ -7,7 +7,7 @@ repaired. Deliberately absent: tokenization, deduplication and filtering by qual
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -127,8 +127,12 @@ def read_documents(inputs: Sequence[Path], skipped: Counter[str] | None = None) 
 
 def no_documents(inputs: Sequence[Path], skipped: Counter[str]) -> UserError:
     """Say that every file was skipped, and why."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-    return UserError(f"no document in {', '.join(map(str, inputs))}: {reasons}; give text files in UTF-8")
+    return UserError(f"no document in {', '.join(map(str, inputs))}: {reasons(skipped)}; give text files in UTF-8")
+
+
+def reasons(skipped: Mapping[str, int]) -> str:
+    """Return `2 empty, 1 nul` of files that gave no document, or `none`."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "none"
 
 
 def _walk(root: Path) -> Iterator[Path]:

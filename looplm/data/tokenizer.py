@@ -166,16 +166,20 @@ def train_tokenizer(
     model_type: Literal["bpe", "unigram"] = "bpe",
     max_bytes: int | None = None,
     num_threads: int = 4,
+    overwrite: bool = False,
 ) -> Path:
     """Train a tokenizer on `texts` and write it to OUT/tokenizer.model, atomically; return that path.
 
     Reads texts in order and stops after about `max_bytes` bytes of UTF-8; SentencePiece keeps what it read in memory
     several times over. The result is a function of the arguments alone; `num_threads` is a constant by default, not
     the machine's core count, because a unigram vocabulary depends on it. Digits are single pieces. Raises UserError
-    when there is no text, or when `vocab_size` is too large or too small for it.
+    when there is no text, when `vocab_size` is too large or too small for it, and, unless `overwrite`, when there is a
+    tokenizer already: datasets and runs made with it would no longer fit.
     """
     if vocab_size < 1:
         raise UserError(f"vocab_size={vocab_size} must be positive; 4096 suits a few megabytes of text")
+    if not overwrite and (out / TOKENIZER_FILE).exists():
+        raise UserError(f"output {out / TOKENIZER_FILE} exists already; remove it or choose another folder")
     lines = _Lines(texts, max_bytes)
     options: dict[str, Any] = {
         "model_type": model_type,

@@ -18,7 +18,7 @@ from pathlib import Path
 from looplm.data.encode import encode_files
 from looplm.data.manifest import Manifest
 from looplm.data.shard import FolderWriter, sync_folder, token_dtype
-from looplm.data.source import Skipped, find_files, no_documents
+from looplm.data.source import Skipped, find_files, no_documents, reasons
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
@@ -57,10 +57,9 @@ class BuildReport:
             for name, part in self.datasets.items()
             if name != _WHOLE
         )
-        skipped = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
         return (
             f"{self.num_documents} documents, {self.num_bytes / 1e6:.1f} MB, {self.num_tokens / 1e6:.2f} M tokens"
-            f"{f' ({parts})' if parts else ''} in {self.seconds:.1f} s; skipped: {skipped or 'none'}"
+            f"{f' ({parts})' if parts else ''} in {self.seconds:.1f} s; skipped: {reasons(self.skipped)}"
         )
 
     @property

@@ -144,17 +144,51 @@ def test_a_process_refuses_alike(program, tiny_run, config_file: ConfigFile, tmp
 def test_a_wrong_word_is_exit_code_2(command: Command) -> None:
     code, stdout, stderr = command("trian")
     assert (code, stdout) == (2, "")
-    assert "No such command" in stderr
+    message = the_message(stderr, unchanged=True)  # a newer typer also names the nearest command
+    assert message.startswith("no such command 'trian'")
+    assert message.endswith("; see `looplm --help`")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval", "missing argument 'workdir'; see `looplm eval --help`"),
+        ("generate run", "missing option '--prompt'; see `looplm generate --help`"),
+        ("eval run --stepp=3", "no such option: --stepp"),
+        ("data build --workers=two", "invalid value for '--workers': "),
+        ("data tok", "no such command 'tok'; see `looplm data --help`"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(command: Command, words: str, message: str) -> None:
+    code, stdout, stderr = command(*words.split())
+    assert (code, stdout) == (2, "")
+    assert message.lower() in the_message(stderr, unchanged=True).lower()
+
+
+def test_no_words_at_all_give_the_help(command: Command) -> None:
+    code, _, stderr = command()
+    assert code == 2
+    assert "Usage: looplm" in stderr
+    assert "train" in stderr
+
+
+def test_a_tokenizer_is_not_overwritten(refuse, texts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"precious")
+    message = refuse("data", "tokenizer", "--input", texts[0], "--vocab-size", 384, "--out", tmp_path)
+    assert message == f"output {tmp_path / 'tokenizer.model'} exists already; remove it or choose another folder"
+
+
+def test_train_refuses_to_validate_on_the_training_data(refuse_to_train, tiny_data: Path) -> None:
+    folder = tiny_data / "train"
+    message = refuse_to_train(f"data.validation={folder}/../train")
+    assert message.startswith(f"data.validation={folder}/../train is the folder of data.train={folder}")
 
 
 def test_an_interrupt_ends_with_one_line_and_without_tearing_threads_down(monkeypatch, capsys) -> None:
     """Ctrl-C reaches the entry point as exit code 130; the process leaves at once."""
     left_with: list[int] = []
 
-    def interrupted() -> None:
-        raise SystemExit(130)
-
-    monkeypatch.setattr("looplm.cli.app", interrupted)
+    monkeypatch.setattr("looplm.cli.app", lambda **_: 130)
     monkeypatch.setattr("looplm.cli.os._exit", left_with.append)
     with pytest.raises(SystemExit):
         main()

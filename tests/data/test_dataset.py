@@ -69,7 +69,7 @@ def test_checks_of_tokenizer_and_vocabulary(dataset: TokenDataset, tokenizer: To
 
 def test_an_exchanged_tokenizer_is_noticed(copy: Path, tmp_path: Path) -> None:
     dataset = TokenDataset.open(copy)
-    train_tokenizer(["hello world"], 280, copy)
+    train_tokenizer(["hello world"], 280, copy, overwrite=True)
     with pytest.raises(UserError, match="not the tokenizer"):
         dataset.tokenizer()
     with pytest.raises(UserError, match=r"tokenizer\.model has"):

@@ -34,6 +34,7 @@ class Products(NamedTuple):
     folder: Path
     stdout: dict[str, str]
     """By command."""
+    stderr: dict[str, str]
 
     @property
     def workdir(self) -> Path:
@@ -67,11 +68,11 @@ def made(
         "generate": [workdir, "--prompt", PROMPT, "--max-tokens", MAX_TOKENS],
         "report": [workdir],
     }  # fmt: skip
-    stdout = {}
+    stdout, stderr = {}, {}
     for name, arguments in lines.items():
-        code, stdout[name], stderr = command(*name.split(), *arguments)
-        assert (code, stderr) == (0, ""), name
-    return Products(folder, stdout)
+        code, stdout[name], stderr[name] = command(*name.split(), *arguments)
+        assert code == 0, name
+    return Products(folder, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,24 @@ def test_generate_prints_what_python_gives(made: Products, lm: LoadedLM) -> None
     (text,) = lm.generate([PROMPT], max_tokens=MAX_TOKENS)
     assert text
     assert made.stdout["generate"] == f"{PROMPT}{text}\n"
+
+
+def test_only_generate_has_something_to_say_beside_its_output(made: Products) -> None:
+    said = {name: text for name, text in made.stderr.items() if text}
+    assert said == {"generate": f"step {NUM_STEPS}, 3 loops\n"}
+
+
+def test_generate_says_what_an_exit_rule_was_limited_to(made: Products, command) -> None:
+    words = ["--prompt", PROMPT, "--max-tokens", 1, "--loops", 4, "--exit", "gate:0.5"]
+    assert command("generate", made.workdir, *words).stderr == f"step {NUM_STEPS}, at most 4 loops, exit gate:0.5\n"
+
+
+def test_the_tokenizer_says_what_it_left_out(command, texts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    inputs = [word for path in (texts[0], tmp_path) for word in ("--input", path)]
+    outcome = command("data", "tokenizer", *inputs, "--vocab-size", 384, "--out", tmp_path / "out")
+    assert outcome.stdout == f"wrote {tmp_path / 'out' / 'tokenizer.model'}; skipped: 1 empty, 1 nul\n"
 
 
 def test_the_report_is_there(made: Products) -> None:
