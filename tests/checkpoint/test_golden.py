@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import looplm
 from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
+from looplm.errors import UserError
 from looplm.model.context import Context
 from looplm.model.loop import Depth
 from looplm.model.state_init import initial_state
@@ -287,3 +288,14 @@ def test_parcae_in_float64_agrees_to_nine_digits(parcae_io):
         np.testing.assert_allclose(loss, parcae_io["loss_sequences_f64"], atol=1e-9)
         stored = load_file(GOLDEN / "parcae_a" / "grads_sequences.safetensors")  # rounded to float32
         assert_gradients(lm.official_tensors(grads), stored, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [({"injection_type": "linear"}, "injection_type='linear'"), ({"n_layers_in_coda": 3}, "n_layers_in_coda=3")],
+)
+def test_a_parcae_of_another_kind_is_refused(tmp_path, change, culprit):
+    config = json.loads((GOLDEN / "parcae_a" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=culprit):
+        looplm.load(tmp_path)

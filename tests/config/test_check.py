@@ -21,6 +21,10 @@ from looplm.errors import UserError
             "model.num_kv_heads=3 does not divide model.num_heads=4; use one of 1, 2, 4",
         ),
         (
+            {"model.value_embedding": {"gate_channels": 17}, "model.dim": 16},
+            "model.value_embedding.gate_channels=17 is more than model.dim=16; use at most that",
+        ),
+        (
             {"data.batch_tokens": 130},
             "data.batch_tokens=130 is no multiple of data.sequence_length=16; use 128",
         ),

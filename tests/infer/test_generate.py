@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model, NormalInit
+from looplm.config.schema import ConcatInjection, ExitGate, Model, NormalInit, ValueEmbedding
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
@@ -23,7 +23,7 @@ def lm():
         Model(
             vocab_size=VOCAB, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=32, prelude_layers=1, block_layers=2,
             coda_layers=1, injection=ConcatInjection(), exit_gate=ExitGate(initial_exit_probability=0.3),
-            init=NormalInit(std=0.3),
+            init=NormalInit(std=0.3), value_embedding=ValueEmbedding(gate_channels=8),
         )
     )  # fmt: skip
 

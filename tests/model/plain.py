@@ -14,7 +14,8 @@ def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) 
     """One sequence. Returns (logits (R, S, V), gate logits (R, S) or None)."""
     head_VD = params["embedding"]["table"] if config.tie_embeddings else params["head"]
     e = params["embedding"]["table"][tokens_S]
-    e = layers(config, params.get("prelude"), e)
+    tables = params.get("value_embedding", {})
+    e = layers(config, params.get("prelude"), e, tables.get("prelude"), tokens_S)
     state, logits, gates = e, [], []
     for _ in range(num_loops):
         core = params["core"]
@@ -25,10 +26,11 @@ def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) 
             x = jnp.concatenate([state, e], axis=-1) @ jnp.concatenate([halves[0], halves[1]], axis=0)
         else:
             x = state
-        state = layers(config, core["block"], x)
+        state = layers(config, core["block"], x, tables.get("block"), tokens_S)
         if config.norm_at_loop_end:
             state = norm(config, core["end_norm"], state)
-        hidden = layers(config, params.get("coda"), state)
+        hidden = state @ params["read_out"]["kernel"] if config.read_out else state
+        hidden = layers(config, params.get("coda"), hidden, tables.get("coda"), tokens_S)
         if config.final_norm:
             hidden = norm(config, params["final_norm"], hidden)
         logits.append(hidden @ head_VD.T)
@@ -37,17 +39,24 @@ def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) 
     return jnp.stack(logits), jnp.stack(gates) if gates else None
 
 
-def layers(config: Model, stack: Params | None, x_SD: jax.Array) -> jax.Array:
+def layers(
+    config: Model, stack: Params | None, x_SD: jax.Array, tables: jax.Array | None, tokens_S: jax.Array
+) -> jax.Array:
     if stack is None:
         return x_SD
-    for i in range(jax.tree.leaves(stack)[0].shape[0]):
-        x_SD = layer(config, jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]), x_SD)
+    num_layers, table = jax.tree.leaves(stack["layers"])[0].shape[0], 0
+    for i in range(num_layers):
+        embedded = None
+        if config.value_embedding and (num_layers - 1 - i) % config.value_embedding.every == 0:
+            embedded = (stack["value_gates"]["linear"]["kernel"][table], tables[table][tokens_S])
+            table += 1
+        x_SD = layer(config, jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]), x_SD, embedded)
     return x_SD
 
 
-def layer(config: Model, p: Params, x: jax.Array) -> jax.Array:
+def layer(config: Model, p: Params, x: jax.Array, embedded: tuple | None) -> jax.Array:
     sandwich = config.norm_placement == "sandwich"
-    branch = attention(config, p["attention"], norm(config, p["attention_residual"]["norm"], x))
+    branch = attention(config, p["attention"], norm(config, p["attention_residual"]["norm"], x), embedded)
     x = x + (norm(config, p["attention_residual"]["out_norm"], branch) if sandwich else branch)
     h = norm(config, p["feed_forward_residual"]["norm"], x)
     f = p["feed_forward"]
@@ -60,7 +69,7 @@ def norm(config: Model, p: Params, x: jax.Array) -> jax.Array:
     return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * p["scale"]
 
 
-def attention(config: Model, p: Params, x_SD: jax.Array) -> jax.Array:
+def attention(config: Model, p: Params, x_SD: jax.Array, embedded: tuple | None) -> jax.Array:
     length, N = x_SD.shape[0], config.num_heads
     K = config.num_kv_heads or N
     out = 0.0
@@ -68,6 +77,10 @@ def attention(config: Model, p: Params, x_SD: jax.Array) -> jax.Array:
         q = rotate(config, x_SD @ p["query"]["project"]["kernel"][:, n])
         k = rotate(config, x_SD @ p["key"]["project"]["kernel"][:, n // (N // K)])
         v = x_SD @ p["value"]["kernel"][:, n // (N // K)]
+        if embedded is not None:
+            gate_CK, rows_SKH = embedded
+            gate_S = 2 / (1 + jnp.exp(-x_SD[:, : len(gate_CK)] @ gate_CK[:, n // (N // K)]))
+            v += gate_S[:, None] * rows_SKH[:, n // (N // K)]
         scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
         out += jax.nn.softmax(scores, axis=-1) @ v @ p["output"]["kernel"][n]
     return out

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, NoInjection
+from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, NoInjection, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
 from looplm.ops.cross_entropy.reference import cross_entropy
@@ -16,6 +16,9 @@ VARIANTS = {
     "ouro-like": dict(prelude_layers=0, coda_layers=0, final_norm=False, injection=NoInjection(), num_kv_heads=None),
     "pre-norm, add, tied": dict(
         norm_placement="pre", norm_at_loop_end=False, injection=AddInjection(), tie_embeddings=True, exit_gate=None
+    ),
+    "value embeddings, read-out": dict(
+        value_embedding=ValueEmbedding(gate_channels=7), read_out=ReadOut(), block_layers=3, coda_layers=2
     ),
     "concat, state first": dict(injection=ConcatInjection(init="state"), head_dim=10),
 }

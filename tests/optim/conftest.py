@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model
+from looplm.config.schema import ConcatInjection, ExitGate, Model, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM, Params
 
 
@@ -17,6 +17,7 @@ def lm() -> FunctionalLM:
     config = Model(
         vocab_size=16, dim=8, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=12, block_layers=3, qk_norm=True,
         qk_bias=True, injection=ConcatInjection(), exit_gate=ExitGate(),
+        value_embedding=ValueEmbedding(gate_channels=4), read_out=ReadOut(),
     )  # fmt: skip
     return FunctionalLM(config)
 

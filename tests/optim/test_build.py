@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from looplm.config.schema import AdamW, DiagonalInjection, ExitGate, Model, Muon, Optim, Schedule
+from looplm.config.schema import AdamW, DiagonalInjection, ExitGate, Model, Muon, Optim, ReadOut, Schedule
 from looplm.model.functional import FunctionalLM
 from looplm.optim.build import build_optimizer
 from looplm.optim.groups import decay_mask
@@ -36,12 +36,12 @@ def usual(lm, moves):
 def test_norms_biases_and_what_says_so_do_not_decay(by_path) -> None:
     config = Model(
         vocab_size=9, dim=8, num_heads=2, hidden_dim=8, block_layers=1, exit_gate=ExitGate(), qk_bias=True,
-        qk_norm=True, injection=DiagonalInjection(),
+        qk_norm=True, injection=DiagonalInjection(), read_out=ReadOut(),
     )  # fmt: skip
     mask = by_path(decay_mask(FunctionalLM(config)))
     kept = {path for path, decays in mask.items() if not decays}
     injection = {path for path in mask if path.startswith("core/injection/")}
-    assert kept == injection | {path for path in mask if path.endswith(("/scale", "/bias"))}
+    assert kept == injection | {"read_out/kernel"} | {path for path in mask if path.endswith(("/scale", "/bias"))}
     assert len(injection) == 3
     assert mask["embedding/table"]
     assert mask["gate/kernel"]

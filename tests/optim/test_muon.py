@@ -20,8 +20,11 @@ AS_MATRIX = {
     "up/kernel": (D, 12),
     "down/kernel": (12, D),
     "injection/linear/kernel": (2 * D, D),
+    "value_gates/linear/kernel": (4, 2),
 }
 """(inputs, outputs) of every linear map of a layer and of the injection."""
+STACKS = {"injection/linear/kernel": 1, "value_gates/linear/kernel": 2}
+"""How many there are of what is not in each of the 3 layers."""
 
 
 def orthogonalised(matrix: np.ndarray) -> np.ndarray:
@@ -66,7 +69,7 @@ def test_every_layer_is_orthogonalised_by_itself(name: str, trained, params, gra
     shape = (-1, *AS_MATRIX[name])
     stack = np.asarray(by_path(params)[path], np.float64).reshape(shape)
     history = [np.asarray(by_path(gradient)[path], np.float64).reshape(shape) for gradient in gradients[:NUM_STEPS]]
-    assert len(stack) == (1 if "injection" in name else 3)
+    assert len(stack) == STACKS.get(name, 3)
     for layer, matrix in enumerate(stack):
         expected = muon(matrix, [gradient[layer] for gradient in history])
         # An iteration multiplies small singular values, and their rounding errors, by 3.4.
@@ -80,5 +83,6 @@ def test_all_else_is_adamw(lm, trained, train, by_path) -> None:
     others = {path for path, label in by_path(muon_labels(lm)).items() if label == "adamw"}
     assert others == {path for path in trained if not path.endswith(tuple(AS_MATRIX))}
     assert {"embedding/table", "head", "gate/kernel", "core/block/layers/attention/query/bias"} < others
+    assert {"value_embedding/block", "read_out/kernel"} < others
     for path in others:
         np.testing.assert_allclose(trained[path], expected[path], rtol=1e-5, atol=1e-6, err_msg=path)

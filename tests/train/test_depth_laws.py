@@ -17,18 +17,28 @@ def draws(tiny_run, depth, steps=1250, **changes):
     return np.concatenate([schedule.draw(step) for step in range(steps)])
 
 
+def assert_same_law(ours, official):
+    """Two-sample Kolmogorov-Smirnov at a level of 0.1 %, of loops without and with gradient."""
+    assert len(ours) == len(official) == 10_000
+    for column in (0, 1):
+        values = np.arange(max(ours[:, column].max(), official[:, column].max()) + 1)
+        shares = [np.searchsorted(np.sort(x[:, column]), values, side="right") / len(x) for x in (ours, official)]
+        assert np.abs(shares[0] - shares[1]).max() < 1.95 * np.sqrt(2 / 10_000)
+
+
 @pytest.mark.parametrize("mean", [4, 32])
 def test_lognormal_poisson_follows_the_official_draws(tiny_run, mean):
     official = np.load(GOLDEN / "io.npz")[f"sampler_nk_mean{mean}_bptt8"].astype(int)
     ours = draws(tiny_run, "lognormal_poisson", **{"loop.num_loops": mean})
-    assert len(ours) == len(official) == 10_000
-    for column in (0, 1):
-        # Two-sample Kolmogorov-Smirnov at a level of 0.1 %.
-        values = np.arange(max(ours[:, column].max(), official[:, column].max()) + 1)
-        shares = [np.searchsorted(np.sort(x[:, column]), values, side="right") / len(x) for x in (ours, official)]
-        assert np.abs(shares[0] - shares[1]).max() < 1.95 * np.sqrt(2 / 10_000)
+    assert_same_law(ours, official)
     summary = json.loads((GOLDEN / "sampler.json").read_text())[f"mean{mean}_bptt8"]
     assert ours.sum(axis=1).mean() == pytest.approx(summary["total_mean"], rel=0.03)
+
+
+def test_poisson_follows_the_official_draws(tiny_run):
+    official = np.load(GOLDEN.with_name("parcae_a") / "io.npz")["sampler_nk_mean8_bptt4"].astype(int)
+    ours = draws(tiny_run, "poisson", **{"loop.num_loops": 8, "loop.backprop_loops": 4})
+    assert_same_law(ours, official)
 
 
 def test_poisson_has_its_mean_and_is_never_zero(tiny_run):
