@@ -118,7 +118,8 @@ def generate(
     console.print(prompt + texts[0])
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"
     # Beside the text, not in it: standard output can be piped on.
-    messages.print(f"step {lm.step}, {f'at most {depth}, exit {exit}' if exit else depth}")
+    weights = f"step {lm.step}{', averaged weights' * ema}"
+    messages.print(f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}")
 
 
 @app.command()
