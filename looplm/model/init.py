@@ -17,6 +17,8 @@ from looplm.config.schema import (
     ZeroOutputInit,
 )
 
+ORTHOGONAL_STEPS = 40
+
 
 def initializers(config: Model) -> dict[str, Any]:
     """The initialiser (key, shape, dtype) -> array of every role that a parameter can have."""
@@ -56,14 +58,25 @@ def truncated_normal(std: float) -> Initializer:
 
 
 def orthogonal(std: float) -> Initializer:
-    """Rows or columns orthogonal, whichever are shorter; entries of root mean square `std`. A kernel's first dim are
-    its inputs, all others its outputs."""
+    """Rows or columns orthogonal, whichever are fewer; entries of root mean square `std`. A kernel's first dim are its
+    inputs, all others its outputs.
+
+    The orthogonal factor of a normal matrix, by Newton-Schulz: LAPACK's QR hangs on a CPU where a program has many.
+    """
 
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
     ) -> jax.Array:
-        scale = std * math.sqrt(max(shape[0], math.prod(shape[1:])))
-        return jax.nn.initializers.orthogonal(scale, column_axis=0)(key, shape, dtype)
+        inputs, outputs = shape[0], math.prod(shape[1:])
+        long, short = max(inputs, outputs), min(inputs, outputs)
+
+        def iterate(_: int, x: jax.Array) -> jax.Array:
+            return 1.5 * x - 0.5 * jnp.matmul(x, jnp.matmul(x.T, x, precision="highest"), precision="highest")
+
+        # Singular values begin below about 1, the least of a square matrix near 1 / short; each step adds up to half.
+        start = jax.random.normal(key, (long, short), dtype) / (math.sqrt(long) + math.sqrt(short))
+        x = std * math.sqrt(long) * jax.lax.fori_loop(0, ORTHOGONAL_STEPS, iterate, start)
+        return (x if inputs >= outputs else x.T).reshape(shape)
 
     return draw  # type: ignore[return-value]
 
