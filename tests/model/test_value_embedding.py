@@ -55,4 +55,4 @@ def test_a_mesh_that_does_not_divide_the_tables_is_refused() -> None:
         value_embedding=ValueEmbedding(gate_channels=8),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"mesh\.fsdp=8 does not divide model\.vocab_size=30"):
-        check_fit(build_mesh(Mesh(fsdp=8)), model, 8)
+        check_fit(build_mesh(Mesh(fsdp=8)), model, micro_batch=8, sequence_length=8)
