@@ -27,6 +27,7 @@ from looplm.objective import Sums, build_objective, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
+from looplm.ops.softcap import softcap
 
 DType = Literal["bfloat16", "float32", "float64"]
 
@@ -44,18 +45,23 @@ class Result:
     """Exit distribution over these loops; sums to 1. None without a gate."""
     head_VD: jax.Array
     num_detached: int = field(metadata={"static": True})
+    logit_softcap: float | None = field(metadata={"static": True})
 
     def logits(self, depth: int) -> jax.Array:
         """(B, S, V) after `depth` loops, num_detached < depth <= num_loops. Raises UserError outside of that."""
         first, last = self.num_detached + 1, self.num_detached + self.hidden_RBSD.shape[0]
         if not first <= depth <= last:
             raise UserError(f"depth={depth} was not computed; this result holds {first} to {last}")
-        return jnp.einsum("BSD,VD->BSV", self.hidden_RBSD[depth - 1 - self.num_detached], self.head_VD)
+        logits_BSV = jnp.einsum("BSD,VD->BSV", self.hidden_RBSD[depth - 1 - self.num_detached], self.head_VD)
+        return softcap(logits_BSV, self.logit_softcap)
 
     def expected_logits(self) -> jax.Array:
         """(B, S, V): the logits of all loops weighted by the exit distribution."""
         if self.exit_RBS is None:
             raise UserError("expected_logits needs an exit gate, and this model has none; use logits(depth)")
+        if self.logit_softcap is not None:
+            depths = enumerate(self.exit_RBS, start=self.num_detached + 1)
+            return sum((exit_BS[:, :, None] * self.logits(depth) for depth, exit_BS in depths), start=jnp.zeros(()))
         # The head is linear: weigh the hidden states and apply it once.
         mixed_BSD = jnp.einsum("RBS,RBSD->BSD", self.exit_RBS, self.hidden_RBSD)
         return jnp.einsum("BSD,VD->BSV", mixed_BSD, self.head_VD)
@@ -105,6 +111,7 @@ class LoadedLM:
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
             at_least_fp32(head_VD),
             num_detached,
+            self.model.logit_softcap,
         )
 
     def loss_and_grads(

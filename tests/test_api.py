@@ -27,6 +27,15 @@ def test_results_are_the_same_eagerly_and_under_jit(lm, tokens_BS):
     np.testing.assert_allclose(jitted.expected_logits(), mixed, atol=1e-5)
 
 
+def test_logits_are_capped(lm, tokens_BS):
+    capped = LoadedLM(lm.model.model_copy(update={"logit_softcap": 0.1}), lm.loop, lm.objective, lm.params)
+    expected, out = lm(tokens_BS, num_loops=3), capped(tokens_BS, num_loops=3)
+    logits = [0.1 * np.tanh(expected.logits(t + 1) / 0.1) for t in range(3)]
+    np.testing.assert_allclose(out.logits(2), logits[1], atol=1e-5)
+    mixed = sum(expected.exit_RBS[t, :, :, None] * logits[t] for t in range(3))
+    np.testing.assert_allclose(out.expected_logits(), mixed, atol=1e-5)
+
+
 def test_detached_loops_are_run_but_not_returned(lm, tokens_BS):
     whole, part = lm(tokens_BS, num_loops=4), lm(tokens_BS, num_loops=4, num_detached=2)
     assert part.hidden_RBSD.shape[0] == 2

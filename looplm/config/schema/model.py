@@ -1,0 +1,78 @@
+"""The architecture."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from looplm.config.schema.base import Section
+from looplm.config.schema.parts import (
+    ExitGate,
+    FeedForward,
+    Init,
+    Injection,
+    InputState,
+    NoInjection,
+    NormalInit,
+    ReadOut,
+    Rope,
+    StateInit,
+    SwiGLU,
+    ValueEmbedding,
+)
+
+
+class Model(Section):
+    """The architecture: prelude, shared block, coda. How often the block is applied is in `Loop`."""
+
+    vocab_size: PositiveInt
+    dim: PositiveInt
+    """Width of the residual stream (D)."""
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt | None = None
+    """Key/value heads (K); None means one per query head."""
+    head_dim: PositiveInt | None = None
+    """Size of a head (H); None means dim / num_heads."""
+    hidden_dim: PositiveInt
+    """Inner width of the feed-forward (F)."""
+    prelude_layers: NonNegativeInt = 0
+    block_layers: PositiveInt
+    """Layers in the shared block (L)."""
+    coda_layers: NonNegativeInt = 0
+    feed_forward: FeedForward = SwiGLU()
+    attention_mask: Literal["causal", "prefix", "full"] = "causal"
+    """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
+    attention_window: PositiveInt | None = None
+    """A token sees so many of the last tokens, itself included; None means all."""
+    qk_norm: bool = False
+    """RMSNorm on every head of queries and keys, before the rotation."""
+    qk_norm_scale: bool = True
+    """Whether that norm has a learned scale; without one, its eps is the machine epsilon (Parcae)."""
+    qk_bias: bool = False
+    """A learned bias per head on queries and keys, before the rotation."""
+    rope: Rope = Rope()
+    value_embedding: ValueEmbedding | None = None
+    norm_placement: Literal["pre", "sandwich", "sandwich_sum"] = "pre"
+    """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn)."""
+    norm_eps: PositiveFloat = 1e-6
+    prelude_norm: bool = False
+    """RMSNorm on the prelude's output, before it is the loops' input (Parcae)."""
+    norm_at_loop_end: bool = False
+    """RMSNorm on the state at the end of every loop; what it gives enters the next loop (Ouro)."""
+    norm_before_coda: bool = False
+    """The final norm is also applied, with the same weights, before the coda (Huginn)."""
+    final_norm: bool = True
+    """RMSNorm before the head."""
+    residual_step: Literal["one", "inverse_loops"] = "one"
+    """What a branch of the shared block is multiplied with before it is added: 1 or 1/R."""
+    injection: Injection = NoInjection()
+    state_init: StateInit = InputState()
+    exit_gate: ExitGate | None = None
+    read_out: ReadOut | None = None
+    tie_embeddings: bool = False
+    embedding_scale: PositiveFloat = 1.0
+    """Embeddings are multiplied with this."""
+    logit_softcap: PositiveFloat | None = None
+    """c * tanh(logits / c); None means no cap."""
+    init: Init = NormalInit()
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""

@@ -1,0 +1,52 @@
+"""What is minimised."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from looplm.config.schema.base import NonNegativeFloat, Section
+
+
+class FinalCrossEntropy(Section):
+    """Cross-entropy after the last loop."""
+
+    kind: Literal["final"] = "final"
+    z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the logits, which keeps them from drifting."""
+
+
+class ExpectedCrossEntropy(Section):
+    """Cross-entropy of every loop weighted by the exit distribution, minus an entropy bonus (arXiv 2510.25741)."""
+
+    kind: Literal["expected"] = "expected"
+    entropy_weight: NonNegativeFloat = 0.05
+    """beta: nats of loss given for a nat of entropy of the exit distribution."""
+    sampled_heads: PositiveInt | None = None
+    """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
+    z_loss_weight: NonNegativeFloat = 0.0
+
+
+class WeightedCrossEntropy(Section):
+    """Cross-entropy of every loop with fixed weights that sum to 1; needs no gate."""
+
+    kind: Literal["weighted"] = "weighted"
+    weights: Literal["uniform", "linear"] = "uniform"
+    """The same for all loops, or growing with the loop's number."""
+    sampled_heads: PositiveInt | None = None
+    """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
+    z_loss_weight: NonNegativeFloat = 0.0
+
+
+class GateImprovement(Section):
+    """Trains the gate alone, on how much the next loop improves each token's loss (arXiv 2510.25741, stage II)."""
+
+    kind: Literal["gate"] = "gate"
+    sharpness: PositiveFloat = 50.0
+    """k: slope of the target sigmoid(k (improvement - threshold))."""
+    threshold: NonNegativeFloat = 0.005
+    """Improvement in nats above which to go on."""
+
+
+Objective = Annotated[
+    FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement, Field(discriminator="kind")
+]

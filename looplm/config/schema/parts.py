@@ -1,0 +1,169 @@
+"""The parts of a model: unions of variants, one class a value, told apart by `kind`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from looplm.config.schema.base import Section
+
+
+class NoInjection(Section):
+    """The prelude output enters only as the first state."""
+
+    kind: Literal["none"] = "none"
+
+
+class AddInjection(Section):
+    """Every loop starts from state + prelude output."""
+
+    kind: Literal["add"] = "add"
+
+
+class ConcatInjection(Section):
+    """Every loop starts from a linear map of [state; prelude output] (arXiv 2502.05171)."""
+
+    kind: Literal["concat"] = "concat"
+    init: Literal["random", "state", "input"] = "random"
+    """First value of the (2D, D) map: random, [I, 0] (pass the state) or [0, I] (pass the input)."""
+
+
+class DiagonalInjection(Section):
+    """decay * state + dt * B e, all but B per channel, decay = exp(-dt exp(A)) < 1: contracts (arXiv 2604.12946)."""
+
+    kind: Literal["diagonal"] = "diagonal"
+    initial_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2**0.5
+    """Share of the state that a loop keeps, at initialisation."""
+
+
+Injection = Annotated[NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")]
+
+
+class InputState(Section):
+    """The first state is what the loops get as input: the prelude's output."""
+
+    kind: Literal["input"] = "input"
+
+
+class EmbeddingState(Section):
+    """The first state is the token embedding, before the prelude."""
+
+    kind: Literal["embedding"] = "embedding"
+
+
+class ZeroState(Section):
+    kind: Literal["zeros"] = "zeros"
+
+
+class NormalState(Section):
+    """The first state is drawn anew for every token: normal, cut at 3 standard deviations (arXiv 2502.05171)."""
+
+    kind: Literal["normal"] = "normal"
+    std: PositiveFloat = 0.4**0.5
+
+
+StateInit = Annotated[InputState | EmbeddingState | ZeroState | NormalState, Field(discriminator="kind")]
+
+
+class SwiGLU(Section):
+    """silu(x W_gate) * (x W_up) W_down."""
+
+    kind: Literal["swiglu"] = "swiglu"
+
+
+class GELU(Section):
+    """gelu(x W_up) W_down, the tanh form."""
+
+    kind: Literal["gelu"] = "gelu"
+
+
+class SquaredReLU(Section):
+    """scale * relu(x W_up)^2 W_down."""
+
+    kind: Literal["relu2"] = "relu2"
+    scale: PositiveFloat = 1.0
+
+
+FeedForward = Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")]
+
+
+class NoScaling(Section):
+    kind: Literal["none"] = "none"
+
+
+class LinearScaling(Section):
+    """Positions divided by `factor`."""
+
+    kind: Literal["linear"] = "linear"
+    factor: PositiveFloat
+
+
+class RampScaling(Section):
+    """Long wavelengths stretched by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat
+    low_frequency_factor: PositiveFloat = 1.0
+    high_frequency_factor: PositiveFloat = 4.0
+    original_length: PositiveInt
+
+
+class Rope(Section):
+    """Rotary positions (arXiv 2104.09864)."""
+
+    theta: PositiveFloat = 10_000.0
+    layout: Literal["half", "interleaved"] = "half"
+    """Which dims of a head form a pair: i and i + H/2, or 2i and 2i + 1."""
+    scaling: Annotated[NoScaling | LinearScaling | RampScaling, Field(discriminator="kind")] = NoScaling()
+
+
+class NormalInit(Section):
+    """Every matrix from one normal law."""
+
+    kind: Literal["normal"] = "normal"
+    std: PositiveFloat = 0.02
+
+
+class DepthScaledInit(Section):
+    """std = sqrt(2 / (5 D)), cut at 3 std; maps back to the residual stream / sqrt(2 * depth) (arXiv 2502.05171)."""
+
+    kind: Literal["depth_scaled"] = "depth_scaled"
+    effective_depth: PositiveInt
+    """Layers that a token passes: prelude + loops * block + coda."""
+
+
+class ZeroOutputInit(Section):
+    """As `normal`, but maps back to the residual stream start at zero: every layer starts as the identity."""
+
+    kind: Literal["zero_output"] = "zero_output"
+    std: PositiveFloat = 0.02
+
+
+class OrthogonalInit(Section):
+    """As `zero_output`, but matrices orthogonal, with entries of std sqrt(2 / (5 D)) (arXiv 2604.12946)."""
+
+    kind: Literal["orthogonal"] = "orthogonal"
+
+
+Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit | OrthogonalInit, Field(discriminator="kind")]
+
+
+class ValueEmbedding(Section):
+    """Some layers add an embedding of the token, gated per head, to their attention's values (arXiv 2604.12946)."""
+
+    every: PositiveInt = 2
+    """The last layer of prelude, block and coda has one, and every so many-th before it."""
+    gate_channels: PositiveInt = 32
+    """The gate reads so many of the first channels of what the attention reads."""
+
+
+class ReadOut(Section):
+    """A linear map from the state to what the coda reads; never weight-decayed (arXiv 2604.12946)."""
+
+    init: Literal["random", "identity"] = "random"
+
+
+class ExitGate(Section):
+    """One linear unit per token on the state after every loop (arXiv 2510.25741)."""
+
+    initial_exit_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """lambda at initialisation; small, so that the expected depth starts near the number of loops."""

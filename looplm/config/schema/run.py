@@ -1,0 +1,91 @@
+"""Everything that decides what a training run computes."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from looplm.config.schema.base import Section
+from looplm.config.schema.loop import Loop
+from looplm.config.schema.model import Model
+from looplm.config.schema.objective import FinalCrossEntropy, Objective
+from looplm.config.schema.optim import Optim
+
+
+class Data(Section):
+    train: str
+    """Folder of the token dataset to train on (made by `looplm data build`)."""
+    validation: str | None = None
+    """Folder of the held-out token dataset."""
+    sequence_length: PositiveInt
+    """Tokens a window (S)."""
+    batch_tokens: PositiveInt
+    """Tokens of the global batch of one optimizer step; a multiple of sequence_length."""
+    accumulation_steps: PositiveInt = 1
+    """Micro-batches that make up one optimizer step."""
+    prefetch_batches: NonNegativeInt = 4
+    """Batches read ahead by the loader's threads."""
+
+
+class Mesh(Section):
+    """Sizes of the mesh axes; one of them may be -1, which takes all devices that are left."""
+
+    replica: int = 1
+    """Slices or islands with slow links between them: weights are copied."""
+    data: int = 1
+    """Weights are copied, the batch is split."""
+    fsdp: int = -1
+    """Weights and batch are split."""
+    expert: int = 1
+    """Experts and batch are split."""
+    context: int = 1
+    """The sequence is split; attention gathers keys and values."""
+    tensor: int = 1
+    """Heads, feed-forward and vocabulary are split; between the branches of a layer the sequence is."""
+
+
+class Sharding(Section):
+    """How weights that are split over `mesh.fsdp` meet the batch."""
+
+    gather: Literal["once", "per_layer", "auto"] = "auto"
+    """`once`: the weights are made whole before the loops and their gradient is reduced after them, once a step.
+    `per_layer`: at every layer of every loop; for models whose whole block does not fit a device. `auto`: once, unless
+    that takes more than a third of a device's memory."""
+
+
+class Checkpoint(Section):
+    every_steps: PositiveInt = 1000
+    """Save after so many steps; the last step is always saved."""
+    keep_last: PositiveInt = 3
+
+
+class Eval(Section):
+    every_steps: NonNegativeInt = 0
+    """Depth sweep on the held-out data after so many steps; 0 means never."""
+    depths: tuple[PositiveInt, ...] | None = None
+    """Depths that are scored; None means 1..num_loops."""
+    max_batches: PositiveInt | None = 64
+    """Held-out batches read during training; None means all."""
+
+
+class Log(Section):
+    every_steps: PositiveInt = 10
+    """A line on the console every so many steps (`metrics.jsonl` holds every step)."""
+    tensorboard: bool = True
+
+
+class Run(Section):
+    """Everything that decides what a training run computes."""
+
+    seed: NonNegativeInt = 0
+    num_steps: PositiveInt
+    """Optimizer steps."""
+    model: Model
+    loop: Loop
+    objective: Objective = FinalCrossEntropy()
+    optim: Optim
+    data: Data
+    mesh: Mesh = Mesh()
+    sharding: Sharding = Sharding()
+    checkpoint: Checkpoint = Checkpoint()
+    eval: Eval = Eval()
+    log: Log = Log()
