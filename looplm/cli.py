@@ -5,13 +5,15 @@ Heavy imports are inside the commands, so that `--help` and config errors come a
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from looplm.errors import UserError
+from looplm.errors import UserError, show
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
@@ -23,7 +25,15 @@ INTERRUPTED = 130
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
+Coordinator = Annotated[
+    str | None, typer.Option(help="HOST:PORT of process 0, when several processes are started by hand.")
+]
+NumProcesses = Annotated[int | None, typer.Option(help="Processes of the whole job.")]
+ProcessId = Annotated[int | None, typer.Option(help="Number of this process, from 0.")]
 Workdir = Annotated[Path, typer.Argument(help="Run directory of `looplm train`.")]
+Compiled = Annotated[
+    Path | None, typer.Option(help="Folder of compiled programs; `compiled` beside the run when left out.")
+]
 Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]
 
 
@@ -63,17 +73,24 @@ def train(
     config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/demo_cpu.py.")],
     workdir: Annotated[Path, typer.Option(help="Run directory; a run that is there is resumed.")],
     set: Overrides = None,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
 ) -> None:
     """Train, or resume what is in the workdir."""
     from looplm.config.load import leaves, load_config
 
     run = load_config(config, set or ())
-    from looplm.train.trainer import Trainer
+    with _several(coordinator, num_processes, process_id):
+        from looplm.compilation import keep_compiled
+        from looplm.train.trainer import Trainer
 
-    trainer = Trainer(run, workdir, console)
-    for key, value in leaves(run).items():
-        console.print(f"{key} = {value}")
-    trainer.train()
+        keep_compiled(compiled or workdir.absolute().parent / "compiled")
+        trainer = Trainer(run, workdir, console)
+        for key, value in leaves(run).items():
+            console.print(f"{key} = {value}")
+        trainer.train()
 
 
 @app.command()
@@ -83,11 +100,18 @@ def eval(
     depths: Annotated[str | None, typer.Option(help="Depths to score, e.g. 1,2,4,8.")] = None,
     data: Annotated[Path | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
 ) -> None:
     """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
-    from looplm.eval.command import evaluate, print_sweep
+    with _several(coordinator, num_processes, process_id):
+        from looplm.compilation import keep_compiled
+        from looplm.eval.command import evaluate, print_sweep
 
-    print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out), console)
+        keep_compiled(compiled or workdir.absolute().parent / "compiled")
+        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out), console)
 
 
 @app.command()
@@ -128,12 +152,22 @@ def demo(
     run_demo(out, set or (), console)
 
 
+@contextmanager
+def _several(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
+    """Inside, this process is one of its job, and only the first one prints."""
+    from looplm.distributed import joined
+
+    with joined(coordinator, num_processes, process_id) as index:
+        console.quiet = index != 0
+        yield
+
+
 def main() -> None:
     """Entry point: 0 done, 2 the user's mistake, anything else a crash."""
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"looplm: {error}", soft_wrap=True, highlight=False, markup=False)
+        show(error)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:

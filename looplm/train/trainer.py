@@ -21,6 +21,7 @@ from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.schema import Run
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
+from looplm.distributed import wait_for_all
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
@@ -67,7 +68,10 @@ class Trainer:
                 f"note: model.vocab_size={self.run.model.vocab_size} is {padding} above the {self.dataset.vocab_size} "
                 "pieces of the tokenizer; every one costs time and memory"
             )
-        self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+        if jax.process_index() == 0:
+            self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+        wait_for_all("the workdir is claimed")
+        self.workdir.check_claimed()
         checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
         state, first_step = self.restore_or_create(checkpoints)
         sinks = self.open_sinks(first_step)
