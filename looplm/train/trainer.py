@@ -28,6 +28,7 @@ from looplm.hardware import find as find_device
 from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from looplm.model.functional import compute_dtype
+from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.metrics import readable
 from looplm.train.program import Program
@@ -86,7 +87,7 @@ class Trainer:
         if done >= self.run.num_steps:
             self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
             return state
-        self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
+        self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
         batches = self.loader(start_step=done)
         started = time.perf_counter()
         train_step = self.program.lower().compile()
