@@ -86,7 +86,7 @@ def train(
         from looplm.compilation import keep_compiled
         from looplm.train.trainer import Trainer
 
-        keep_compiled(compiled or workdir.absolute().parent / "compiled")
+        keep_compiled(compiled, workdir)
         trainer = Trainer(run, workdir, console)
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")
@@ -110,7 +110,7 @@ def eval(
         from looplm.compilation import keep_compiled
         from looplm.eval.command import evaluate, print_sweep
 
-        keep_compiled(compiled or workdir.absolute().parent / "compiled")
+        keep_compiled(compiled, workdir)
         print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out), console)
 
 
@@ -139,6 +139,24 @@ def report(workdir: Workdir) -> None:
     from looplm.report.build import write_report
 
     console.print(f"wrote {write_report(workdir)}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs are kept: written to and read.")] = Path("."),
+    mesh: Annotated[str | None, typer.Option(help="Mesh axes, e.g. data=2,fsdp=4.")] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+) -> None:
+    """Devices, mesh, timed collectives, storage and versions; exit code 2 when something is wrong."""
+    with _several(coordinator, num_processes, process_id):
+        from looplm.doctor.examine import examine, parse_mesh, print_health
+
+        health = examine(parse_mesh(mesh), folder)
+        print_health(health, console)
+        if health.problems:
+            raise UserError("; ".join(health.problems))
 
 
 @app.command()

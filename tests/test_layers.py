@@ -11,7 +11,7 @@ PACKAGE = Path(looplm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo"},
+    {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo", "looplm.doctor"},
     {"looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},

@@ -19,7 +19,7 @@ class Row(NamedTuple):
     """Of the stored (float32) parameter; optimizer state and gradients come on top."""
 
 
-def parameter_table(lm: FunctionalLM, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> list[Row]:
+def parameter_table(lm: FunctionalLM, mesh: jax.sharding.Mesh) -> list[Row]:
     """One row for every parameter of `lm` as it is laid out on `mesh`; allocates nothing."""
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(lm.abstract(mesh)):
@@ -28,7 +28,7 @@ def parameter_table(lm: FunctionalLM, mesh: jax.sharding.Mesh | jax.sharding.Abs
     return rows
 
 
-def totals(rows: Sequence[Row], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> str:
+def totals(rows: Sequence[Row], mesh: jax.sharding.Mesh) -> str:
     """One line: parameters, mesh and what a device holds of them."""
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     held = sum(row.bytes_per_device for row in rows)
