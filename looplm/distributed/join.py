@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from looplm.distributed.watch import Watch
 from looplm.errors import UserError, show
@@ -17,7 +18,7 @@ JOIN_TIMEOUT_S = 300
 EXPLANATION_S = 3.0
 """A collective fails a moment before the watch knows whose fault it was."""
 
-COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 """Variables in which a cluster says how many processes (or slices) there are."""
 LISTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 """Variables that list the hosts, separated by commas."""
@@ -38,7 +39,7 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     Raises UserError for flags that do not fit together or a cluster that does not answer.
     """
     check_flags(coordinator, num_processes, process_id)
-    if coordinator is None and not in_a_cluster():
+    if coordinator is None and sign_of_others() is None and not _on_a_tpu_vm():
         yield 0
         return
     import jax
@@ -85,17 +86,13 @@ def check_flags(coordinator: str | None, num_processes: int | None, process_id: 
         raise UserError(f"--process-id {process_id} is not below --num-processes {num_processes}; count from 0")
 
 
-def in_a_cluster() -> bool:
-    """Whether the environment speaks of several processes. jax's own detection does the rest; asking it always would
-    cost a lone process in a pod or on a TPU host calls over the network."""
-    several = [os.environ.get(name, "") for name in COUNTS]
-    lists = [os.environ.get(name, "") for name in LISTS]
-    return (
-        any(count.isdigit() and int(count) > 1 for count in several)
-        or any("," in hosts for hosts in lists)
-        or ("KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ)
-        or _on_a_tpu_vm()
-    )
+def sign_of_others() -> str | None:
+    """The variable that speaks of several processes, if there is one. jax's own detection does the rest; asking it
+    always would cost a lone process in a pod calls over the network."""
+    counts = (name for name in COUNTS if (count := os.environ.get(name, "")).isdigit() and int(count) > 1)
+    lists = (name for name in LISTS if "," in os.environ.get(name, ""))
+    jobs = (name for name in ["JOB_COMPLETION_INDEX"] if {name, "KUBERNETES_SERVICE_HOST"} <= set(os.environ))
+    return next(chain(counts, lists, jobs), None)
 
 
 def wait_for_all(name: str) -> None:
@@ -131,10 +128,14 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
             initialization_timeout=JOIN_TIMEOUT_S,
         )
     except ValueError as error:
+        if (sign := sign_of_others()) is not None and coordinator is None:
+            raise UserError(
+                f"{sign}={os.environ[sign]} speaks of several processes, but jax cannot tell which this is ({error}); "
+                "on Kubernetes pip install jax[k8s]; else give --coordinator, --num-processes, --process-id"
+            ) from error
         if coordinator is not None:
             raise
-        # A TPU VM that is alone, or a job whose cluster jax does not know.
-        print(f"looplm: one process, no cluster found ({error})", file=sys.stderr)
+        # A TPU VM that is alone.
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"process {process_id} could not join at {coordinator or 'the cluster'}: {reason}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from looplm.config.schema import Run
-from looplm.distributed.join import COUNTS, LISTS, in_a_cluster
+from looplm.distributed.join import COUNTS, LISTS, sign_of_others
 
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -21,8 +21,9 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variables", "several"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "16"}, True),
+        ({"SLURM_NTASKS": "16"}, False),  # in an allocation, but not started by srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"MEGASCALE_NUM_SLICES": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -34,7 +35,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment(variables: dict[str, str], several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert in_a_cluster() == several
+    assert (sign_of_others() is not None) == several
 
 
 @pytest.mark.parametrize(
@@ -51,4 +52,15 @@ def test_flags_that_do_not_fit(
     code, _, stderr = command("train", config_file(tiny_run()), "--workdir", tmp_path / "run", *flags.split())
     assert (code, stderr.count("\n")) == (2, 1)
     assert stderr.startswith(f"looplm: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_jax_does_not_know_is_refused(
+    program, tiny_run: Callable[..., Run], config_file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every process would train by itself, in one folder."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    code, _, stderr = program.run("train", config_file(tiny_run()), "--workdir", tmp_path / "run")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith("looplm: SLURM_STEP_NUM_TASKS=2 speaks of several processes, but jax cannot tell which")
     assert not (tmp_path / "run").exists()

@@ -29,8 +29,6 @@ CHANGES = {
     "mesh.data": 2,
     "mesh.fsdp": 4,
 }
-LOST = (((0, 1), 4), ((1,), 5), ((0,), 8))
-"""Which processes are killed, one start after the other, and after which step."""
 LIMIT_S = 60
 
 
@@ -105,11 +103,15 @@ def test_two_processes_train_like_one(whole, run: Run, train_on, tmp_path: Path)
     assert "[1] step" not in shown
 
 
+@pytest.mark.parametrize(
+    "lost", [(((1,), 4), ((0, 1), 7)), pytest.param((((0,), 4),), marks=pytest.mark.slow)], ids=["one-both", "first"]
+)
 def test_a_lost_process_ends_the_others_and_a_restart_goes_on_with_the_same_bits(
-    whole, config: Path, run: Run, program, train_on, tmp_path: Path
+    whole, config: Path, run: Run, program, train_on, tmp_path: Path, lost: tuple
 ) -> None:
+    """`lost`: which processes are killed, one start after the other, and after which step."""
     killed = tmp_path / "killed"
-    for victims, step in LOST:
+    for victims, step in lost:
         processes = start(config, program, killed)
         wait_for_line(processes, killed / "metrics.jsonl", step)
         for victim in victims:
@@ -119,8 +121,7 @@ def test_a_lost_process_ends_the_others_and_a_restart_goes_on_with_the_same_bits
             if index not in victims:
                 assert process.returncode not in {0, -9}
                 assert f"looplm: process {victims[0]} of 2 was lost" in stderr
-        if victims == (0, 1):
-            shutil.copytree(killed, tmp_path / "by-one")
+        shutil.copytree(killed, tmp_path / "by-one", dirs_exist_ok=True)
     ended = on_two(config, program, killed)
     assert ended.returncode == 0, ended.stdout
     assert by_step(killed, "train/loss") == by_step(whole[0], "train/loss")
