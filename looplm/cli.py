@@ -6,13 +6,15 @@ Heavy imports are inside the commands, so that `--help` and config errors come a
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from looplm.errors import UserError
+from looplm.errors import UserError, show
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
@@ -28,8 +30,16 @@ INTERRUPTED = 130
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
+Coordinator = Annotated[
+    str | None, typer.Option(help="HOST:PORT of process 0, when several processes are started by hand.")
+]
+NumProcesses = Annotated[int | None, typer.Option(help="Processes of the whole job.")]
+ProcessId = Annotated[int | None, typer.Option(help="Number of this process, from 0.")]
 Workdir = Annotated[Path, typer.Argument(help="Run directory of `looplm train`.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")]
+Compiled = Annotated[
+    Path | None, typer.Option(help="Folder of compiled programs; `compiled` beside the run when left out.")
+]
 Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]
 
 
@@ -70,17 +80,24 @@ def train(
     config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/demo_cpu.py.")],
     workdir: Annotated[Path, typer.Option(help="Run directory; a run that is there is resumed.")],
     set: Overrides = None,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
 ) -> None:
     """Train, or resume what is in the workdir."""
     from looplm.config.load import leaves, load_config
 
     run = load_config(config, set or ())
-    from looplm.train.trainer import Trainer
+    with _several(coordinator, num_processes, process_id):
+        from looplm.compilation import keep_compiled
+        from looplm.train.trainer import Trainer
 
-    trainer = Trainer(run, workdir, console)
-    for key, value in leaves(run).items():
-        console.print(f"{key} = {value}")
-    trainer.train()
+        keep_compiled(compiled, workdir)
+        trainer = Trainer(run, workdir, console)
+        for key, value in leaves(run).items():
+            console.print(f"{key} = {value}")
+        trainer.train()
 
 
 @app.command()
@@ -91,11 +108,18 @@ def eval(
     data: Annotated[Path | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     ema: Ema = False,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
 ) -> None:
     """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
-    from looplm.eval.command import evaluate, print_sweep
+    with _several(coordinator, num_processes, process_id):
+        from looplm.compilation import keep_compiled
+        from looplm.eval.command import evaluate, print_sweep
 
-    print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema), console)
+        keep_compiled(compiled, workdir)
+        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema), console)
 
 
 @app.command()
@@ -131,6 +155,24 @@ def report(workdir: Workdir) -> None:
 
 
 @app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs are kept: written to and read.")] = Path("."),
+    mesh: Annotated[str | None, typer.Option(help="Mesh axes, e.g. data=2,fsdp=4.")] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+) -> None:
+    """Devices, mesh, timed collectives, storage and versions; exit code 2 when something is wrong."""
+    with _several(coordinator, num_processes, process_id):
+        from looplm.doctor.examine import examine, parse_mesh, print_health
+
+        health = examine(parse_mesh(mesh), folder)
+        print_health(health, console)
+        if health.problems:
+            raise UserError("; ".join(health.problems))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
     set: Overrides = None,
@@ -141,13 +183,23 @@ def demo(
     run_demo(out, set or (), console)
 
 
+@contextmanager
+def _several(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Iterator[None]:
+    """Inside, this process is one of its job, and only the first one prints."""
+    from looplm.distributed import joined
+
+    with joined(coordinator, num_processes, process_id) as index:
+        console.quiet = index != 0
+        yield
+
+
 def main() -> None:
     """Entry point: 0 done, 2 the user's mistake, anything else a crash."""
     code = None
     try:
         code = app(prog_name="looplm", standalone_mode=False)
     except UserError as error:
-        messages.print(f"looplm: {error}")
+        show(error)
         code = 2
     except UsageError as error:
         messages.print(_usage(error))

@@ -11,16 +11,21 @@ PACKAGE = Path(looplm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo"},
+    {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo", "looplm.doctor"},
     {"looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
     {"looplm.sharding", "looplm.data"},
-    {"looplm.config", "looplm.hardware", "looplm.errors"},
+    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.distributed", "looplm.compilation"},
 )
 """From the top: a part may import parts of the layers below it, and itself."""
-SIDEWAYS = {("looplm.train", "looplm.eval"), ("looplm.eval", "looplm.infer"), ("looplm.config", "looplm.errors")}
+SIDEWAYS = {
+    ("looplm.train", "looplm.eval"),
+    ("looplm.eval", "looplm.infer"),
+    ("looplm.config", "looplm.errors"),
+    ("looplm.distributed", "looplm.errors"),
+}
 """What may be imported within a layer; in the top layer everything may."""
 WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

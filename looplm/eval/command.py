@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +29,7 @@ def evaluate(
     out: Path | None = None,
     ema: bool = False,
 ) -> Sweep:
-    """Scores held-out data at all depths on all local devices and saves the result.
+    """Scores held-out data at all depths on all devices and saves the result.
 
     Args:
         depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
@@ -63,6 +64,8 @@ def evaluate(
         ema=ema,
         with_xz=True,
     )
+    if jax.process_index() != 0:
+        return result
     path = result.save(workdir / "eval")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
 """From the config's axis sizes to a device mesh."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from looplm.config.schema import Mesh, Model
@@ -14,6 +16,7 @@ from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES
 def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Lays the devices out on named axes in explicit mode: a wrong layout is an error where it is written.
 
+    On several slices the outer axes, `replica` first, go across the slow links between them.
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -26,7 +29,26 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(f"{written}: the sizes do not fit {len(devices)} devices; make their product {len(devices)}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Explicit,) * len(MESH_AXES)
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
+    if len(set(slices.values())) > 1:
+        raise UserError(f"the slices have {sorted(slices.values())} devices; start on slices of one size")
+    across, within = across_slices(sizes, len(slices))
+    return jax.sharding.Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
+
+
+def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], list[int]]:
+    """(factors over the slices, factors within one), whose products are the sizes: outer axes take the slow links.
+
+    The product of the sizes is a multiple of the number of slices, so every slice finds a place.
+    """
+    across = []
+    for size in sizes:
+        across.append(math.gcd(size, num_slices))
+        num_slices //= across[-1]
+    return across, [size // factor for size, factor in zip(sizes, across, strict=True)]
 
 
 def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequence_length: int) -> None:

@@ -21,6 +21,7 @@ from looplm.checkpoint.manager import CheckpointManager
 from looplm.config.schema import Run
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
+from looplm.distributed import wait_for_all
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
@@ -28,6 +29,7 @@ from looplm.metrics.flops import training_flops
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import Params, compute_dtype
+from looplm.model.parameter_table import parameter_table, totals
 from looplm.optim.ema import ema_params
 from looplm.sharding.mesh import build_mesh
 from looplm.train.metrics import readable
@@ -69,7 +71,10 @@ class Trainer:
                 f"note: model.vocab_size={self.run.model.vocab_size} is {padding} above the {self.dataset.vocab_size} "
                 "pieces of the tokenizer; every one costs time and memory"
             )
-        self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+        if jax.process_index() == 0:
+            self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+        wait_for_all("the workdir is claimed")
+        self.workdir.check_claimed()
         checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
         state, first_step = self.restore_or_create(checkpoints)
         sinks = self.open_sinks(first_step)
@@ -84,7 +89,7 @@ class Trainer:
         if done >= self.run.num_steps:
             self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
             return state
-        self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
+        self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
         batches = self.loader(start_step=done)
         started = time.perf_counter()
         train_step = self.program.lower().compile()

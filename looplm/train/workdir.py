@@ -47,6 +47,11 @@ class Workdir:
     def _holds_steps(self) -> bool:
         return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
 
+    def check_claimed(self) -> None:
+        """Raises UserError when another process has claimed the folder and this one does not see it."""
+        if not self.config.exists():
+            raise UserError(f"workdir {self.root} is not shared by all processes; give a folder that every host sees")
+
     def claim(self, run: Run, tokenizer: bytes) -> None:
         """Makes the folder and writes config and tokenizer, each atomically. Raises UserError when it cannot."""
         try:

@@ -1,0 +1,1 @@
+"""`looplm doctor`: is this machine, or job, fit to train?"""
