@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo"},
-    {"looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
+    {"looplm.compile", "looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
@@ -20,7 +20,13 @@ LAYERS = (
     {"looplm.config", "looplm.hardware", "looplm.errors"},
 )
 """From the top: a part may import parts of the layers below it, and itself."""
-SIDEWAYS = {("looplm.train", "looplm.eval"), ("looplm.eval", "looplm.infer"), ("looplm.config", "looplm.errors")}
+SIDEWAYS = {
+    ("looplm.compile", "looplm.train"),
+    ("looplm.train", "looplm.compile"),
+    ("looplm.train", "looplm.eval"),
+    ("looplm.eval", "looplm.infer"),
+    ("looplm.config", "looplm.errors"),
+}
 """What may be imported within a layer; in the top layer everything may."""
 WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
