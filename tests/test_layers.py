@@ -22,7 +22,6 @@ LAYERS = (
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {
     ("looplm.compile", "looplm.train"),
-    ("looplm.train", "looplm.compile"),
     ("looplm.train", "looplm.eval"),
     ("looplm.eval", "looplm.infer"),
     ("looplm.config", "looplm.errors"),

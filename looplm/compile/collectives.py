@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from looplm.compile.hlo import Computation, Instruction, Module, array_bytes, dtypes
+from looplm.compile.hlo import Computation, Instruction, Module, array_bytes, dtypes, shape_of
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 OPCODES = {f"{kind}{suffix}": kind for kind in KINDS for suffix in ("", "-start")}
@@ -70,7 +70,7 @@ def _collective(
     executions: float,
 ) -> Collective:
     groups = device_groups(instruction.attributes, math.prod(mesh.values()))
-    shapes = "".join(computation[name].shape for name in instruction.operands)
+    shapes = "".join(shape_of(operand, computation) for operand in instruction.operands)
     places = np.stack(np.unravel_index(groups, tuple(mesh.values())))  # (axis, group, member)
     differ = (places != places[:, :, :1]).any(axis=(1, 2))
     size = groups.shape[1]

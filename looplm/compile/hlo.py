@@ -11,7 +11,7 @@ BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}
 ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+[a-z0-9]*|c64|c128)\[([\d,]*)\]")
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-NAME = re.compile(r"%([\w.\-]+)")
+NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -28,6 +28,7 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
+        """Names; `x#1` is element 1 of the tuple x."""
         return NAME.findall(self.arguments)
 
     def attribute(self, name: str) -> str:
@@ -85,8 +86,8 @@ class Module:
             yield Site(instruction, computation, name, depth, executions)
             match instruction.opcode:
                 case "while":
-                    trips = self.trip_count(instruction, computation)
-                    trips = self.unknown_trips if trips is None else trips
+                    known = self.trip_count(instruction, computation)
+                    trips = self.unknown_trips if known is None else known
                     yield from self._walk(instruction.attribute("body"), depth + 1, executions * trips)
                 case "fusion" | "call" | "conditional" | "async-start":
                     branches = BRANCHES.search(instruction.attributes)
@@ -106,22 +107,44 @@ class Module:
         root = list(condition.values())[-1]
         if root.opcode != "compare" or "direction=LT" not in root.attributes:
             return None
-        counter, limit = (condition[name] for name in root.operands)
-        start = self._constant(counter, computation, loop)
-        end = self._constant(limit, computation, loop)
+        start, end = (self._constant(operand, condition, computation, loop) for operand in root.operands)
         return None if start is None or end is None else max(0, end - start)
 
-    def _constant(self, value: Instruction, outside: Computation, loop: Instruction) -> int | None:
+    def _constant(self, operand: str, condition: Computation, outside: Computation, loop: Instruction) -> int | None:
         """What a value of a loop's condition is before the first turn, if that is written in the program."""
+        name, _, index = operand.partition("#")
+        value = condition[name]
         if value.opcode == "get-tuple-element":
+            index = re.search(r"index=(\d+)", value.attributes)[1]  # type: ignore[index]
+        if index:
             start = outside.get(loop.operands[0])
-            index = re.search(r"index=(\d+)", value.attributes)
-            if start is None or start.opcode != "tuple" or index is None:
+            if start is None or start.opcode != "tuple":
                 return None
-            value = outside[start.operands[int(index[1])]]
+            value = outside[start.operands[int(index)].partition("#")[0]]
             while value.opcode in ("copy", "bitcast"):
-                value = outside[value.operands[0]]
+                value = outside[value.operands[0].partition("#")[0]]
         return int(value.arguments) if value.opcode == "constant" else None
+
+
+def shape_of(operand: str, computation: Computation) -> str:
+    name, *indices = operand.split("#")
+    shape = computation[name].shape
+    for index in indices:
+        shape = elements(shape)[int(index)]
+    return shape
+
+
+def elements(shape: str) -> list[str]:
+    """The shapes in a tuple."""
+    found, depth, start = [], 0, 1
+    for match in re.compile(r"[(){}\[\]]|, |\)$").finditer(shape):
+        token = match[0]
+        depth += token in "([{"
+        depth -= token in ")]}"
+        if (token == ", " and depth == 1) or depth == 0:
+            found.append(shape[start : match.start()])
+            start = match.end()
+    return found
 
 
 def array_bytes(shape: str) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from looplm.compile.collectives import collectives, device_groups
-from looplm.compile.hlo import Module, array_bytes
+from looplm.compile.hlo import Module, array_bytes, elements
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -72,6 +72,7 @@ ENTRY %main (x: f32[8,4], w: bf16[8,4], n: s32[]) -> f32[8,4] {
 backend_config={"known_trip_count":{"n":"7"}}
   %init.n = (s32[], f32[8,4], s32[]) tuple(%zero, %x, %n)
   %drawn = (s32[], f32[8,4], s32[]) while(%init.n), condition=%outer_condition, body=%outer_body
+  %short = f32[8,4] all-reduce(%loop#1, %zero), channel_id=6, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %permuted = f32[8,4] collective-permute(%x), channel_id=4, source_target_pairs={{0,2},{2,4},{4,6},{6,0}}
   %alone = f32[8,4] all-reduce(%x), channel_id=5, replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
   ROOT %out = f32[8,4] get-tuple-element(%loop), index=1
@@ -88,7 +89,10 @@ def test_loops_turn_as_often_as_noted_or_as_their_condition_says() -> None:
 
 
 def test_collectives_are_counted_where_they_run() -> None:
-    found = {c.kind: c for c in collectives(Module(PROGRAM, unknown_trips=10), MESH)}
+    everything = collectives(Module(PROGRAM, unknown_trips=10), MESH)
+    found = {c.kind: c for c in everything if c.dtypes != ("f32", "s32")}
+    # One operand is named by its place in a tuple.
+    assert [c.wire_bytes for c in everything if c.dtypes == ("f32", "s32")] == [2 * 7 / 8 * (8 * 4 * 4 + 4)]
     assert set(found) == {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
     # Its two appearances (start, continuation) are one collective.
     gather = found["all-gather"]
@@ -118,5 +122,7 @@ def test_groups_in_every_spelling(text: str, groups: list[list[int]]) -> None:
     np.testing.assert_array_equal(device_groups(text, 8), groups)
 
 
-def test_bytes_of_shapes() -> None:
+def test_shapes() -> None:
+    tuple_shape = "((s32[], f32[2,3]{1,0:T(8,128)(2,1)}), /*index=1*/pred[4,5]{1,0}, f32[])"
+    assert elements(tuple_shape) == ["(s32[], f32[2,3]{1,0:T(8,128)(2,1)})", "/*index=1*/pred[4,5]{1,0}", "f32[]"]
     assert array_bytes("(f32[2,3]{1,0:T(8,128)S(1)}, /*index=1*/bf16[5]{0}, pred[], u64[2], f8e4m3fn[4])") == 55
