@@ -14,7 +14,9 @@ OPCODES = {f"{kind}{suffix}": kind for kind in KINDS for suffix in ("", "-start"
 SCATTERED = "all-reduce-scatter"
 """How a TPU program calls the fusion of an all-reduce and the slice that a device keeps."""
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))?\s*\{([^}]*)\}"
+)
 LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}")
 
 
@@ -101,18 +103,23 @@ def device_groups(attributes: str, num_devices: int) -> np.ndarray:
     XLA writes groups as lists, as a transposed range, or by the axes of a mesh.
     """
     if match := IOTA.search(attributes):
-        shape, dims = (_ints(text) for text in match.group(1, 2))
-        order = _ints(match[3]) if match[3] else range(len(dims))
-        return np.arange(num_devices).reshape(dims).transpose(order).reshape(shape)
+        shape, dims, order = match.groups()
+        return _transposed(num_devices, dims, order).reshape(_ints(shape))
     if match := MESH.search(attributes):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
-        places = np.arange(num_devices).reshape(tuple(sizes.values()))
-        members = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", match[2])]
-        places = np.moveaxis(places, members, range(-len(members), 0))
-        return places.reshape(-1, math.prod(places.shape[-len(members) :]))
+        axes, dims, order, ids, members = match.groups()
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+        devices = np.array(_ints(ids)) if ids else _transposed(num_devices, dims or str(num_devices), order)
+        moved = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", members)]
+        places = np.moveaxis(devices.reshape(tuple(sizes.values())), moved, range(-len(moved), 0))
+        return places.reshape(-1, math.prod(places.shape[-len(moved) :]))
     if match := LISTS.search(attributes):
         return np.array([_ints(text) for text in re.findall(r"\{([\d,]+)\}", match[1])])
     return np.arange(num_devices)[None]
+
+
+def _transposed(num_devices: int, dims: str, order: str | None) -> np.ndarray:
+    devices = np.arange(num_devices).reshape(_ints(dims))
+    return devices.transpose(_ints(order)) if order else devices
 
 
 def _ints(text: str) -> list[int]:
