@@ -146,6 +146,24 @@ def generate(
     messages.print(f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}")
 
 
+@app.command(name="compile")
+def compile_command(
+    config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/ouro_1_4b.py.")],
+    topology: Annotated[str, typer.Option(help="A TPU slice, e.g. v5e:4x4 or tpu7x:4x4x4, or cpu:8.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    set: Overrides = None,
+) -> None:
+    """Memory, FLOPs, collectives and least time of the real training step on machines that are not there."""
+    from looplm.config.load import load_config
+
+    run = load_config(config, set or ())
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device of this machine is taken
+    from looplm.compile.command import compile_run
+
+    for line in compile_run(run, topology, as_json=json):
+        console.print(line)
+
+
 @app.command()
 def report(workdir: Workdir) -> None:
     """Write WORKDIR/report.html."""

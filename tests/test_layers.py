@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.demo", "looplm.doctor"},
-    {"looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
+    {"looplm.compile", "looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
@@ -21,6 +21,7 @@ LAYERS = (
 )
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {
+    ("looplm.compile", "looplm.train"),
     ("looplm.train", "looplm.eval"),
     ("looplm.eval", "looplm.infer"),
     ("looplm.config", "looplm.errors"),

@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from looplm.config.schema import Mesh, Model
@@ -29,14 +30,16 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(f"{written}: the sizes do not fit {len(devices)} devices; make their product {len(devices)}")
-    types = (AxisType.Explicit,) * len(MESH_AXES)
     slices = Counter(getattr(device, "slice_index", 0) for device in devices)
-    if len(slices) == 1:
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
     if len(set(slices.values())) > 1:
         raise UserError(f"the slices have {sorted(slices.values())} devices; start on slices of one size")
-    across, within = across_slices(sizes, len(slices))
-    return jax.sharding.Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
+    # Not jax.make_mesh: but for v5e it refuses an axis that takes part of a torus dim, such as fsdp=32 of v5p:4x4x4.
+    if len(slices) == 1:
+        arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        across, within = across_slices(sizes, len(slices))
+        arranged = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
 def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], list[int]]:
@@ -80,18 +83,31 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
         raise UserError("; ".join(faults))
 
 
-def batch_part(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): the rows that this process needs are part `index` of `count` equal, contiguous parts of a batch.
+class BatchPart(NamedTuple):
+    """The rows of a global batch that this process reads: part `part` of `num_parts` equal, contiguous ones."""
 
-    Processes that differ only in `context` or `tensor` need the same rows. Raises UserError when the rows of a process
-    are scattered.
+    part: int
+    num_parts: int
+    places: tuple[int, ...]
+    """Where they lie on the mesh, of `num_places`; scattered, it may be, where hosts are blocks of a torus."""
+    num_places: int
+
+
+def batch_part(mesh: jax.sharding.Mesh) -> BatchPart:
+    """Processes that differ only in `context` or `tensor` read the same rows. Which rows lie at which place of the mesh
+    makes no difference to a step.
+
+    Raises UserError when the places of two processes overlap in part.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    indices = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((shards,))
-    mine = sorted({index[0].start or 0 for index in indices.values() if index is not None})
-    if mine != list(range(mine[0], mine[0] + len(mine))) or shards % len(mine) or mine[0] % len(mine):
+    places: dict[int, set[int]] = {}
+    num_places = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for device, index in NamedSharding(mesh, PartitionSpec(BATCH_AXES)).devices_indices_map((num_places,)).items():
+        places.setdefault(device.process_index, set()).add(index[0].start or 0)  # type: ignore
+    parts = sorted({tuple(sorted(of_process)) for of_process in places.values()})
+    if sum(map(len, parts)) != num_places or len({len(part) for part in parts}) != 1:
         raise UserError(
-            f"process {jax.process_index()} would need the scattered parts {mine} of {shards} of a batch; give the "
-            "outer mesh axes to processes and the inner ones to their devices"
+            f"the places of the processes in a batch, {parts}, overlap in part; give the outer mesh axes to processes "
+            "and the inner ones to their devices"
         )
-    return mine[0] // len(mine), shards // len(mine)
+    mine = tuple(sorted(places.get(jax.process_index(), places[min(places)])))  # described devices: any process
+    return BatchPart(parts.index(mine), len(parts), mine, num_places)

@@ -23,7 +23,7 @@ class BatchLayout:
     def __init__(self, data: Data, mesh: jax.sharding.Mesh, *, per_sequence: bool):
         self.mesh, self.per_sequence, self.steps = mesh, per_sequence, data.accumulation_steps
         self.batch_size = data.batch_tokens // data.sequence_length
-        self.part, self.num_parts = batch_part(mesh)
+        self.part, self.num_parts, self._places, self._num_places = batch_part(mesh)
         """Which rows this process needs: part `part` of `num_parts` equal ones."""
         rows = (self.steps, self.batch_size // self.steps)
         self.shapes: dict[str, tuple[int, ...]] = dict.fromkeys(PER_TOKEN, (*rows, data.sequence_length))
@@ -45,12 +45,18 @@ class BatchLayout:
         leaves = dict(rows) | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
         if self.per_sequence:
             leaves["depth"] = drawn[mine]
-        return {
-            name: jax.make_array_from_process_local_data(
-                self.sharding(name), value.reshape(self.steps, -1, *value.shape[1:]), self.shapes[name]
-            )
-            for name, value in leaves.items()
-        }
+        return {name: self._place(name, value) for name, value in leaves.items()}
+
+    def _place(self, name: str, rows: np.ndarray) -> jax.Array:
+        mine, shape = rows.reshape(self.steps, -1, *rows.shape[1:]), self.shapes[name]
+        count = shape[1] // self._num_places
+
+        def at(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "asked for by the devices of this process"
+            first = self._places.index((index[1].start or 0) // count) * count
+            return mine[:, first : first + count, *index[2:]]
+
+        return jax.make_array_from_callback(shape, self.sharding(name), at)
 
     def place_drawn(self, drawn: np.ndarray) -> jax.Array:
         """The depth that all sequences share, (2,)."""

@@ -32,6 +32,7 @@ from looplm.model.functional import Params, compute_dtype
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.optim.ema import ema_params
 from looplm.sharding.mesh import build_mesh
+from looplm.train.memory import memory_line, memory_of
 from looplm.train.metrics import readable
 from looplm.train.program import Program
 from looplm.train.state import TrainState
@@ -46,6 +47,13 @@ class Dispatched(NamedTuple):
     metrics: Metrics
     drawn: np.ndarray
     data_wait_s: float
+
+
+class Compiled(NamedTuple):
+    """The training step, and how long it took to compile."""
+
+    step: jax.stages.Compiled
+    seconds: float
 
 
 class Trainer:
@@ -76,7 +84,10 @@ class Trainer:
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
         checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
-        state, first_step = self.restore_or_create(checkpoints)
+        if (checkpoints.latest_step() or 0) < self.run.num_steps:
+            self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
+            self.console.print(memory_line(memory_of(self.compiled.step), find_device(jax.devices()[0].device_kind)))
+        state, first_step = self.restore_or_create(checkpoints)  # only now is anything allocated
         sinks = self.open_sinks(first_step)
         try:
             return self.run_steps(state, first_step, checkpoints, sinks)
@@ -89,11 +100,9 @@ class Trainer:
         if done >= self.run.num_steps:
             self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
             return state
-        self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
         batches = self.loader(start_step=done)
-        started = time.perf_counter()
-        train_step = self.program.lower().compile()
-        extra = {"perf/compile_s": time.perf_counter() - started, "model/num_parameters": self.lm.num_params}
+        train_step = self.compiled.step
+        extra = {"perf/compile_s": self.compiled.seconds, "model/num_parameters": self.lm.num_params}
 
         before: Dispatched | None = None
         clock = time.perf_counter()
@@ -120,6 +129,13 @@ class Trainer:
         return state
 
     # --- set-up ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
+        started = time.perf_counter()
+        step = self.program.lower().compile()
+        return Compiled(step, time.perf_counter() - started)
 
     def restore_or_create(self, checkpoints: CheckpointManager) -> tuple[TrainState, int]:
         """Returns the state and how many steps it has behind it."""

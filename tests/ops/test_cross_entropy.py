@@ -1,11 +1,16 @@
 """Chunked cross-entropy against the one that holds all logits."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from looplm.config.schema import Mesh
 from looplm.ops.cross_entropy import IGNORED, linear_cross_entropy
+from looplm.sharding.collective import lay_out
+from looplm.sharding.mesh import build_mesh
 
 B, S, D, V = 2, 13, 8, 50
 
@@ -62,3 +67,15 @@ def test_memory_is_that_of_a_chunk():
         return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(2**20) < 0.1 * 4 * long * vocab < temporary_bytes(2**30)
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_a_mesh_changes_nothing(inputs, context):
+    """Whether the sequence is split or not: an axis of size 1 is a layout too."""
+    hidden_BSD, head_VD, labels_BS = jax.tree.map(lambda x: x[:, :12] if x.shape[:2] == (B, S) else x, inputs)
+    expected = linear_cross_entropy(hidden_BSD, head_VD, labels_BS, chunk_logits=10**9)
+    with jax.set_mesh(build_mesh(Mesh(fsdp=2, context=context), jax.devices()[: 2 * context])):
+        rows = [lay_out(x, "batch", "sequence", *["embed"] * (x.ndim - 2)) for x in (hidden_BSD, labels_BS)]
+        scores = jax.jit(partial(linear_cross_entropy, chunk_logits=4 * V))(rows[0], head_VD, rows[1])
+    for value, whole in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(value, whole, rtol=1e-5)

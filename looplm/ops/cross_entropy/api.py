@@ -67,16 +67,22 @@ def linear_cross_entropy(
     if chunk == device_length:
         return score(hidden_BSD, labels_BS)
 
+    def reshape(x: jax.Array, shape: tuple[int, ...], *axes: str) -> jax.Array:
+        # The layout is given: JAX's own guess is wrong or refused where the context axis has size 1.
+        return jnp.reshape(x, shape, out_sharding=activation_spec(*axes, *["one"] * (len(shape) - len(axes))))
+
     def chunks_first(x: jax.Array, fill: int) -> jax.Array:
         """(chunks, B, shards * chunk, ...): every device cuts its own part of the sequence."""
-        x = x.reshape(batch, shards, device_length, *x.shape[2:])
+        x = reshape(x, (batch, shards, device_length, *x.shape[2:]), "batch", "sequence")
         x = jnp.pad(x, [(0, 0), (0, 0), (0, -device_length % chunk)] + [(0, 0)] * (x.ndim - 3), constant_values=fill)
-        x = x.reshape(batch, shards, -1, chunk, *x.shape[3:])
-        return jnp.moveaxis(x, 2, 0).reshape(x.shape[2], batch, shards * chunk, *x.shape[4:])
+        x = reshape(x, (batch, shards, x.shape[2] // chunk, chunk, *x.shape[3:]), "batch", "sequence")
+        x = jnp.moveaxis(x, 2, 0)
+        return reshape(x, (*x.shape[:2], shards * chunk, *x.shape[4:]), "one", "batch", "sequence")
 
     def chunks_back(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x.reshape(-1, batch, shards, chunk), 0, 2)
-        return x.reshape(batch, shards, -1)[:, :, :device_length].reshape(batch, length)
+        x = jnp.moveaxis(reshape(x, (len(x), batch, shards, chunk), "one", "batch", "sequence"), 0, 2)
+        x = reshape(x, (batch, shards, x.shape[2] * chunk), "batch", "sequence")
+        return reshape(x[:, :, :device_length], (batch, length), "batch", "sequence")
 
     _, scores = jax.lax.scan(
         lambda _, xs: (None, score(*xs)), None, (chunks_first(hidden_BSD, 0), chunks_first(labels_BS, IGNORED))

@@ -1,0 +1,47 @@
+"""Bytes that a training step of every shipped config sends, on eight pretended CPU devices, as they were.
+
+Large configs stand for themselves through their tiny siblings. After a change that is meant:
+LOOPLM_UPDATE_GOLDEN=1 python -m pytest tests/compile/test_shipped_configs.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from looplm.compile.collectives import Collective, collectives
+from looplm.compile.compiled import compile_step
+from looplm.config.load import load_config, override, shipped_configs
+from looplm.sharding.mesh import build_mesh
+from looplm.train.program import Program
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "collectives.json"
+FOLDER = shipped_configs()
+ALL = {path.stem for path in FOLDER.glob("*.py")}
+NAMES = sorted(name for name in ALL if f"{name}_tiny" not in ALL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_as_they_were(name: str) -> None:
+    run = override(load_config(FOLDER / f"{name}.py"), {"mesh.data": 2, "mesh.fsdp": 4, "loop.unroll": False})
+    program = Program(run, build_mesh(run.mesh))
+    module = compile_step(program).module
+    assert module is not None
+    sent = summary(collectives(module, program.mesh.shape))
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("LOOPLM_UPDATE_GOLDEN"):
+        golden[name] = sent
+        GOLDEN.write_text(json.dumps(dict(sorted(golden.items())), indent=1) + "\n")
+    assert sent == pytest.approx(golden[name], rel=0.02)
+    assert sent["in_loops"] < sent["gathered_once"] / 100, "gather-once: only sums of metrics travel in loops"
+
+
+def summary(found: list[Collective]) -> dict[str, int]:
+    """Bytes a device sends in a step. Whether a reduction is scattered is the backend's choice, so it is not told."""
+    once = [c for c in found if c.loop_depth == 0]
+    return {
+        "gathered_once": round(sum(c.step_bytes for c in once if c.kind == "all-gather")),
+        "reduced_once": round(sum(c.step_bytes for c in once if c.kind in ("all-reduce", "reduce-scatter"))),
+        "in_loops": round(sum(c.step_bytes for c in found if c.loop_depth)),
+    }

@@ -1,0 +1,81 @@
+"""The training step compiled for a described TPU slice; needs libtpu, no device. Run with -m aot."""
+
+import pytest
+
+from looplm.compile.collectives import collectives
+from looplm.compile.compiled import compile_step
+from looplm.compile.report import describe
+from looplm.compile.topology import described_devices
+from looplm.config.schema import Mesh
+from looplm.errors import UserError
+from looplm.sharding.mesh import batch_part, build_mesh
+from looplm.train.program import Program
+
+pytestmark = pytest.mark.aot
+
+SIZES = {
+    "model.vocab_size": 4096,
+    "model.dim": 1024,
+    "model.num_heads": 8,
+    "model.hidden_dim": 2048,
+    "model.block_layers": 2,
+    "data.sequence_length": 128,
+    "data.batch_tokens": 2 * 16 * 128,
+    "data.accumulation_steps": 2,
+}
+"""Every device's part is at least a tile of 128 columns: smaller gradients are not worth scattering to the compiler."""
+FEW_NUMBERS = 2**8
+"""Bytes: the sums of the metrics of a micro-batch."""
+
+
+def steps(tiny_run, *loops: int):
+    for num_loops in loops:
+        run = tiny_run(**SIZES, **{"loop.num_loops": num_loops})
+        program = Program(run, build_mesh(Mesh(data=2, fsdp=8), described_devices("v5e:4x4")))
+        yield program, compile_step(program)
+
+
+def test_weights_are_gathered_once_and_gradients_scattered_once_at_any_depth(tiny_run) -> None:
+    sent = [collectives(step.module, program.mesh.shape) for program, step in steps(tiny_run, 1, 8)]
+    for kinds in (("all-gather",), ("all-reduce", "reduce-scatter")):
+        once, eight = (sum(c.step_bytes for c in found if c.kind in kinds) for found in sent)
+        assert once > 0
+        assert eight == pytest.approx(once, rel=0.05)
+    assert all(c.wire_bytes <= FEW_NUMBERS for found in sent for c in found if c.loop_depth)
+    large = [c for c in sent[1] if c.wire_bytes > 100_000]
+    assert {(c.kind, c.axes, c.dtypes) for c in large} == {
+        ("all-gather", ("fsdp",), ("bf16",)),
+        ("reduce-scatter", ("fsdp",), ("f32",)),
+        ("all-reduce", ("data",), ("f32",)),  # of the part that is left
+    }
+
+
+def test_the_report_of_a_known_device_has_a_verdict_and_a_time(tiny_run) -> None:
+    ((program, step),) = steps(tiny_run, 3)
+    result = describe(program, step, "v5e:4x4")
+    assert (result.device_kind, result.num_devices, result.fits, result.remedies) == ("TPU v5 lite", 16, True, [])
+    assert result.time is not None
+    assert result.mfu is not None
+    assert 0 < result.mfu < 1
+    assert result.time.step_s > max(result.time.compute_s, result.time.links_once_s)
+
+
+def test_what_does_not_fit_gets_remedies_that_are_predicted_to(tiny_run) -> None:
+    run = tiny_run(**{**SIZES, "data.sequence_length": 16384, "data.batch_tokens": 2 * 16 * 16384})
+    program = Program(run, build_mesh(Mesh(data=2, fsdp=8), described_devices("v5e:4x4")))
+    result = describe(program, compile_step(program), "v5e:4x4")
+    assert result.fits is False
+    assert result.remedies
+    assert all(remedy.predicted_bytes < result.memory.total for remedy in result.remedies)
+
+
+def test_an_unknown_slice_is_refused() -> None:
+    with pytest.raises(UserError, match="v6e-16 is not known to the compiler"):
+        described_devices("v6e-16")
+
+
+def test_axes_may_split_the_dims_of_a_torus_and_hosts_may_be_blocks_of_it() -> None:
+    devices = described_devices("v5p:4x4x4")
+    assert build_mesh(Mesh(data=2, fsdp=32), devices).shape["fsdp"] == 32
+    part = batch_part(build_mesh(Mesh(fsdp=64), devices))
+    assert (part.num_parts, len(part.places)) == (16, 4)
