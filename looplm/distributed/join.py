@@ -52,6 +52,10 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     try:
         watch = Watch(jax.process_index(), jax.process_count())
         yield jax.process_index()
+    except KeyboardInterrupt:
+        if watch is not None:
+            watch.fail("interrupted")
+        raise
     except UserError as error:
         if watch is not None:
             watch.fail(str(error))
