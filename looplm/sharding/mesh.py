@@ -22,7 +22,8 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    written = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    written = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True) if size != 1)
+    written = written or "every mesh axis = 1"
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(f"{written}: every size must be at least 1, and one of them may be -1 (the rest)")
     known = math.prod(size for size in sizes if size != -1)
@@ -78,7 +79,8 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
         if size % (parts := math.prod(split.values())):
             written = " x ".join(f"mesh.{axis}={count}" for axis, count in split.items())
             written += f" = {parts}" if len(split) > 1 else ""
-            faults.append(f"{written} does not divide {name}={size}; use a divisor of {size}, or change {name}")
+            what, change = (f"{name}={size}", name) if "." in name else (f"{name}, {size}", "data.batch_tokens")
+            faults.append(f"{written} does not divide {what}; use a divisor of {size}, or change {change}")
     if faults:
         raise UserError("; ".join(faults))
 

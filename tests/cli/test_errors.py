@@ -60,10 +60,13 @@ def the_message(stderr: str, *, unchanged: bool) -> str:
         ("data.train=nowhere", "dataset nowhere is not a folder; make one with `looplm data build`"),
         ("data.validation=nowhere", "dataset nowhere is not a folder"),
         ("model.vocab_size=100", "model.vocab_size=100 is below the 384 pieces of dataset"),
-        ("mesh.data=3", "mesh.replica=1, mesh.data=3, mesh.fsdp=-1, mesh.tensor=1: the sizes do not fit 8 devices"),
-        ("mesh.data=0", "mesh.replica=1, mesh.data=0, mesh.fsdp=-1, mesh.tensor=1: every size must be at least 1"),
+        ("mesh.data=3", "mesh.data=3, mesh.fsdp=-1: the sizes do not fit 8 devices"),
+        ("mesh.data=0", "mesh.data=0, mesh.fsdp=-1: every size must be at least 1"),
         ("mesh.tensor=4", "mesh.tensor=4 does not divide model.num_heads=2; use a divisor of 2"),
-        ("data.batch_tokens=64", "replica x data x fsdp = 8 does not divide the sequences of a micro-batch=4"),
+        (
+            "data.batch_tokens=64",
+            "mesh.fsdp=8 does not divide the sequences of a micro-batch, 4; use a divisor of 4, or change data.batch_tokens",
+        ),
     ],
 )
 def test_train_refuses_a_wrong_setting(refuse_to_train, override: str, message: str) -> None:
