@@ -65,7 +65,7 @@ def the_message(stderr: str, *, unchanged: bool) -> str:
         ("mesh.tensor=4", "mesh.tensor=4 does not divide model.num_heads=2; use a divisor of 2"),
         (
             "data.batch_tokens=64",
-            "mesh.fsdp=8 does not divide the sequences of a micro-batch, 4; use a divisor of 4, or change data.batch_tokens",
+            "mesh.fsdp=8 does not divide the sequences of a micro-batch, 4; use a divisor of 4, or change data.",
         ),
     ],
 )
