@@ -29,8 +29,12 @@ def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().empty or jax.typeof(parameter).sharding.spec.reduced:
         return parameter
-    whole = [None if axis == "fsdp" else axis for axis in parameter_spec(axes, parameter.shape)]
-    return jax.sharding.reshard(parameter, PartitionSpec(*whole, reduced=frozenset(MESH_AXES) - set(whole)))
+    spec = parameter_spec(axes, parameter.shape)
+    whole = [None if axis == "fsdp" else axis for axis in spec]
+    reduced = frozenset(MESH_AXES) - set(whole)
+    # In two steps, for the way back: see `reduce_gradient`.
+    parameter = jax.sharding.reshard(parameter, PartitionSpec(*spec, reduced=reduced - set(spec)))
+    return jax.sharding.reshard(parameter, PartitionSpec(*whole, reduced=reduced))
 
 
 @jax.tree_util.register_dataclass
