@@ -55,9 +55,9 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
                 kind = "reduce-scatter"
             collective = _collective(kind, site.instruction, site.computation, mesh, site.loop_depth, site.executions)
             # A TPU program cuts an asynchronous collective into a start, fusions that go on with it, and an end: all
-            # of them print the collective, with one channel.
+            # of them print the collective, with one channel. One that was combined may share a channel with another.
             channel = re.search(r"channel_id=(\d+)", site.instruction.attributes)
-            key = (kind, channel[1]) if channel else len(found)
+            key = (kind, channel[1], collective.wire_bytes) if channel else len(found)
             if collective.group_size > 1 and (key not in found or found[key].executions < collective.executions):
                 found[key] = collective
     return list(found.values())
