@@ -61,7 +61,7 @@ def test_the_report_of_a_known_device_has_a_verdict_and_a_time(tiny_run) -> None
 
 
 def test_what_does_not_fit_gets_remedies_that_are_predicted_to(tiny_run) -> None:
-    run = tiny_run(**{**SIZES, "data.sequence_length": 16384, "data.batch_tokens": 2 * 16 * 16384})
+    run = tiny_run(**{**SIZES, "data.sequence_length": 32768, "data.batch_tokens": 2 * 16 * 32768})
     program = Program(run, build_mesh(Mesh(data=2, fsdp=8), described_devices("v5e:4x4")))
     result = describe(program, compile_step(program), "v5e:4x4")
     assert result.fits is False
