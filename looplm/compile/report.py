@@ -128,7 +128,7 @@ def lines(result: CompileReport) -> Iterator[str]:
         yield (
             f"time at the peaks: {time.step_s:.4g} s (products {time.compute_s:.4g}, memory {time.memory_s:.4g}, "
             f"links in loops {time.links_in_loops_s:.4g}, links once a step {time.links_once_s:.4g}); "
-            f"MFU at most {result.mfu:.1%}"
+            f"MFU by this bound {result.mfu:.1%}"
         )
     if result.fits is False:
         yield "does not fit; the cheapest remedies:"
