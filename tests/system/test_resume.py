@@ -18,6 +18,7 @@ import pytest
 import looplm
 from looplm.config.schema import Run
 from looplm.metrics.sinks import read_metrics
+from looplm.train.batch import BatchLayout
 from looplm.train.trainer import Trainer
 
 NUM_STEPS = 12
@@ -92,9 +93,9 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stopping(method: str, *, after: int) -> Iterator[None]:
-    """Inside, trainers are stopped when they call a method of theirs once more than so often."""
-    original, calls = getattr(Trainer, method), itertools.count()
+def stopping(owner: type, method: str, *, after: int) -> Iterator[None]:
+    """Inside, training is stopped when it calls a method once more than so often."""
+    original, calls = getattr(owner, method), itertools.count()
 
     def call(*arguments: Any) -> Any:
         if next(calls) == after:
@@ -102,7 +103,7 @@ def stopping(method: str, *, after: int) -> Iterator[None]:
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, method, call)
+        patch.setattr(owner, method, call)
         yield
 
 
@@ -110,7 +111,7 @@ def stopping(method: str, *, after: int) -> Iterator[None]:
 def stopped_after_a_save(train_on, tiny_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory):
     """A run that is stopped on eight devices as it takes the batch after the first save, and ends on one device."""
     run, workdir = tiny_run(**CHANGES), tmp_path_factory.mktemp("stopped")
-    with stopping("place", after=4), pytest.raises(Stopped):
+    with stopping(BatchLayout, "place", after=4), pytest.raises(Stopped):
         train_on(run, 8, workdir)
     return train_on(run, 1, workdir)
 
@@ -129,6 +130,6 @@ def test_a_stop_after_a_save_loses_no_line(stopped_after_a_save) -> None:
 
 def test_a_stop_before_an_evaluation_loses_none(train_on, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     run = tiny_run(**{"eval.every_steps": 3})
-    with stopping("evaluate", after=0), pytest.raises(Stopped):
+    with stopping(Trainer, "evaluate", after=0), pytest.raises(Stopped):
         train_on(run, 1, tmp_path)
     assert len(train_on(run, 1, tmp_path).column("eval/loss_depth_1")) == 1
