@@ -275,7 +275,7 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
             adapter=folder.adapter,
         )
     run = from_json(root / "config.json")
-    tokenizer = Tokenizer.load(root / "tokenizer.model")
+    tokenizer = Tokenizer.find(root)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes

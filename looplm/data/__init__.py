@@ -1,6 +1,6 @@
 """From text files to batches of tokens. Nothing here imports jax (Grain does, so `loader` imports it when called).
 
-tokenizer   train, load and apply a SentencePiece tokenizer
+tokenizer   train, load and apply a tokenizer: SentencePiece or Hugging Face
 source      find text files and read documents from them
 encode      files -> token arrays on several threads, in order
 manifest    what a dataset folder says about itself

@@ -15,13 +15,15 @@ import numpy as np
 
 from looplm.data.manifest import (
     DOCUMENT_BYTES_FILE,
+    DOCUMENT_SOURCES_FILE,
     DOCUMENTS_FILE,
     MANIFEST_FILE,
     FileEntry,
     Manifest,
+    mask_name,
     shard_name,
 )
-from looplm.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
 _REBUILD = "build it again with `looplm data build`"
@@ -51,7 +53,7 @@ class TokenDataset:
         return f"TokenDataset({str(self.path)!r}, num_tokens={self.num_tokens}, num_documents={self.num_documents})"
 
     def __getstate__(self) -> dict[str, Any]:
-        maps = ("_shards", "document_offsets", "document_bytes")
+        maps = ("_shards", "_masks", "document_offsets", "document_bytes", "document_sources")
         return {key: value for key, value in self.__dict__.items() if key not in maps}
 
     @property
@@ -87,9 +89,19 @@ class TokenDataset:
         """Bytes of every document's text in UTF-8: (num_documents,) uint64."""
         return self._map(DOCUMENT_BYTES_FILE, np.dtype("<u8"))
 
+    @cached_property
+    def document_sources(self) -> np.ndarray:
+        """Line of sources.jsonl and record of every document, both from 0: (num_documents, 2) uint32."""
+        return self._map(DOCUMENT_SOURCES_FILE, np.dtype("<u4")).reshape(-1, 2)
+
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer the dataset was made with. Raises UserError if the file was exchanged."""
-        tokenizer = Tokenizer.load(self.path / TOKENIZER_FILE)
+        """Load the tokenizer the dataset was made with. Raises UserError if there is none or the file was exchanged."""
+        if self.manifest.tokenizer_file is None:
+            raise UserError(
+                f"dataset {self.path} was taken over without a tokenizer; "
+                "build it again with --tokenizer to read its tokens as text"
+            )
+        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file)
         if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.path} was made with; {_REBUILD}")
         return tokenizer
@@ -99,13 +111,23 @@ class TokenDataset:
 
         Raises IndexError unless 0 <= start <= stop <= num_tokens.
         """
+        return self._slice(self._shards, start, stop)
+
+    def loss_mask(self, start: int, stop: int) -> np.ndarray | None:
+        """Return uint8 beside `tokens(start, stop)`: 1 where a token is to be learnt; None where all of them are.
+
+        The label that is scored is the one that predicts the token. Raises IndexError like `tokens`.
+        """
+        return self._slice(self._masks, start, stop) if self.manifest.has_loss_mask else None
+
+    def _slice(self, files: list[np.ndarray], start: int, stop: int) -> np.ndarray:
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}..{stop} of {self!r}")
         parts: list[np.ndarray] = []
         while start < stop or not parts:
-            # Every file of tokens but the last has the same length.
-            number, begin = divmod(start, self._shards[0].size) if start < stop else (0, 0)
-            parts.append(self._shards[number][begin : begin + stop - start])
+            # Every file but the last holds the same number of tokens.
+            number, begin = divmod(start, files[0].size) if start < stop else (0, 0)
+            parts.append(files[number][begin : begin + stop - start])
             start += max(parts[-1].size, 1)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -117,12 +139,23 @@ class TokenDataset:
             if digest != entry.sha256:
                 raise UserError(f"{self.path / entry.name} was changed or damaged (its SHA-256 differs); {_REBUILD}")
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise UserError unless `tokenizer` gives the ids this dataset holds."""
-        if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
+    @property
+    def has_tokenizer(self) -> bool:
+        """False for token files that were taken over without one."""
+        return self.manifest.tokenizer_file is not None
+
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """Raise UserError unless `tokenizer` gives the ids this dataset holds; None: unless it has no tokenizer too."""
+        if tokenizer is None or not self.has_tokenizer:
+            if tokenizer is not None or self.has_tokenizer:
+                raise UserError(
+                    f"dataset {self.path} has {'a' if self.has_tokenizer else 'no'} tokenizer and the other data "
+                    f"{'no' if self.has_tokenizer else 'a'} one; build both with --tokenizer, or both without"
+                )
+        elif tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(
                 f"dataset {self.path} was made with another tokenizer than {tokenizer.path}; "
-                f"use {self.path / TOKENIZER_FILE}, or build the dataset again with yours"
+                "use the one in its folder, or build the dataset again with yours"
             )
 
     def check_vocab(self, vocab_size: int) -> None:
@@ -135,14 +168,18 @@ class TokenDataset:
 
     @cached_property
     def _shards(self) -> list[np.ndarray]:
-        return [self._map(entry.name, self.dtype) for entry in self._shard_entries()]
+        return [self._map(entry.name, self.dtype) for entry in self._entries("tokens-")]
+
+    @cached_property
+    def _masks(self) -> list[np.ndarray]:
+        return [self._map(entry.name, np.dtype("u1")) for entry in self._entries("mask-")]
 
     def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         # As a plain array: slicing np.memmap objects costs several times more.
         return np.memmap(self.path / name, dtype, mode="r").view(np.ndarray)
 
-    def _shard_entries(self) -> Sequence[FileEntry]:
-        return [entry for entry in self.manifest.files if entry.name.startswith("tokens-")]
+    def _entries(self, prefix: str) -> Sequence[FileEntry]:
+        return [entry for entry in self.manifest.files if entry.name.startswith(prefix)]
 
     def _check_sizes(self) -> None:
         if self.num_tokens == 0 or self.num_documents == 0:
@@ -154,13 +191,17 @@ class TokenDataset:
                 found = "is missing" if size is None else f"has {size} bytes instead of {entry.size}"
                 raise UserError(f"{file} {found}; copy the dataset again, or {_REBUILD}")
         sizes = {entry.name: entry.size for entry in self.manifest.files}
-        shards = self._shard_entries()
-        expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1), DOCUMENT_BYTES_FILE: 8 * self.num_documents}
+        shards, masks = self._entries("tokens-"), self._entries("mask-")
+        expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1)}
+        expected |= dict.fromkeys((DOCUMENT_BYTES_FILE, DOCUMENT_SOURCES_FILE), 8 * self.num_documents)
         if (
             sum(entry.size for entry in shards) != self.num_tokens * self.dtype.itemsize
             or [entry.name for entry in shards] != [shard_name(number) for number in range(len(shards))]
             or any(entry.size != shards[0].size for entry in shards[:-1])
             or any(sizes.get(name) != size for name, size in expected.items())
+            or [(entry.name, entry.size) for entry in masks]
+            != [(mask_name(number), entry.size // self.dtype.itemsize) for number, entry in enumerate(shards)]
+            * self.manifest.has_loss_mask
         ):
             raise UserError(f"{self.path / MANIFEST_FILE} contradicts itself about the sizes of its files; {_REBUILD}")
 

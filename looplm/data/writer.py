@@ -17,7 +17,7 @@ from pathlib import Path
 
 from looplm.data.encode import encode_files
 from looplm.data.manifest import Manifest
-from looplm.data.shard import FolderWriter, sync_folder, token_dtype
+from looplm.data.shard import FolderWriter, Source, sync_folder, token_dtype
 from looplm.data.source import Skipped, find_files, no_documents, reasons
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
@@ -107,6 +107,7 @@ def build_dataset(
     files = find_files(inputs)
     total_bytes = sum(file.size for file in files)
     skipped: Counter[str] = Counter()
+    sources: list[Source] = []
     num_bytes = num_tokens = 0
 
     with _staged(out) as staging, ExitStack() as stack:
@@ -120,15 +121,16 @@ def build_dataset(
             if isinstance(document, Skipped):
                 skipped[document.reason] += 1
             else:
-                writers[held_out_part(document.sha256, validation_fraction)].add(document)
+                part = held_out_part(document.sha256, validation_fraction)
+                writers[part].add(document.tokens, num_bytes=document.num_bytes, sources=(len(sources), 0))
+                sources.append(Source(file.name, file.size, document.sha256))
                 num_tokens += document.tokens.size
             num_bytes += file.size
             if progress is not None:
                 seconds = time.monotonic() - started
                 progress(Progress(number, len(files), num_bytes, total_bytes, num_tokens, seconds))
         _check_not_empty(inputs, writers, skipped, validation_fraction)
-        model = tokenizer.path.read_bytes()
-        datasets = {part: writer.finish(model, skipped) for part, writer in writers.items()}
+        datasets = {part: writer.finish(sources, skipped) for part, writer in writers.items()}
     return BuildReport(out, datasets, dict(skipped), time.monotonic() - started, num_workers)
 
 

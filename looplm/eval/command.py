@@ -44,7 +44,7 @@ def evaluate(
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
     dataset = TokenDataset.open(_data_folder(run, workdir, data))
-    dataset.check_tokenizer(Tokenizer.load(workdir / "tokenizer.model"))
+    dataset.check_tokenizer(Tokenizer.find(workdir))
 
     mesh = build_mesh(Mesh(data=-1, fsdp=1))
     rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps

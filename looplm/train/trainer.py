@@ -66,7 +66,7 @@ class Trainer:
         self.dataset.check_vocab(run.model.vocab_size)
         self.validation = TokenDataset.open(run.data.validation) if run.data.validation else None
         if self.validation:
-            self.validation.check_tokenizer(self.dataset.tokenizer())
+            self.validation.check_tokenizer(self.dataset.tokenizer() if self.dataset.has_tokenizer else None)
         self.workdir.check_ours(run)
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
@@ -80,7 +80,7 @@ class Trainer:
                 "pieces of the tokenizer; every one costs time and memory"
             )
         if jax.process_index() == 0:
-            self.workdir.claim(self.run, self.dataset.tokenizer().path.read_bytes())
+            self.workdir.claim(self.run, self.dataset.tokenizer().files if self.dataset.has_tokenizer else {})
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
         checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)

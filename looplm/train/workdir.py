@@ -12,12 +12,11 @@ FREE_TO_CHANGE = ("mesh.", "checkpoint.", "eval.", "log.", "data.validation", "d
 
 
 class Workdir:
-    """WORKDIR/{config.json, tokenizer.model, metrics.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
+    """WORKDIR/{config.json, the tokenizer, metrics.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
 
     def __init__(self, root: Path):
         self.root = root
         self.config = root / "config.json"
-        self.tokenizer = root / "tokenizer.model"
         self.metrics = root / "metrics.jsonl"
         self.checkpoints = root / "checkpoints"
         self.eval = root / "eval"
@@ -52,14 +51,17 @@ class Workdir:
         if not self.config.exists():
             raise UserError(f"workdir {self.root} is not shared by all processes; give a folder that every host sees")
 
-    def claim(self, run: Run, tokenizer: bytes) -> None:
-        """Makes the folder and writes config and tokenizer, each atomically. Raises UserError when it cannot."""
+    def claim(self, run: Run, tokenizer: dict[str, bytes]) -> None:
+        """Makes the folder and writes the config and the tokenizer's files, if there are any, each atomically.
+
+        Raises UserError when it cannot.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            for path, content in ((self.config, to_json(run).encode()), (self.tokenizer, tokenizer)):
-                temporary = path.with_name(path.name + ".tmp")
+            for name, content in {self.config.name: to_json(run).encode(), **tokenizer}.items():
+                temporary = self.root / f"{name}.tmp"
                 temporary.write_bytes(content)
-                os.replace(temporary, path)
+                os.replace(temporary, self.root / name)
         except OSError as error:
             raise UserError(
                 f"workdir {self.root} cannot be written: {error.strerror}; mend its permissions or give another"

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.encode import EncodedDocument
-from looplm.data.shard import FolderWriter, token_dtype
+from looplm.data.shard import FolderWriter, Source, token_dtype
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
 from looplm.data.writer import build_dataset
 
@@ -38,15 +37,19 @@ def dataset(emails: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPat
 def write_dataset(tokenizer: Tokenizer, tmp_path: Path):
     """A function that writes a dataset of documents of the given lengths, with random tokens."""
 
-    def write(lengths: list[int], seed: int = 0, shard_bytes: int = 1 << 30) -> TokenDataset:
+    def write(
+        lengths: list[int], seed: int = 0, shard_bytes: int = 1 << 30, masks: list[list[int]] | None = None
+    ) -> TokenDataset:
         rng = np.random.default_rng(seed)
         folder = tmp_path / f"dataset-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        with FolderWriter(folder, tokenizer, shard_bytes=shard_bytes) as writer:
+        has_mask = masks is not None
+        with FolderWriter(folder, tokenizer, has_loss_mask=has_mask, shard_bytes=shard_bytes) as writer:
             for number, length in enumerate(lengths):
                 tokens = rng.integers(0, tokenizer.vocab_size, length).astype(token_dtype(tokenizer.vocab_size))
-                writer.add(EncodedDocument(f"{number}.txt", tokens, 3 * length, "0" * 64))
-            writer.finish(tokenizer.path.read_bytes(), {})
+                mask = np.asarray(masks[number], np.uint8) if masks is not None else None
+                writer.add(tokens, num_bytes=3 * length, sources=(number, 0), mask=mask)
+            writer.finish([Source(f"{number}.txt", 3 * length, "0" * 64) for number, length in enumerate(lengths)])
         return TokenDataset.open(folder)
 
     return write

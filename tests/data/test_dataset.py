@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import shutil
@@ -18,12 +19,19 @@ def copy(dataset: TokenDataset, tmp_path: Path) -> Path:
 
 def change_manifest(folder: Path, **fields: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
+    (folder / "manifest.json").write_text(json.dumps(signed(manifest | fields)))
+
+
+def signed(manifest: dict) -> dict:
+    """With the digest that it should have: of everything else, as compact JSON with sorted keys."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return rest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def test_tokens_across_shards(write_dataset) -> None:
     whole, split = write_dataset([40, 3, 57]), write_dataset([40, 3, 57], shard_bytes=2 * 7)
-    assert len(split._shard_entries()) == 15
+    assert len(split._entries("tokens-")) == 15
     raw = np.fromfile(whole.path / "tokens-00000.bin", "<u2")
     for start in range(101):
         for stop in range(start, 101):
@@ -79,7 +87,7 @@ def test_an_exchanged_tokenizer_is_noticed(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format_version": 2}, "format_version=2"),
+        ({"format_version": 1}, "format_version=1, and this looplm reads 2; build the dataset again"),
         ({"num_tokens": 0}, "holds no token"),
         ({"num_tokens": 17}, "contradicts itself"),
         ({"num_documents": 3}, "contradicts itself"),
@@ -95,6 +103,29 @@ def test_bad_manifest(copy: Path, fields: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         TokenDataset.open(copy)
     assert "\n" not in str(error.value)
+
+
+def test_a_manifest_edited_by_hand(copy: Path) -> None:
+    path = copy / "manifest.json"
+    TokenDataset.open(copy)
+    path.write_text(path.read_text().replace('"vocab_size": 600', '"vocab_size": 700'))
+    with pytest.raises(UserError, match=r"manifest\.json was edited or damaged"):
+        TokenDataset.open(copy)
+
+
+def test_the_loss_mask_across_shards(write_dataset) -> None:
+    masks = [[0, 1, 1], [1] * 5, [0, 0, 0, 1]]
+    lengths = [len(mask) for mask in masks]
+    whole, split = write_dataset(lengths, masks=masks), write_dataset(lengths, masks=masks, shard_bytes=2 * 5)
+    flat = [bit for mask in masks for bit in mask]
+    for start in range(12):
+        for stop in range(start, 12):
+            assert whole.loss_mask(start, stop).tolist() == split.loss_mask(start, stop).tolist() == flat[start:stop]
+    assert len(split._entries("mask-")) == len(split._entries("tokens-")) == 3
+    assert write_dataset(lengths).loss_mask(0, 5) is None
+    (split.path / "mask-00001.bin").unlink()
+    with pytest.raises(UserError, match=r"mask-00001\.bin is missing"):
+        TokenDataset.open(split.path)
 
 
 def test_broken_json(copy: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
+from looplm.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from looplm.errors import UserError
 
 HARD = [
@@ -96,7 +97,8 @@ def test_fingerprint_sees_rules_for_spaces(tokenizer: Tokenizer) -> None:
     model = tokenizer.path.read_bytes()
     # Field 3 of the normalizer is add_dummy_prefix: false.
     assert model.count(b"\x18\x00\x20\x00") == 1
-    changed = Tokenizer(model.replace(b"\x18\x00\x20\x00", b"\x18\x01\x20\x00"), tokenizer.path)
+    files = {"tokenizer.model": model.replace(b"\x18\x00\x20\x00", b"\x18\x01\x20\x00")}
+    changed = SentencePieceTokenizer(files, tokenizer.path)
     assert [changed._processor.id_to_piece(i) for i in range(600)] == [
         tokenizer._processor.id_to_piece(i) for i in range(600)
     ]

@@ -10,6 +10,7 @@ from looplm.data import encode, source
 from looplm.data.dataset import TokenDataset
 from looplm.data.shard import token_dtype
 from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from looplm.data.writer import Progress, build_dataset
 from looplm.errors import UserError
 
@@ -45,7 +46,7 @@ def test_files_are_what_the_manifest_says(emails: Path, dataset: TokenDataset) -
         data = (dataset.path / name).read_bytes()
         assert (entry.size, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     lines = [json.loads(line) for line in (dataset.path / "sources.jsonl").read_text().splitlines()]
-    assert len(lines) == dataset.num_documents
+    assert [line for line, _ in dataset.document_sources.tolist()] == list(range(len(lines)))
     assert all(hashlib.sha256((emails / line["name"]).read_bytes()).hexdigest() == line["sha256"] for line in lines)
     assert str(emails) not in (dataset.path / "manifest.json").read_text()
 
@@ -146,10 +147,10 @@ def test_an_interrupted_build_leaves_nothing(
 def test_a_failing_worker_leaves_nothing(
     emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Tokenizer, text: str) -> np.ndarray:
+    def fail(self: SentencePieceTokenizer, text: str) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(Tokenizer, "encode", fail)
+    monkeypatch.setattr(SentencePieceTokenizer, "encode", fail)
     with pytest.raises(MemoryError):
         build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=2)
     assert not list(tmp_path.iterdir())
