@@ -19,7 +19,7 @@ import looplm
 from looplm.config.schema import Run
 from looplm.metrics.sinks import read_metrics
 from looplm.train.batch import BatchLayout
-from looplm.train.trainer import Trainer
+from looplm.train.hooks import Evaluation
 
 NUM_STEPS = 12
 CHANGES = {
@@ -130,6 +130,6 @@ def test_a_stop_after_a_save_loses_no_line(stopped_after_a_save) -> None:
 
 def test_a_stop_before_an_evaluation_loses_none(train_on, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     run = tiny_run(**{"eval.every_steps": 3})
-    with stopping(Trainer, "evaluate", after=0), pytest.raises(Stopped):
+    with stopping(Evaluation, "__call__", after=0), pytest.raises(Stopped):
         train_on(run, 1, tmp_path)
     assert len(train_on(run, 1, tmp_path).column("eval/loss_depth_1")) == 1

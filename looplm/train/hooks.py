@@ -1,0 +1,136 @@
+"""What happens around the steps of a run: their numbers are written, and held-out data is scored."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from looplm.config.schema import Run
+from looplm.data.dataset import TokenDataset
+from looplm.eval.depth_sweep import depth_sweep
+from looplm.eval.score import Scorer
+from looplm.hardware import find as find_device
+from looplm.metrics.flops import training_flops
+from looplm.metrics.sinks import Sink
+from looplm.metrics.sweep import Sweep
+from looplm.model.functional import Params, compute_dtype
+from looplm.optim.ema import ema_params
+from looplm.train.metrics import readable
+from looplm.train.program import Program
+from looplm.train.state import TrainState
+from looplm.train.step import Metrics
+
+
+class Dispatched(NamedTuple):
+    """A step that the device is working on."""
+
+    step: int
+    metrics: Metrics
+    drawn: np.ndarray
+    data_wait_s: float
+
+
+class StepLog:
+    """Writes the numbers of one step after the other."""
+
+    def __init__(self, run: Run, sinks: Sequence[Sink], extra: dict[str, float]):
+        self.run, self.sinks = run, sinks
+        self.extra = extra
+        """For the next line only."""
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What was done since the last line is no part of the next step's time."""
+        self._since = time.perf_counter()
+
+    def write(self, dispatched: Dispatched) -> dict[str, float]:
+        """Waits for a dispatched step and writes its numbers, which it returns."""
+        metrics = readable(jax.device_get(dispatched.metrics), dispatched.drawn)
+        done = time.perf_counter()
+        seconds = done - self._since
+        metrics |= {
+            "perf/step_s": seconds,
+            "perf/tokens_per_s": metrics["train/tokens"] / seconds,
+            **efficiency(self.run, dispatched.drawn, seconds),
+            "data/wait_s": dispatched.data_wait_s,
+            **self.extra,
+        }
+        self._since, self.extra = done, {}
+        for sink in self.sinks:
+            sink.write(dispatched.step, metrics)
+        return metrics
+
+
+def efficiency(run: Run, drawn: np.ndarray, seconds: float) -> dict[str, float]:
+    """Model FLOP/s of a step: the work that is needed, so what is computed twice does not count."""
+    depths, counts = np.unique(np.atleast_2d(drawn), axis=0, return_counts=True)
+    per_token = [
+        training_flops(
+            run.model,
+            run.objective,
+            sequence_length=run.data.sequence_length,
+            num_loops=int(detached + trained),
+            trained_loops=int(trained),
+        ).total
+        for detached, trained in depths
+    ]
+    rate = np.average(per_token, weights=counts) * run.data.batch_tokens / seconds / jax.device_count()
+    metrics = {"perf/tflops_per_device": float(rate) / 1e12}
+    device = find_device(jax.devices()[0].device_kind)
+    if device is not None and compute_dtype(run.model) == jnp.bfloat16:  # the peak is one of bfloat16
+        metrics["perf/mfu"] = float(rate) / device.peak_flops
+    return metrics
+
+
+class Evaluation:
+    """Scores held-out data at all depths while a run goes on; also the averaged weights, if there are."""
+
+    def __init__(self, program: Program, validation: TokenDataset | None, folder: Path):
+        self.program, self.run, self.validation, self.folder = program, program.run, validation, folder
+
+    def is_due(self, step: int) -> bool:
+        every = self.run.eval.every_steps
+        return self.validation is not None and every > 0 and (step % every == 0 or step == self.run.num_steps)
+
+    def __call__(self, state: TrainState, step: int, sinks: Sequence[Sink]) -> None:
+        """Depth sweep into metrics and WORKDIR/eval."""
+        metrics: dict[str, float] = {}
+        for params, prefix in ((state.params, "eval/"), (ema_params(state.opt_state), "eval/ema_")):
+            if params is None:
+                continue
+            result = self.sweep(params, step, ema=params is not state.params)
+            if jax.process_index() == 0:
+                result.save(self.folder)
+            metrics |= {f"{prefix}loss_depth_{row.depth}": row.loss for row in result.rows}
+            metrics |= {f"{prefix}bpb_depth_{row.depth}": row.bits_per_byte for row in result.rows}
+        for sink in sinks:
+            sink.write(step, metrics)
+
+    def sweep(self, params: Params, step: int, *, ema: bool) -> Sweep:
+        assert self.validation is not None, "is_due"
+        run = self.run
+        return depth_sweep(
+            self.scorer,
+            params,
+            self.validation,
+            sequence_length=run.data.sequence_length,
+            batch_size=self.program.batch.batch_size // run.data.accumulation_steps,
+            depths=self.depths,
+            trained_depth=run.loop.num_loops,
+            step=step,
+            ema=ema,
+            max_batches=run.eval.max_batches,
+        )
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.run.eval.depths or tuple(range(1, self.run.loop.num_loops + 1))
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.program.lm, self.program.mesh, max(self.depths))
