@@ -14,9 +14,11 @@ from rich.console import Console
 
 from looplm.config.load import load_config, override, shipped_configs
 from looplm.config.schema import Run
-from looplm.data.source import find_files, read_documents
+from looplm.data.build.assemble import held_out_side
+from looplm.data.formats.read import read_documents
+from looplm.data.source import find_files
 from looplm.data.tokenizer import train_tokenizer
-from looplm.data.writer import build_dataset, held_out_part
+from looplm.data.writer import build_dataset
 from looplm.errors import UserError
 from looplm.metrics.sweep import Generation
 
@@ -83,7 +85,7 @@ def build_data(out: Path, run: Run, console: Console) -> None:
     files = [file.path for file in find_files([library()]) if not SKIPPED_FOLDERS & set(file.path.parts)]
     # The tokenizer does not see the held-out files either.
     documents = read_documents(files)
-    texts = (d.text for d in documents if held_out_part(d.sha256, HELD_OUT) == "train")
+    texts = (str(document.content) for document in documents if not held_out_side(document.sha256, HELD_OUT))
     tokenizer = train_tokenizer(texts, run.model.vocab_size, out, overwrite=True)  # of a demo that was interrupted
     report = build_dataset(files, tokenizer, out / "data", validation_fraction=HELD_OUT)
     console.print(str(report), highlight=False)

@@ -35,7 +35,7 @@ from looplm.config.schema import (
     Run,
     Schedule,
 )
-from looplm.data.source import read_documents
+from looplm.data.formats.read import read_documents
 from looplm.data.tokenizer import train_tokenizer
 from looplm.data.writer import build_dataset
 
@@ -63,7 +63,7 @@ def texts() -> list[Path]:
 def tiny_data(texts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the token datasets `train` and `validation`."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = train_tokenizer((document.text for document in read_documents(texts)), VOCAB_SIZE, folder)
+    tokenizer = train_tokenizer((str(document.content) for document in read_documents(texts)), VOCAB_SIZE, folder)
     build_dataset(texts, tokenizer, folder / "data", validation_fraction=0.2, num_workers=1)
     return folder / "data"
 

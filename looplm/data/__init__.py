@@ -1,11 +1,13 @@
 """From text files to batches of tokens. Nothing here imports jax (Grain does, so `loader` imports it when called).
 
 tokenizer   train, load and apply a tokenizer: SentencePiece or Hugging Face
-source      find text files and read documents from them
-encode      files -> token arrays on several threads, in order
+source      find the files that a user names
+formats     files -> documents: text, JSON lines, parquet, ready-made tokens; plain or supervised
 manifest    what a dataset folder says about itself
 shard       write the files of one dataset folder
-writer      build a dataset, or a train and a validation dataset, all or nothing
+build       the parts of a build: groups of files, units, putting together, report
+writer      build a dataset, or a train and a validation dataset, all or nothing, and go on after a kill
+inspect     what is in a dataset, for people
 dataset     open, check and read a dataset folder
 window      window number -> tokens, labels, segments, positions
 index       training step -> window numbers, by arithmetic

@@ -216,6 +216,11 @@ class TokenDataset:
 
 
 def _read_manifest(path: Path) -> bytes:
+    if (work := path.absolute().parent / f".{path.name}.partial").is_dir() and not path.is_dir():
+        raise UserError(
+            f"dataset {path} is not finished: {work.name} is what there is of it; wait, or run the same `looplm data "
+            "build` again, which goes on from there"
+        )
     if not path.is_dir():
         raise UserError(f"dataset {path} is not a folder; make one with `looplm data build`")
     try:

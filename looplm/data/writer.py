@@ -1,184 +1,271 @@
-"""Build a token dataset from text files: all of it or nothing.
+"""Build a token dataset from files: all of it or nothing, and after a kill from where it was.
 
-Everything is written into a hidden folder beside the target, synced, and renamed into place; on any failure that
-folder is removed. The bytes depend on the texts, the tokenizer and the arguments, not on the machine or the number of
-workers. Documents keep their order: mixing them is the business of `index`. Deliberately absent: resuming a build.
+Everything is made in a hidden folder beside the target, `.NAME.partial`: units first (`build.encode`), then the dataset
+(`build.assemble`), which is synced and renamed into place. The bytes depend on the input, the tokenizer and the
+options, not on the machine, the number of workers or interruptions.
 """
 
+import dataclasses
+import fcntl
+import hashlib
+import json
 import os
 import shutil
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from looplm.data.encode import encode_files
-from looplm.data.manifest import Manifest
-from looplm.data.shard import FolderWriter, Source, sync_folder, token_dtype
-from looplm.data.source import Skipped, find_files, no_documents, reasons
+import numpy as np
+
+from looplm.data.build.assemble import Documents, write_documents
+from looplm.data.build.encode import Encoder, encode_groups, reader_of
+from looplm.data.build.plan import FORMAT, Done, Group, plan
+from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Progress
+from looplm.data.build.unit import read_info
+from looplm.data.dataset import TokenDataset
+from looplm.data.formats.document import Account, Reading, no_documents
+from looplm.data.formats.read import PLAIN
+from looplm.data.formats.template import CHAT_TEMPLATE, PAIRS_TEMPLATE, check_template
+from looplm.data.manifest import MANIFEST_FILE, Manifest
+from looplm.data.shard import FolderWriter, sync_folder, token_dtype
+from looplm.data.source import SourceFile, find_files
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
-_WHOLE = "."
-_PARTS = ("train", "validation")
+_BYTES_A_WORKER = 8 << 20
+"""Below this much input a process is not worth its start."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a build is; given to the callback after every file."""
+class _Options:
+    """What the dataset depends on beside its input, as it is in the report."""
 
-    num_files: int
-    total_files: int
-    num_bytes: int
-    """Bytes of the files read so far."""
-    total_bytes: int
-    num_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What was built."""
-
-    path: Path
-    datasets: dict[str, Manifest]
-    """Manifest of every dataset by its folder under `path`; the key is "." for an undivided dataset."""
-    skipped: dict[str, int]
-    """Input files that gave no document, by reason."""
-    seconds: float
-    num_workers: int
-
-    def __str__(self) -> str:
-        parts = ", ".join(
-            f"{name}: {part.num_documents} documents and {part.num_tokens} tokens"
-            for name, part in self.datasets.items()
-            if name != _WHOLE
-        )
-        return (
-            f"{self.num_documents} documents, {self.num_bytes / 1e6:.1f} MB, {self.num_tokens / 1e6:.2f} M tokens"
-            f"{f' ({parts})' if parts else ''} in {self.seconds:.1f} s; skipped: {reasons(self.skipped)}"
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(manifest.num_tokens for manifest in self.datasets.values())
-
-    @property
-    def num_documents(self) -> int:
-        return sum(manifest.num_documents for manifest in self.datasets.values())
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the texts in UTF-8."""
-        return sum(manifest.num_bytes for manifest in self.datasets.values())
+    reading: Reading
+    tokenizer: str | None
+    vocab_size: int | None
+    validation_fraction: float
+    shuffle_seed: int | None
+    dedup: bool
 
 
 def build_dataset(
     inputs: Sequence[Path],
-    tokenizer_file: Path,
+    tokenizer_file: Path | None,
     out: Path,
     *,
+    reading: Reading = PLAIN,
+    bos: str | None = None,
+    eos: str | None = None,
+    vocab_size: int | None = None,
     validation_fraction: float = 0.0,
+    shuffle_seed: int | None = None,
+    dedup: bool = False,
     num_workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
-    """Tokenize the files of `inputs` into the dataset folder `out`.
+    """Turn the files of `inputs` into the dataset folder `out`.
 
-    With `validation_fraction` above 0, about that share of the documents is held out, and `out/train` and
-    `out/validation` are two datasets. A document's side depends on its text alone, so copies of a text stay together
-    and a rebuild with more files moves none. `num_workers` is the number of threads, by default one for every core.
-    Raises UserError for missing inputs or tokenizer, no document, an `out` that holds something, or an empty side.
+    Args:
+        tokenizer_file: None if all files are ready-made tokens; then `vocab_size` is what they are below, by default
+            the largest and one more.
+        bos, eos: names of the tokens that begin and end a document, where the tokenizer does not say it.
+        validation_fraction: above 0, about that share of the documents is held out, and `out/train` and
+            `out/validation` are two datasets. The side of a document depends on its text alone, so copies stay
+            together and a rebuild with more files moves none.
+        shuffle_seed: brings the documents into a random order; None keeps that of the input.
+        dedup: leave out documents whose text was there before.
+        num_workers: processes; by default one for every core and some megabytes of input.
+
+    When the same dataset is there already, nothing is done. Raises UserError for a wrong request or damaged input.
     """
     started = time.monotonic()
     out = Path(out)
     if not 0.0 <= validation_fraction < 1.0:
         raise UserError(f"validation_fraction={validation_fraction} must be at least 0 and below 1; 0.05 is usual")
-    if num_workers is None:
-        num_workers = _available_cores()
-    elif num_workers < 1:
+    if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers={num_workers} must be positive; leave it out to use every core")
-    _check_free(out)
-    tokenizer = Tokenizer.load(tokenizer_file)
+    tokenizer = _load_tokenizer(tokenizer_file, bos, eos, vocab_size)
+    reading = _completed(reading, tokenizer)
+    account = Account()
+    files = find_files(inputs, account.notes)
+    total_bytes = sum(file.size for file in files)
+    num_workers = num_workers or max(1, min(_available_cores(), total_bytes // _BYTES_A_WORKER))
+    fingerprint = tokenizer.fingerprint if tokenizer else None
+    options = _Options(reading, fingerprint, vocab_size, validation_fraction, shuffle_seed, dedup)
+    build = _build_digest(options, files)
+    work = out.absolute().parent / f".{out.name}.partial"
+    if (report := _there_already(out, build)) is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        return report
+
+    unit_dtype = token_dtype(tokenizer.vocab_size) if tokenizer else np.dtype("<u4")
+    encoder = Encoder(
+        tokenizer, reader_of(reading, tokenizer), unit_dtype, tokenizer.vocab_size if tokenizer else vocab_size
+    )
+    groups = plan(files, work / "units", reading, fingerprint, unit_dtype)
+    meter = Meter(len(files), total_bytes, started, progress)
+    with _locked(work, out):
+        with closing(encode_groups(groups, encoder, num_workers)) as steps:
+            for step in steps:
+                meter.encoded(step.num_bytes, step.num_files, step.num_tokens, is_new=step.is_new)
+        meter.writing()
+        staging = work / "dataset"
+        try:
+            datasets = _write(groups, staging, options, encoder, account, inputs, meter)
+        except UserError:
+            shutil.rmtree(work, ignore_errors=True)  # it was all read, and the answer is final
+            raise
+        skipped, notes = (dict(sorted(counts.items())) for counts in (account.skipped, account.notes))
+        seconds = time.monotonic() - started
+        report = BuildReport(out, datasets, skipped, notes, account.examples, len(files), seconds, num_workers)
+        (staging / REPORT_FILE).write_bytes(report.dump(build, asdict(options)))
+        _move(staging, out)
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _write(
+    groups: Sequence[Group],
+    folder: Path,
+    options: _Options,
+    encoder: Encoder,
+    account: Account,
+    inputs: Sequence[Path],
+    meter: Meter,
+) -> dict[str, Manifest]:
+    """Put the units together in `folder`; fill the account. Raises UserError when a part has no document."""
+    done = [state for group in groups if (state := group.read_done())]
+    documents = Documents(groups, done)
+    max_token = _account_for(groups, done, account)
+    if options.dedup and (num_copies := documents.keep_first_copies()):
+        account.skipped["duplicate"] += num_copies
+    sources = [source for state in done for source in state.sources]
+    # Often a mistake of collecting; without `dedup` they are taken as they are.
+    if num_copies := len(sources) - len({source.sha256 for source in sources}):
+        account.notes["identical_file"] += num_copies
+    if documents.table.size == 0:
+        raise no_documents(inputs, account)
+    shutil.rmtree(folder, ignore_errors=True)
+    datasets, has_mask = {}, options.reading.examples is not None
+    for part, table in documents.parts(options.validation_fraction).items():
+        if table.size == 0:
+            raise UserError(
+                f"validation_fraction={options.validation_fraction} of {documents.table.size} whole documents leaves "
+                f"the {part} part empty; change the fraction or give more documents"
+            )
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        vocab_size = options.vocab_size or max_token + 1
+        with FolderWriter(folder / part, encoder.tokenizer, vocab_size=vocab_size, has_loss_mask=has_mask) as writer:
+            write_documents(
+                writer,
+                documents.units,
+                table,
+                unit_dtype=encoder.dtype,
+                has_mask=has_mask,
+                shuffle_seed=options.shuffle_seed,
+                progress=meter.wrote,
+            )
+            datasets[part] = writer.finish(sources, account.skipped)
+    return datasets
+
+
+def _load_tokenizer(file: Path | None, bos: str | None, eos: str | None, vocab_size: int | None) -> Tokenizer | None:
+    if file is None:
+        return None
+    tokenizer = Tokenizer.load(file, bos=bos, eos=eos)
     if tokenizer.bos_id < 0 or tokenizer.eos_id < 0:
         raise UserError(f"the tokenizer {tokenizer.path} lacks a bos or eos piece; documents begin and end with them")
-    files = find_files(inputs)
-    total_bytes = sum(file.size for file in files)
-    skipped: Counter[str] = Counter()
-    sources: list[Source] = []
-    num_bytes = num_tokens = 0
-
-    with _staged(out) as staging, ExitStack() as stack:
-        writers = {}
-        for part in _PARTS if validation_fraction else [_WHOLE]:
-            (staging / part).mkdir(exist_ok=True)
-            writers[part] = stack.enter_context(FolderWriter(staging / part, tokenizer))
-        encoded = encode_files(files, tokenizer, token_dtype(tokenizer.vocab_size), num_workers)
-        stack.enter_context(closing(encoded))
-        for number, (file, document) in enumerate(encoded, start=1):
-            if isinstance(document, Skipped):
-                skipped[document.reason] += 1
-            else:
-                part = held_out_part(document.sha256, validation_fraction)
-                writers[part].add(document.tokens, num_bytes=document.num_bytes, sources=(len(sources), 0))
-                sources.append(Source(file.name, file.size, document.sha256))
-                num_tokens += document.tokens.size
-            num_bytes += file.size
-            if progress is not None:
-                seconds = time.monotonic() - started
-                progress(Progress(number, len(files), num_bytes, total_bytes, num_tokens, seconds))
-        _check_not_empty(inputs, writers, skipped, validation_fraction)
-        datasets = {part: writer.finish(sources, skipped) for part, writer in writers.items()}
-    return BuildReport(out, datasets, dict(skipped), time.monotonic() - started, num_workers)
+    if vocab_size is not None and vocab_size != tokenizer.vocab_size:
+        raise UserError(f"vocab_size={vocab_size} is not the {tokenizer.vocab_size} of {file}; leave it out")
+    return tokenizer
 
 
-def held_out_part(sha256: str, validation_fraction: float) -> str:
-    """Choose the side of a document by the first 64 bits of its digest."""
-    if validation_fraction == 0.0:
-        return _WHOLE
-    return _PARTS[int(sha256[:16], 16) < validation_fraction * 2.0**64]
+def _completed(reading: Reading, tokenizer: Tokenizer | None) -> Reading:
+    """Fill in what the tokenizer knows, and check the template."""
+    if reading.separator_id is None and tokenizer is not None:
+        reading = dataclasses.replace(reading, separator_id=tokenizer.eos_id)
+    if reading.examples is None:
+        if reading.template is not None:
+            raise UserError("a template is for prompts and answers or chats; say which with --examples pairs or chat")
+        return reading
+    if tokenizer is None:
+        raise UserError("supervised examples are texts; give --tokenizer FILE")
+    if reading.template is None:
+        own = tokenizer.chat_template if reading.examples == "chat" else None
+        default = CHAT_TEMPLATE if reading.examples == "chat" else PAIRS_TEMPLATE
+        reading = dataclasses.replace(reading, template=own or default)
+    assert reading.template is not None
+    check_template(reading.template, ("prompt", "answer") if reading.examples == "pairs" else ("role", "content"))
+    return reading
 
 
-def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"output {out} exists already; remove it or choose another folder")
+def _build_digest(options: _Options, files: Sequence[SourceFile]) -> str:
+    listed = [(file.name, file.size) for file in files]
+    return hashlib.sha256(json.dumps([FORMAT, asdict(options), listed]).encode()).hexdigest()
 
 
-def _check_not_empty(
-    inputs: Sequence[Path], writers: dict[str, FolderWriter], skipped: Counter[str], validation_fraction: float
-) -> None:
-    num_documents = sum(writer.num_documents for writer in writers.values())
-    if num_documents == 0:
-        raise no_documents(inputs, skipped)
-    for part, writer in writers.items():
-        if writer.num_documents == 0:
-            raise UserError(
-                f"validation_fraction={validation_fraction} of {num_documents} whole documents leaves the {part} part "
-                "empty; change the fraction or give more documents"
-            )
+def _there_already(out: Path, build: str) -> BuildReport | None:
+    """Return the report of the dataset at `out` if this very build made it. Raises UserError for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        fields: dict[str, Any] = json.loads((out / REPORT_FILE).read_bytes())
+        same = fields["build"] == build
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"output {out} exists already and holds something else; remove it or choose another folder")
+    folders = sorted(path.parent.relative_to(out).as_posix() for path in out.glob(f"*/{MANIFEST_FILE}")) or [WHOLE]
+    datasets = {part: TokenDataset.open(out / part).manifest for part in folders}
+    return BuildReport(
+        out, datasets, fields["skipped"], fields["notes"], fields["examples"], fields["num_files"], 0.0, 0, True
+    )
+
+
+def _account_for(groups: Sequence[Group], done: Sequence[Done], account: Account) -> int:
+    """Sum up what was left out, in the order of the input; return the largest token."""
+    max_token = 0
+    for group, state in zip(groups, done, strict=True):
+        account += state.account
+        for number in range(state.num_units):
+            info = read_info(group.unit(number))
+            account += info.account
+            max_token = max(max_token, info.max_token)
+    return max_token
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `out` that becomes `out` on success and is removed on any failure."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only within one file system.
-    staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{out.name}.", suffix=".partial"))
+def _locked(work: Path, out: Path) -> Iterator[None]:
+    """Own the folder of a build; one that holds nothing finished is removed when the build is refused."""
+    is_new = not work.exists()
+    made = [parent for parent in (work, *work.parents) if not parent.exists()]
+    work.mkdir(parents=True, exist_ok=True)
+    lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
     try:
-        staging.chmod(0o755)  # mkdtemp makes it private to the user
-        yield staging
-        sync_folder(staging)
         try:
-            staging.replace(out)
-        except OSError as error:
-            raise UserError(f"cannot make {out}: {error.strerror}; remove it or choose another folder") from error
-        sync_folder(parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"output {out} is being built by another process; wait for it, or stop it") from None
+        try:
+            yield
+        except UserError:
+            if is_new and not any(work.glob("units/*/*.unit")):
+                shutil.rmtree(made[-1], ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _move(staging: Path, out: Path) -> None:
+    sync_folder(staging)
+    try:
+        staging.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror}; remove it or choose another folder") from error
+    sync_folder(out.absolute().parent)
 
 
 def _available_cores() -> int:

@@ -197,5 +197,5 @@ def test_an_interrupt_ends_with_one_line_and_without_tearing_threads_down(monkey
         main()
     assert left_with == [130]
     assert capsys.readouterr().err.splitlines() == [
-        "looplm: interrupted; what is saved is whole, and `looplm train` goes on from it"
+        "looplm: interrupted; what is saved is whole, and the same command goes on from it"
     ]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from looplm.data.source import Document, Skipped, find_files, read_documents, read_file
+from looplm.data.formats.read import read_documents
+from looplm.data.source import find_files
 from looplm.errors import UserError
 
 
@@ -22,6 +23,8 @@ def tree(tmp_path: Path) -> Path:
         "latin.txt": b"caf\xe9",
         "nul.txt": b"a\0b",
         "image.png": b"png",
+        "firmware.bin": b"\x01\x02\x03\x04",
+        "archive.tar.gz": b"tar",
         ".hidden/c.txt": b"hidden",
         "a/.c.txt": b"hidden",
     }.items():
@@ -40,28 +43,44 @@ def test_folders_are_searched_in_order(tree: Path) -> None:
     assert [file.size for file in files] == [(tree / name).stat().st_size for name in names]
 
 
+def test_kinds_follow_the_names(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl.gz", "c.py.zst", "d.parquet", "e.ndjson", "f.bin", "g.bin", "g.idx"):
+        (tmp_path / name).write_bytes(b"x")
+    found = {file.name: (file.kind, file.compression) for file in find_files([tmp_path])}
+    assert found == {
+        "a.jsonl": ("jsonl", None),
+        "b.jsonl.gz": ("jsonl", "gz"),
+        "c.py.zst": ("text", "zst"),
+        "d.parquet": ("parquet", None),
+        "e.ndjson": ("jsonl", None),
+        "g.bin": ("tokens", None),
+    }
+    assert [file.kind for file in find_files([tmp_path / "f.bin"])] == ["tokens"]
+    (tmp_path / "h.parquet.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"h\.parquet\.gz: \.parquet files are read by position; decompress it"):
+        find_files([tmp_path / "h.parquet.gz"])
+
+
 def test_named_files_come_first_whatever_their_suffix_and_once(tree: Path) -> None:
-    names = [file.name for file in find_files([tree / "image.png", tree / "b.txt", tree, tree / "a"])]
+    notes: Counter[str] = Counter()
+    files = find_files([tree / "image.png", tree / "b.txt", tree, tree / "a"], notes)
+    names = [file.name for file in files]
     assert names[:2] == ["image.png", "b.txt"]
     assert names.count("b.txt") == 1
     assert "z.py" not in names
+    assert notes == {"repeated_input": 3}
 
 
 def test_documents_are_the_bytes_of_the_files(tree: Path) -> None:
     skipped: Counter[str] = Counter()
     documents = list(read_documents([tree], skipped))
-    assert [document.name for document in documents] == ["a.txt", "a/B.MD", "a/z.py", "b.txt", "bom.txt"]
     assert skipped == {"empty": 2, "invalid_utf8": 1, "nul": 1}
-    for document in documents:
-        data = (tree / document.name).read_bytes().removeprefix(b"\xef\xbb\xbf")
-        assert document.text.encode() == data
-        assert (document.num_bytes, document.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-
-
-def test_read_file_tells_why_not(tree: Path) -> None:
-    by_name = {file.name: read_file(file) for file in find_files([tree])}
-    assert by_name["latin.txt"] == Skipped("latin.txt", "invalid_utf8")
-    assert isinstance(by_name["b.txt"], Document)
+    files = [tree / name for name in ("a.txt", "a/B.MD", "a/z.py", "b.txt", "bom.txt")]
+    for document, file in zip(documents, files, strict=True):
+        data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        assert isinstance(document.content, str)
+        assert document.content.encode() == data
+        assert (document.num_bytes, document.sha256) == (len(data), hashlib.sha256(data).digest())
 
 
 def test_missing_path(tree: Path) -> None:
@@ -73,12 +92,5 @@ def test_no_file_and_no_document(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"no text file in .*bare"):
         find_files([tmp_path / "bare"])
-    with pytest.raises(UserError, match=r"no document .*1 empty, 1 invalid_utf8"):
+    with pytest.raises(UserError, match=r"no document .*1 empty, 1 invalid_utf8 \(latin\.txt:1: byte 3\)"):
         list(read_documents([tree / "latin.txt", tree / "empty.txt"]))
-
-
-def test_a_file_that_vanishes(tree: Path) -> None:
-    files = find_files([tree])
-    files[0].path.unlink()
-    with pytest.raises(UserError, match=r"cannot read .*a\.txt"):
-        read_file(files[0])

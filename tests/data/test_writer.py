@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from looplm.data import encode, source
 from looplm.data.dataset import TokenDataset
+from looplm.data.formats import read
+from looplm.data.formats.document import Reading
 from looplm.data.shard import token_dtype
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -41,38 +42,26 @@ def test_a_dataset_decodes_to_its_texts(emails: Path, dataset: TokenDataset) -> 
 
 def test_files_are_what_the_manifest_says(emails: Path, dataset: TokenDataset) -> None:
     entries = {entry.name: entry for entry in dataset.manifest.files}
-    assert set(entries) | {"manifest.json"} == set(contents(dataset.path))
+    assert set(entries) | {"manifest.json", "build_report.json"} == set(contents(dataset.path))
     for name, entry in entries.items():
         data = (dataset.path / name).read_bytes()
         assert (entry.size, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     lines = [json.loads(line) for line in (dataset.path / "sources.jsonl").read_text().splitlines()]
-    assert [line for line, _ in dataset.document_sources.tolist()] == list(range(len(lines)))
+    sizes = [lines[line]["size"] for line, _ in dataset.document_sources.tolist()]
+    assert sizes == dataset.document_bytes.tolist()
+    assert len(lines) == dataset.num_documents + 1  # one is empty
     assert all(hashlib.sha256((emails / line["name"]).read_bytes()).hexdigest() == line["sha256"] for line in lines)
     assert str(emails) not in (dataset.path / "manifest.json").read_text()
 
 
-@pytest.mark.parametrize("num_workers", [2, 5])
 def test_bytes_do_not_depend_on_the_workers(
-    emails: Path, dataset: TokenDataset, tmp_path: Path, num_workers: int
+    emails: Path, dataset: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = build_dataset([emails], dataset.path / "tokenizer.model", tmp_path / "out", num_workers=num_workers)
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 1 << 14)
+    report = build_dataset([emails], dataset.path / "tokenizer.model", tmp_path / "out", num_workers=3)
     assert contents(tmp_path / "out") == contents(dataset.path)
     assert report.num_tokens == dataset.num_tokens
     assert report.num_documents == dataset.num_documents
-
-
-def test_little_is_read_ahead(
-    emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encode, "_MAX_BYTES_AHEAD", 1)
-    running: list[int] = []
-    real = source.read_file
-    monkeypatch.setattr(encode, "read_file", lambda file: running.append(1) or real(file))
-    files = source.find_files([emails])
-    encoded = encode.encode_files(files, tokenizer, token_dtype(tokenizer.vocab_size), 2)
-    next(encoded)
-    assert len(running) <= 2
-    encoded.close()
 
 
 def test_held_out_documents_are_whole_and_chosen_by_content(
@@ -97,54 +86,62 @@ def test_held_out_documents_are_whole_and_chosen_by_content(
     assert sorted(documents(TokenDataset.open(tmp_path / "b/validation"))) == sorted(documents(held_out))
 
 
-def test_progress_and_skipped_files_are_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_progress_and_what_was_left_out_are_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
     for name, data in {"a.txt": b"one", "b.txt": b"\xff", "c.txt": b"", "d.txt": b"two"}.items():
         (texts / name).write_bytes(data)
     seen: list[Progress] = []
-    report = build_dataset([texts], tokenizer.path, tmp_path / "out", progress=seen.append, num_workers=2)
+    report = build_dataset([texts], tokenizer.path, tmp_path / "out", progress=seen.append)
     assert report.skipped == {"empty": 1, "invalid_utf8": 1}
+    assert report.details() == ["  skipped empty: c.txt:1", "  skipped invalid_utf8: b.txt:1: byte 0"]
     assert TokenDataset.open(tmp_path / "out").manifest.skipped == report.skipped
-    assert [progress.num_files for progress in seen] == [1, 2, 3, 4]
-    assert (seen[-1].num_bytes, seen[-1].total_bytes, seen[-1].num_tokens) == (7, 7, report.num_tokens)
+    written = json.loads((tmp_path / "out/build_report.json").read_text())
+    assert written["examples"] == {"empty": ["c.txt:1"], "invalid_utf8": ["b.txt:1: byte 0"]}
+    assert [state.stage for state in seen] == ["encoding", "writing", "writing"]
+    last = seen[-1]
+    assert (last.num_files, last.total_files, last.num_bytes, last.total_bytes) == (4, 4, 7, 7)
+    assert last.num_tokens == last.new_tokens == report.num_tokens
 
 
-def test_an_empty_folder_may_be_the_target(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_same_build_again_finds_its_dataset(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    build_dataset([emails], tokenizer.path, tmp_path / "out")
-    assert TokenDataset.open(tmp_path / "out").num_documents
+    first = build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="out exists already"):
-        build_dataset([emails], tokenizer.path, tmp_path / "out")
+    again = build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
+    assert again.was_there
+    assert (again.datasets, again.skipped) == (first.datasets, first.skipped)
+    for changed in ({"validation_fraction": 0.2}, {"validation_fraction": 0.3, "shuffle_seed": 1}):
+        with pytest.raises(UserError, match="out exists already and holds something else"):
+            build_dataset([emails], tokenizer.path, tmp_path / "out", **changed)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("error", "num_workers"), [(RuntimeError, 1), (KeyboardInterrupt, 2)])
-def test_an_interrupted_build_leaves_nothing(
-    emails: Path,
-    tokenizer: Tokenizer,
-    tmp_path: Path,
-    error: type[BaseException],
-    num_workers: int,
+def test_an_interrupted_build_goes_on(
+    emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 1 << 14)
+    build_dataset([emails], tokenizer.path, tmp_path / "whole", validation_fraction=0.3)
+    seen = []
+
     def interrupt(progress: Progress) -> None:
-        if progress.num_files == 7:
-            raise error
+        seen.append(progress)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
-        build_dataset(
-            [emails],
-            tokenizer.path,
-            tmp_path / "out",
-            validation_fraction=0.3,
-            num_workers=num_workers,
-            progress=interrupt,
-        )
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3, progress=interrupt)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"out is not finished: \.out\.partial .* run the same"):
+        TokenDataset.open(tmp_path / "out")
+    last = []
+    build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3, progress=last.append)
+    assert 0 < seen[-1].new_bytes == last[-1].num_bytes - last[-1].new_bytes
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
 
 
-def test_a_failing_worker_leaves_nothing(
+def test_a_failing_encoder_leaves_no_dataset(
     emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: SentencePieceTokenizer, text: str) -> np.ndarray:
@@ -152,8 +149,8 @@ def test_a_failing_worker_leaves_nothing(
 
     monkeypatch.setattr(SentencePieceTokenizer, "encode", fail)
     with pytest.raises(MemoryError):
-        build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=2)
-    assert not list(tmp_path.iterdir())
+        build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_taken_meanwhile_is_left_alone(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -163,12 +160,30 @@ def test_a_target_taken_meanwhile_is_left_alone(emails: Path, tokenizer: Tokeniz
 
     with pytest.raises(UserError, match="cannot make"):
         build_dataset([emails], tokenizer.path, tmp_path / "out", progress=take)
-    assert contents(tmp_path) == {"out/theirs": b"x"}
+    assert contents(tmp_path / "out") == {"theirs": b"x"}
+
+
+def test_two_builds_of_one_target_do_not_meet(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    refused = []
+
+    def build_too(progress: Progress) -> None:
+        with pytest.raises(UserError, match="out is being built by another process") as error:
+            build_dataset([emails], tokenizer.path, tmp_path / "out")
+        refused.append(error)
+
+    build_dataset([emails], tokenizer.path, tmp_path / "out", progress=build_too)
+    assert refused
+    assert TokenDataset.open(tmp_path / "out").num_documents
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"vocab_size": 7}, "vocab_size=7 is not the 600"),
+        ({"bos": "<pad>"}, "--bos '<pad>' is not the bos piece"),
+        ({"tokenizer_file": None}, "texts need a tokenizer; give --tokenizer"),
+        ({"reading": Reading(template="{prompt}{answer}")}, "say which with --examples"),
+        ({"reading": Reading(examples="pairs", template="{answer}")}, "must hold {prompt} and then {answer}"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0 must be"),
         ({"validation_fraction": -0.1}, "validation_fraction=-0.1 must be"),
         ({"validation_fraction": 1e-9}, "leaves the validation part empty"),

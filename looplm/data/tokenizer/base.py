@@ -69,6 +69,21 @@ class Tokenizer(ABC):
         names: tuple[FileName, ...] = ("tokenizer.model", "tokenizer.json")
         return Tokenizer.load(folder) if any((folder / name).is_file() for name in names) else None
 
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        """What `bos_token` and `eos_token` are in a Jinja template; empty where a text cannot name these tokens."""
+        return {"bos_token": "", "eos_token": ""}
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """Names that mean special tokens in a template."""
+        return ()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that came with it."""
+        return None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files, self.path)
 

@@ -83,6 +83,20 @@ class HuggingFaceTokenizer(Tokenizer):
     def token_id(self, name: str) -> int | None:
         return self._plain.token_to_id(name)
 
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        names = [self._plain.id_to_token(i) or "" for i in (self.bos_id, self.eos_id)]
+        return dict(zip(("bos_token", "eos_token"), names, strict=True))
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._plain.get_added_tokens_decoder().values() if token.special)
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self.config.get("chat_template")
+        return template if isinstance(template, str) else None
+
     @cached_property
     def fingerprint(self) -> str:
         """Of everything the library reads, and of bos and eos."""

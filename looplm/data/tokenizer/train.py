@@ -9,9 +9,9 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import sentencepiece
 
@@ -28,7 +28,8 @@ def train_tokenizer(
     vocab_size: int,
     out: Path,
     *,
-    model_type: Literal["bpe", "unigram"] = "bpe",
+    model_type: str = "bpe",
+    symbols: Sequence[str] = (),
     max_bytes: int | None = None,
     num_threads: int = 4,
     overwrite: bool = False,
@@ -37,12 +38,18 @@ def train_tokenizer(
 
     Reads texts in order and stops after about `max_bytes` bytes of UTF-8; SentencePiece keeps what it read in memory
     several times over. The result is a function of the arguments alone; `num_threads` is a constant by default, not
-    the machine's core count, because a unigram vocabulary depends on it. Digits are single pieces. Raises UserError
+    the machine's core count, because a unigram vocabulary depends on it. Digits are single pieces. `model_type` is bpe
+    or unigram; each of `symbols` becomes a piece that is never cut, wherever it stands in a text. Raises UserError
     when there is no text, when `vocab_size` is too large or too small for it, and, unless `overwrite`, when there is a
     tokenizer already: datasets and runs made with it would no longer fit.
     """
     if vocab_size < 1:
         raise UserError(f"vocab_size={vocab_size} must be positive; 4096 suits a few megabytes of text")
+    if model_type not in ("bpe", "unigram"):
+        raise UserError(f"model_type={model_type!r} is not known; use bpe or unigram")
+    for symbol in symbols:
+        if not symbol or symbol.isspace() or SPACE_MARK in symbol or symbols.count(symbol) > 1:
+            raise UserError(f"symbol {symbol!r} must be some text, and given once")
     if not overwrite and (out / TOKENIZER_FILE).exists():
         raise UserError(f"output {out / TOKENIZER_FILE} exists already; remove it or choose another folder")
     lines = _Lines(texts, max_bytes)
@@ -56,7 +63,7 @@ def train_tokenizer(
         "add_dummy_prefix": False,
         "allow_whitespace_only_pieces": True,
         "split_digits": True,
-        "user_defined_symbols": ["\n", "\t"],
+        "user_defined_symbols": ["\n", "\t", *symbols],
         "max_sentence_length": 8 * _MAX_LINE_CHARS,
         "unk_id": _UNK_ID,
         "bos_id": _BOS_ID,

@@ -1,0 +1,147 @@
+"""What goes between the reading of files and the encoding of documents, and the account of what is left out."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from looplm.data.source import reasons
+from looplm.errors import UserError
+
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Memory is bounded by it: longer lines are left out, longer text files are cut at line ends."""
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files are read; what the documents are depends on it."""
+
+    field: str = "text"
+    """Of .jsonl and .parquet files."""
+    examples: Literal["pairs", "chat"] | None = None
+    """Supervised examples instead of plain text: loss on answers only."""
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    messages_field: str = "messages"
+    template: str | None = None
+    """A format with {prompt} and {answer}, or {role} and {content}; or a Jinja chat template."""
+    skip_damaged: bool = False
+    """Whether what can be read of a damaged file is taken; else it is refused."""
+    token_dtype: Literal["uint16", "uint32", "int32"] = "uint16"
+    """Of token files that do not say it."""
+    separator_id: int | None = None
+    """Begins or ends every document of a token file."""
+
+
+def make_reading(*, template: str | None = None, **options: Any) -> Reading:
+    """Return the reading that options of a command line ask for; `template` may name a file.
+
+    Raises UserError for a value that is not one of those that there are.
+    """
+    for name, known in (("examples", (None, "pairs", "chat")), ("token_dtype", ("uint16", "uint32", "int32"))):
+        if name in options and options[name] not in known:
+            values = " or ".join(str(value) for value in known if value)
+            raise UserError(f"--{name.replace('_', '-')} {options[name]} is not known; use {values}")
+    if template is not None and "{" not in template:
+        try:
+            template = Path(template).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--template {template} is neither a format with {{}} nor a file: {error}") from None
+    return Reading(template=template, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some records of a file, as they are on disk or nearly so."""
+
+    kind: Literal["text", "lines", "table", "tokens"]
+    source: int
+    """Number of the file in its group."""
+    first: int
+    """Number of the first record in its file."""
+    data: bytes
+    lengths: np.ndarray | None = None
+    """Of a piece of tokens: tokens of every document."""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a supervised example."""
+
+    text: str
+    is_learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, tokens, or the parts of a supervised example."""
+
+    record: int
+    content: str | np.ndarray | tuple[Part, ...]
+    num_bytes: int
+    """Bytes of the text in UTF-8; 0 where there are only tokens."""
+    sha256: bytes
+    notes: tuple[str, ...] = ()
+    """What was found and kept."""
+
+    @staticmethod
+    def of_text(record: int, data: bytes) -> "Document | Skipped":
+        """Check the bytes of a text; its bytes are kept as they are."""
+        if b"\0" in data:
+            return Skipped(record, "nul")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Skipped(record, "invalid_utf8", f"byte {error.start}")
+        if not text or text.isspace():
+            return Skipped(record, "empty")
+        notes = ("crlf",) if b"\r\n" in data else ()
+        return Document(record, text, len(data), hashlib.sha256(data).digest(), notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that is no document."""
+
+    record: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class Account:
+    """What was left out, and what was found and kept. Grows by `+=`."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first few of every reason, as `name:record: detail`; records are counted from 1, like lines."""
+
+    def skip(self, name: str, skipped: Skipped) -> None:
+        self.skipped[skipped.reason] += 1
+        shown = self.examples.setdefault(skipped.reason, [])
+        if len(shown) < _MAX_EXAMPLES:
+            shown.append(f"{name}:{skipped.record + 1}{': ' * bool(skipped.detail)}{skipped.detail}")
+
+    def __iadd__(self, other: "Account") -> "Account":
+        self.skipped += other.skipped
+        self.notes += other.notes
+        for reason, shown in other.examples.items():
+            mine = self.examples.setdefault(reason, [])
+            mine.extend(shown[: _MAX_EXAMPLES - len(mine)])
+        return self
+
+
+def no_documents(inputs: Sequence[Path], account: Account) -> UserError:
+    """Say that everything was left out, and why, with an example."""
+    example = next((f" ({shown[0]})" for shown in account.examples.values() if shown), "")
+    return UserError(
+        f"no document in {', '.join(map(str, inputs))}: {reasons(account.skipped)}{example}; "
+        "give texts in UTF-8, or name the right --field"
+    )

@@ -1,0 +1,99 @@
+"""JSON objects, one a line: the text is in a field, or several fields are a supervised example.
+
+The reading half only finds line ends; parsing is the other half's, which runs in many processes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, Piece, Skipped
+from looplm.data.formats.stream import FileStream
+from looplm.data.formats.text import BYTE_ORDER_MARK
+
+PIECE_BYTES = 8 << 20
+_SHOWN_KEYS = 8
+
+
+def read_lines(stream: FileStream, source: int, name: str, account: Account) -> Iterator[Piece]:
+    """Yield whole lines, some megabytes at a time; a line above the longest document is left out and counted."""
+    data, first, is_start = bytearray(), 0, True
+    is_too_long = False  # inside a line that is left out
+    for chunk in stream:
+        begin = 0
+        if is_start and chunk.startswith(BYTE_ORDER_MARK):
+            account.notes["byte_order_mark"] += 1
+            begin = len(BYTE_ORDER_MARK)
+        is_start = False
+        if is_too_long:
+            begin = chunk.find(b"\n") + 1
+            if begin == 0:
+                continue
+            is_too_long, first = False, first + 1
+        data += chunk[begin:]
+        # Cuts depend on the lines alone, not on how the bytes arrive: a build that goes on must find the same ones.
+        while len(data) >= PIECE_BYTES and not is_too_long:
+            end = data.rfind(b"\n", 0, PIECE_BYTES) + 1 or data.find(b"\n", PIECE_BYTES, MAX_DOCUMENT_BYTES) + 1
+            if end:
+                lines = bytes(data[:end])
+                yield Piece("lines", source, first, lines)
+                first += lines.count(b"\n")
+            elif len(data) < MAX_DOCUMENT_BYTES:
+                break
+            else:
+                account.skip(name, Skipped(first, "too_long", f"above {MAX_DOCUMENT_BYTES >> 20} MiB"))
+                end = data.find(b"\n") + 1
+                is_too_long = end == 0
+                first += not is_too_long
+            del data[: end or len(data)]
+    if data:
+        yield Piece("lines", source, first, bytes(data))
+
+
+def line_documents(
+    piece: Piece, field: str, example: Callable[[dict[str, Any], int], Document | Skipped] | None
+) -> Iterator[Document | Skipped]:
+    """Yield the document of every line that is not blank; `example` makes it of the object, else `field` holds it."""
+    for number, line in enumerate(piece.data.split(b"\n"), start=piece.first):
+        if not line or line.isspace():
+            continue
+        try:
+            # Not from the bytes: `json` would let halves of surrogate pairs through.
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield Skipped(number, "invalid_utf8", f"byte {error.start} of the line")
+            continue
+        except (ValueError, RecursionError) as error:
+            yield Skipped(number, "invalid_json", str(error))
+            continue
+        if not isinstance(record, dict):
+            yield Skipped(number, "no_object", f"a {type(record).__name__}")
+        elif example is not None:
+            yield example(record, number)
+        elif field not in record:
+            yield no_field(number, field, record)
+        else:
+            yield text_of(record[field], number, field)
+
+
+def no_field(number: int, field: str, record: dict[str, Any]) -> Skipped:
+    """Say which field is missing and which are there."""
+    keys = ", ".join(map(repr, list(record)[:_SHOWN_KEYS])) or "nothing"
+    return Skipped(number, "no_field", f"no {field!r} beside {keys}")
+
+
+def text_of(value: object, number: int, field: str) -> Document | Skipped:
+    """Make a document of a value that should be a text."""
+    if not isinstance(value, str):
+        return Skipped(number, "no_text", f"{field!r} is a {type(value).__name__}")
+    try:
+        data = value.encode("utf-8")
+    except UnicodeEncodeError:
+        return Skipped(number, "invalid_utf8", "half of a surrogate pair")
+    if not value or value.isspace():
+        return Skipped(number, "empty")
+    if "\0" in value:
+        return Skipped(number, "nul")
+    notes = ("crlf",) if "\r\n" in value else ()
+    return Document(number, value, len(data), hashlib.sha256(data).digest(), notes)

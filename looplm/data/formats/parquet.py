@@ -1,0 +1,103 @@
+"""Parquet files: a row is a document, as a text or as ids. Read in batches of some megabytes, one column only."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from looplm.data.formats.document import Document, Piece, Skipped
+from looplm.data.formats.stream import CHUNK_BYTES, Damaged, FileStream
+from looplm.data.source import SourceFile
+from looplm.errors import UserError
+
+IDS_FIELD = "input_ids"
+"""Rows of token ids where there is no field of texts."""
+_BATCH_BYTES = 4 << 20
+_MAX_ROWS = 4096
+
+
+def read_table(stream: FileStream, file: SourceFile, source: int, fields: tuple[str, ...]) -> Iterator[Piece]:
+    """Yield the columns of `fields` in batches; of the ids where the only field is not there and `input_ids` is.
+
+    Raises Damaged, and UserError for a file without such a column.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(f"{file.path} needs the `pyarrow` library; run `pip install looplm[data]`") from None
+    for _ in stream:
+        pass  # its digest; the file is read by position below
+    try:
+        with pq.ParquetFile(file.path, buffer_size=CHUNK_BYTES, pre_buffer=False) as table:
+            columns = _columns(table.schema_arrow.names, fields, file)
+            first = 0
+            for batch in table.iter_batches(_rows(table, columns), columns=columns):
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+                yield Piece("table", source, first, sink.getvalue().to_pybytes())
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"it is truncated or corrupt ({str(error).splitlines()[0]})") from None
+
+
+def table_documents(
+    piece: Piece,
+    text: Callable[[object, int], Document | Skipped],
+    example: Callable[[dict[str, Any], int], Document | Skipped] | None,
+) -> Iterator[Document | Skipped]:
+    """Yield the document of every row: `example` of the row, ids as they are, or `text` of the value."""
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(piece.data) as reader:
+        batch = reader.read_next_batch()
+    if example is not None:
+        for number, row in enumerate(batch.to_pylist(), start=piece.first):
+            yield example(row, number)
+        return
+    column = batch.column(0)
+    if not _is_list(column.type):
+        for number, value in enumerate(column.to_pylist(), start=piece.first):
+            yield text(value, number)
+        return
+    for number, row in enumerate(column, start=piece.first):
+        if not row.is_valid or len(row.values) == 0:
+            yield Skipped(number, "empty")
+        else:
+            yield ids_document(number, np.asarray(row.values.to_numpy(zero_copy_only=False)))
+
+
+def ids_document(number: int, ids: np.ndarray) -> Document | Skipped:
+    """Make a document of token ids."""
+    if ids.dtype.kind not in "iu":
+        return Skipped(number, "no_ids", f"{ids.dtype} is no type of a token id")
+    # What is outside the vocabulary is refused where that is known, before it can wrap.
+    return Document(number, ids, 0, hashlib.sha256(b"ids:" + ids.astype("<i8").tobytes()).digest())
+
+
+def _columns(names: list[str], fields: tuple[str, ...], file: SourceFile) -> list[str]:
+    if all(field in names for field in fields):
+        return list(fields)
+    if len(fields) == 1 and IDS_FIELD in names:
+        return [IDS_FIELD]
+    missing = next(field for field in fields if field not in names)
+    raise UserError(f"{file.path} has no column {missing!r}; name one of {', '.join(names)} with --field")
+
+
+def _rows(table: Any, columns: list[str]) -> int:
+    """Rows of a batch, so that it holds some megabytes."""
+    num_bytes, meta = 0, table.metadata
+    for group in range(meta.num_row_groups):
+        for index in range(meta.num_columns):
+            column = meta.row_group(group).column(index)
+            if column.path_in_schema.split(".")[0] in columns:
+                num_bytes += column.total_uncompressed_size
+    return int(np.clip(_BATCH_BYTES * max(meta.num_rows, 1) // max(num_bytes, 1), 1, _MAX_ROWS))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

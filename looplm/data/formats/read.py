@@ -1,0 +1,132 @@
+"""Both halves for every kind of file: pieces of files in one process, documents of pieces in many."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from looplm.data.formats.document import Account, Document, Piece, Reading, Skipped, no_documents
+from looplm.data.formats.jsonl import line_documents, read_lines, text_of
+from looplm.data.formats.parquet import read_table, table_documents
+from looplm.data.formats.stream import Damaged, FileStream
+from looplm.data.formats.supervised import example_maker
+from looplm.data.formats.text import read_text, text_documents
+from looplm.data.formats.token_file import read_token_file, token_documents
+from looplm.data.shard import Source
+from looplm.data.source import SourceFile, find_files
+from looplm.errors import UserError
+
+_BLOCK_BYTES = 8 << 20
+PLAIN = Reading()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Pieces of one or several files of a group, to be encoded together."""
+
+    number: int
+    """In its group."""
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+    """Of files on disk, that were read for it."""
+    num_files: int
+    """That ended in it."""
+
+
+def read_blocks(
+    files: Sequence[SourceFile], reading: Reading, account: Account, sources: list[Source]
+) -> Iterator[Block]:
+    """Yield the files as blocks of some megabytes; append the digests of files to `sources`.
+
+    A function of the files alone, so that a build may go on in their middle. Raises UserError for a file that cannot
+    be opened, that was changed meanwhile, or that is damaged, unless `reading.skip_damaged`.
+    """
+    number, held, disk_bytes, num_files = 0, 0, 0, 0
+    pieces: list[Piece] = []
+    for source, file in enumerate(files):
+        stream, seen = FileStream(file), 0
+        try:
+            for piece in _read_pieces(stream, file, source, reading, account):
+                if held and held + len(piece.data) > _BLOCK_BYTES:
+                    yield Block(number, tuple(pieces), disk_bytes, num_files)
+                    number, pieces, held, disk_bytes, num_files = number + 1, [], 0, 0, 0
+                pieces.append(piece)
+                held += len(piece.data)
+                disk_bytes, seen = disk_bytes + stream.num_read - seen, stream.num_read
+            if stream.damage:
+                raise stream.damage
+        except Damaged as error:
+            if not reading.skip_damaged:
+                raise UserError(
+                    f"{file.path} is damaged: {error}; get it again, or take what can be read with --skip-damaged"
+                ) from None
+            account.skip(file.name, Skipped(-1, "damaged_file", str(error)))
+        sources.append(Source(file.name, file.size, stream.finish()))
+        disk_bytes, num_files = disk_bytes + stream.num_read - seen, num_files + 1
+    yield Block(number, tuple(pieces), disk_bytes, num_files)
+
+
+class DocumentReader:
+    """The second half: documents of pieces. Picklable."""
+
+    def __init__(self, reading: Reading, tokens: Mapping[str, str], special: Sequence[str] = ()) -> None:
+        """`tokens` and `special`: see `supervised.example_maker`."""
+        self.reading, self._tokens, self._special = reading, dict(tokens), tuple(special)
+
+    def documents(self, piece: Piece) -> Iterator[Document | Skipped]:
+        """Yield every record of a piece."""
+        reading = self.reading
+        example = example_maker(reading, self._tokens, self._special)
+        if piece.kind == "text":
+            yield from text_documents(piece)
+        elif piece.kind == "tokens":
+            yield from token_documents(piece, reading.separator_id)
+        elif piece.kind == "lines":
+            yield from line_documents(piece, reading.field, example)
+        else:
+            yield from table_documents(piece, lambda value, number: text_of(value, number, reading.field), example)
+
+
+def _read_pieces(
+    stream: FileStream, file: SourceFile, source: int, reading: Reading, account: Account
+) -> Iterator[Piece]:
+    if reading.examples and file.kind in ("text", "tokens"):
+        raise UserError(f"{file.path} has no records with {' and '.join(fields(reading))}; give .jsonl or .parquet")
+    if file.kind == "text":
+        return read_text(stream, source, account)
+    if file.kind == "jsonl":
+        return read_lines(stream, source, file.name, account)
+    if file.kind == "parquet":
+        return read_table(stream, file, source, fields(reading))
+    return read_token_file(stream, file, source, reading, account)
+
+
+def read_documents(
+    inputs: Sequence[Path], skipped: Counter[str] | None = None, reading: Reading = PLAIN
+) -> Iterator[Document]:
+    """Yield the texts of `inputs` in the order of `find_files`; count by reason in `skipped` what gave none.
+
+    Raises UserError like `find_files` and `read_blocks`, and at the end when there is no text.
+    """
+    account, num_documents = Account(), 0
+    reader = DocumentReader(reading, {})
+    files = find_files(inputs)
+    for block in read_blocks(files, reading, account, []):
+        for piece in block.pieces:
+            for document in reader.documents(piece):
+                if isinstance(document, Document):
+                    num_documents += 1
+                    yield document
+                else:
+                    account.skip(files[piece.source].name, document)
+    if skipped is not None:
+        skipped.update(account.skipped)
+    if num_documents == 0:
+        raise no_documents(inputs, account)
+
+
+def fields(reading: Reading) -> tuple[str, ...]:
+    """Names of the fields that are read of every record."""
+    if reading.examples == "pairs":
+        return reading.prompt_field, reading.answer_field
+    return (reading.messages_field if reading.examples else reading.field,)

@@ -1,0 +1,87 @@
+"""What is in a dataset, for people: counts, lengths, the beginnings of some documents."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from looplm.data.dataset import TokenDataset
+from looplm.data.manifest import SOURCES_FILE
+from looplm.data.source import reasons
+from looplm.errors import UserError
+
+_STRIDE = 1 << 20
+_BAR = 40
+_SHOWN_TOKENS = 48
+
+
+def describe(path: Path, num_samples: int, *, verify: bool) -> Iterator[str]:
+    """Yield lines about a dataset. Raises UserError unless it is one; with `verify`, if a file was changed too."""
+    dataset = TokenDataset.open(path)
+    if num_samples < 0:
+        raise UserError(f"--samples {num_samples} must not be negative")
+    manifest = dataset.manifest
+    size = sum(entry.size for entry in manifest.files)
+    tokenizer = f"{manifest.tokenizer_file} {manifest.tokenizer_fingerprint}" if dataset.has_tokenizer else "none"
+    yield f"dataset {path}: {dataset.num_documents} documents, {dataset.num_tokens} tokens, {size / 1e6:.1f} MB on disk"
+    yield f"tokens: {manifest.dtype}, below {dataset.vocab_size}; tokenizer: {tokenizer}"
+    if dataset.num_bytes:
+        rate = dataset.num_bytes / dataset.num_tokens
+        yield f"text: {dataset.num_bytes / 1e6:.1f} MB in UTF-8, {rate:.2f} bytes a token"
+    if manifest.has_loss_mask:
+        learnt = 0
+        for start in range(0, dataset.num_tokens, _STRIDE):
+            learnt += int(np.sum(dataset.loss_mask(start, min(start + _STRIDE, dataset.num_tokens))))  # type: ignore[arg-type]
+        yield f"loss on answers only: {learnt} tokens, {learnt / dataset.num_tokens:.1%}"
+    yield f"skipped in the build: {reasons(manifest.skipped)}"
+    yield f"fingerprint: {dataset.fingerprint}"
+    yield from _histogram(dataset)
+    yield from _samples(dataset, num_samples)
+    if verify:
+        dataset.verify()
+        yield f"verified: the digests of {len(manifest.files)} files are right"
+
+
+def _histogram(dataset: TokenDataset) -> Iterator[str]:
+    """Documents and tokens by length, in powers of two."""
+    documents, tokens = np.zeros(65, np.int64), np.zeros(65, np.int64)
+    offsets = dataset.document_offsets
+    shortest, longest = np.iinfo(np.int64).max, 0
+    for start in range(0, dataset.num_documents, _STRIDE):
+        lengths = np.diff(offsets[start : start + _STRIDE + 1].astype(np.int64))
+        powers = np.frexp(lengths.astype(np.float64))[1] - 1
+        documents += np.bincount(powers, minlength=65)
+        tokens += np.bincount(powers, weights=lengths, minlength=65).astype(np.int64)
+        shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))
+    mean = dataset.num_tokens / dataset.num_documents
+    yield f"tokens a document: {shortest} to {longest}, {mean:.1f} on average"
+    there = np.flatnonzero(documents).tolist()
+    for power in range(there[0], there[-1] + 1):
+        bar = "#" * -(-_BAR * int(documents[power]) // int(documents.max()))
+        share = tokens[power] / dataset.num_tokens
+        yield f"  from {1 << power:>8}: {documents[power]:>9} documents, {share:6.1%} of tokens {bar}".rstrip()
+
+
+def _samples(dataset: TokenDataset, count: int) -> Iterator[str]:
+    """The beginnings of documents spread over the dataset, with where they are from."""
+    tokenizer = dataset.tokenizer() if dataset.has_tokenizer else None
+    numbers = np.unique(np.linspace(0, dataset.num_documents - 1, min(count, dataset.num_documents)).astype(np.int64))
+    names = _source_names(dataset, dataset.document_sources[numbers, 0].tolist())
+    for number in numbers.tolist():
+        start, stop = (int(place) for place in dataset.document_offsets[number : number + 2])
+        source, record = dataset.document_sources[number].tolist()
+        ids = dataset.tokens(start, min(stop, start + _SHOWN_TOKENS))
+        shown = repr(tokenizer.decode(ids)) if tokenizer else " ".join(map(str, ids.tolist()))
+        more = " ..." * (stop - start > _SHOWN_TOKENS)
+        yield f"document {number}, {names[source]}:{record + 1}, {stop - start} tokens: {shown}{more}"
+
+
+def _source_names(dataset: TokenDataset, wanted: list[int]) -> dict[int, str]:
+    names = {}
+    with (dataset.path / SOURCES_FILE).open() as file:
+        for number, line in enumerate(islice(file, max(wanted, default=-1) + 1)):
+            if number in wanted:
+                names[number] = json.loads(line)["name"]
+    return names

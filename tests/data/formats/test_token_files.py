@@ -1,0 +1,199 @@
+"""Ready-made tokens are taken over as they are, or refused when what is said of them cannot be."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from looplm.data.dataset import TokenDataset
+from looplm.data.formats import megatron, token_file
+from looplm.data.formats.document import Reading
+from looplm.data.tokenizer import Tokenizer
+from looplm.data.writer import build_dataset
+from looplm.errors import UserError
+
+SEPARATOR = 99
+
+
+@pytest.fixture
+def documents() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, SEPARATOR, int(size)).tolist() for size in rng.integers(1, 40, 60)]
+
+
+@pytest.fixture
+def take(tmp_path: Path):
+    """Takes files over and returns the documents of the dataset."""
+
+    def run(*paths: Path, **options) -> list[list[int]]:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        build_dataset(list(paths), None, out, num_workers=1, **options)
+        dataset = TokenDataset.open(out)
+        return [
+            dataset.tokens(start, stop).tolist()
+            for start, stop in pairwise(int(place) for place in dataset.document_offsets)
+        ]
+
+    return run
+
+
+def llm_c(path: Path, tokens: list[int], *, magic: int = 20240520, version: int = 1, count: int | None = None) -> Path:
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    path.write_bytes(header.tobytes() + np.array(tokens, "<u2" if version == 1 else "<u4").tobytes())
+    return path
+
+
+def megatron_files(path: Path, documents: list[list[int]], dtype: str = "<u2", code: int = 8) -> Path:
+    """As Megatron-LM's IndexedDatasetBuilder writes them: one sequence a document."""
+    sizes = np.array([len(document) for document in documents], "<i4")
+    pointers = (np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]) * np.dtype(dtype).itemsize).astype("<i8")
+    borders = np.arange(len(documents) + 1, dtype="<i8")
+    path.write_bytes(b"".join(np.array(document, dtype).tobytes() for document in documents))
+    head = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little") + bytes([code])
+    counts = len(sizes).to_bytes(8, "little") + len(borders).to_bytes(8, "little")
+    path.with_suffix(".idx").write_bytes(head + counts + sizes.tobytes() + pointers.tobytes() + borders.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("place", ["before", "after", "after but for the last"])
+@pytest.mark.parametrize("piece_tokens", [1 << 22, 50])
+def test_a_separator_begins_or_ends_documents(
+    take, documents: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, piece_tokens: int
+) -> None:
+    monkeypatch.setattr(token_file, "PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr("looplm.data.formats.stream.CHUNK_BYTES", 1060)  # above the header
+    expected = [[SEPARATOR, *d] if place == "before" else [*d, SEPARATOR] for d in documents]
+    if place == "after but for the last":
+        expected[-1].pop()
+    flat = [token for document in expected for token in document]
+    reading = Reading(separator_id=SEPARATOR)
+    np.array(flat, "<u2").tofile(tmp_path / "nanogpt.bin")
+    assert take(tmp_path / "nanogpt.bin", reading=reading) == expected
+    assert take(llm_c(tmp_path / "llm.bin", flat), reading=reading) == expected
+
+
+def test_wide_tokens(take, tmp_path: Path) -> None:
+    tokens = [100_000, 5, 70_000, 128_000]
+    assert take(llm_c(tmp_path / "llama.bin", tokens, magic=20240801, version=7)) == [tokens]
+    np.array(tokens, "<u4").tofile(tmp_path / "bare.bin")
+    assert take(tmp_path / "bare.bin", reading=Reading(token_dtype="uint32")) == [tokens]
+    dataset = TokenDataset.open(next(tmp_path.glob("out*")))
+    assert (dataset.manifest.dtype, dataset.vocab_size, dataset.has_tokenizer) == ("uint32", 128_001, False)
+
+
+def test_without_a_separator_a_file_is_a_document_and_a_long_one_is_cut(
+    take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_file, "MAX_DOCUMENT_TOKENS", 100)
+    monkeypatch.setattr("looplm.data.formats.stream.CHUNK_BYTES", 34)
+    tokens = np.random.default_rng(0).integers(0, 50, 1234).tolist()
+    np.array(tokens, "<u2").tofile(tmp_path / "a.bin")
+    taken = take(tmp_path / "a.bin")
+    assert [token for document in taken for token in document] == tokens
+    assert [len(document) for document in taken] == [100] * 12 + [34]
+
+
+def test_empty_documents_are_left_out(tmp_path: Path) -> None:
+    np.array([1, 2, 9, 9, 3, 9], "<u2").tofile(tmp_path / "a.bin")
+    report = build_dataset([tmp_path / "a.bin"], None, tmp_path / "out", reading=Reading(separator_id=9))
+    assert (report.num_documents, report.skipped) == (2, {"empty": 1})
+    assert TokenDataset.open(tmp_path / "out").document_sources.tolist() == [[0, 0], [0, 2]]
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 23, 100])
+@pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4), ("<i2", 3)])
+def test_megatron(
+    take,
+    documents: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    code: int,
+    piece_bytes,
+) -> None:
+    monkeypatch.setattr(megatron, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(megatron, "_DOCUMENTS", 7)
+    documents = [*documents[:30], [], *documents[30:]]
+    assert take(megatron_files(tmp_path / "m.bin", documents, dtype, code)) == [d for d in documents if d]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b, i: (b[:-2], i), "it is shorter than its .idx says"),
+        (lambda b, i: (b + b"xx", i), "it is longer than its .idx says"),
+        (lambda b, i: (b, i[:-8]), r"its .idx has \d+ bytes instead of"),
+        (lambda b, i: (b, b"x" + i[1:]), "its .idx is no index of Megatron"),
+        (lambda b, i: (b, i[:34] + b"\xff" + i[35:]), "do not lie one after another"),
+    ],
+)
+def test_a_damaged_megatron_file_is_refused(take, documents, tmp_path: Path, damage, message: str) -> None:
+    path = megatron_files(tmp_path / "m.bin", documents)
+    index = path.with_suffix(".idx")
+    for file, data in zip((path, index), damage(path.read_bytes(), index.read_bytes()), strict=True):
+        file.write_bytes(data)
+    with pytest.raises(UserError, match=rf"m\.bin is damaged: .*{message}"):
+        take(path)
+
+
+def test_ids_that_wrapped_in_sixteen_bits_are_refused(take, tmp_path: Path) -> None:
+    wrapped = np.array([5, 40_000], "<u2").view("<i2").tolist()
+    with pytest.raises(UserError, match=r"m\.bin:1 holds token -25536: ids of 32768 and more became negative"):
+        take(megatron_files(tmp_path / "m.bin", [wrapped], "<i2", 3))
+
+
+def test_a_wrong_width_is_refused(take, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50_000, 1000)
+    ids.astype("<u4").tofile(tmp_path / "wide.bin")
+    ids.astype("<u2").tofile(tmp_path / "narrow.bin")
+    (tmp_path / "odd.bin").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"wide\.bin read as uint16 .*give --token-dtype uint32"):
+        take(tmp_path / "wide.bin")
+    with pytest.raises(UserError, match=r"narrow\.bin read as uint32 .*give --token-dtype uint16"):
+        take(tmp_path / "narrow.bin", reading=Reading(token_dtype="uint32"))
+    with pytest.raises(UserError, match=r"odd\.bin is damaged: its 3 bytes are no whole number of uint16 tokens"):
+        take(tmp_path / "odd.bin")
+    with pytest.raises(UserError, match=r"llm\.bin is damaged: its header says 7 tokens, and its size 2"):
+        take(llm_c(tmp_path / "llm.bin", [1, 2], count=7))
+
+
+def test_ids_outside_the_vocabulary_are_refused(take, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = llm_c(tmp_path / "llm.bin", [5, 600, 7])
+    for options in ({"vocab_size": 600}, {}):
+        with pytest.raises(UserError, match=r"llm\.bin:1 holds token 600, which is not below the vocabulary of 600"):
+            build_dataset([path], None if options else tokenizer.path, tmp_path / "out", **options)
+    assert take(path, vocab_size=700) == [[5, 600, 7]]
+    pq.write_table(pa.table({"input_ids": [[5], [7, -1]]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet:2 holds token -1"):
+        take(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.uint16()), pa.list_(pa.int32())])
+def test_ids_of_parquet(take, documents: list[list[int]], tmp_path: Path, kind: pa.DataType) -> None:
+    rows = pa.array([*documents[:30], None, [], *documents[30:]], kind)
+    pq.write_table(pa.table({"id": range(len(rows)), "input_ids": rows}), tmp_path / "a.parquet", row_group_size=13)
+    assert take(tmp_path / "a.parquet") == documents
+
+
+def test_with_its_tokenizer_the_bytes_of_texts_are_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    words = ["one document", "caf\u00e9 and more", "x"]
+    flat = [i for text in words for i in [tokenizer.bos_id, *tokenizer.encode(text).tolist(), tokenizer.eos_id]]
+    report = build_dataset([llm_c(tmp_path / "a.bin", flat)], tokenizer.path, tmp_path / "out")
+    dataset = TokenDataset.open(tmp_path / "out")
+    assert report.num_documents == 3
+    assert dataset.document_bytes.tolist() == [len(text.encode()) for text in words]
+    assert dataset.tokenizer().fingerprint == tokenizer.fingerprint
+
+
+def test_a_dataset_without_a_tokenizer_says_so(take, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    take(llm_c(tmp_path / "a.bin", [1, 2, 3]))
+    dataset = TokenDataset.open(next(tmp_path.glob("out*")))
+    with pytest.raises(UserError, match="taken over without a tokenizer; build it again with --tokenizer"):
+        dataset.tokenizer()
+    dataset.check_tokenizer(None)
+    with pytest.raises(UserError, match="has no tokenizer and the other data a one"):
+        dataset.check_tokenizer(tokenizer)
