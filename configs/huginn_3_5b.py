@@ -18,12 +18,30 @@ from looplm.config.schema import (
     Model,
     NormalState,
     Optim,
+    Recipe,
     Rope,
     Run,
     Schedule,
 )
 
 BATCH_TOKENS = 4096 * 4096
+RECIPES = (  # compiled for these slices: docs/scaling.md
+    Recipe(
+        devices="TPU v5 lite|TPU v6 lite",
+        num_devices=64,
+        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64, "sharding.gather": "per_layer"},
+    ),
+    Recipe(
+        devices="TPU v5|TPU v5p",
+        num_devices=64,
+        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64},
+    ),
+    Recipe(
+        devices="TPU7x",
+        num_devices=128,
+        settings={"mesh.data": 4, "mesh.fsdp": 32, "data.accumulation_steps": 32},
+    ),
+)
 
 
 def config() -> Run:
@@ -55,4 +73,5 @@ def config() -> Run:
         ),
         data=Data(train="data/train", sequence_length=4096, batch_tokens=BATCH_TOKENS),
         checkpoint=Checkpoint(every_steps=500),
+        recipes=RECIPES,
     )

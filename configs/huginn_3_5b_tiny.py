@@ -31,5 +31,6 @@ def config() -> Run:
         "data.sequence_length": 128,
         "data.batch_tokens": 2048,
         "checkpoint.every_steps": 100,
+        "recipes": (),
     }
     return override(load_config(Path(__file__).with_name("huginn_3_5b.py")), changes)

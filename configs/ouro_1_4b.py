@@ -14,6 +14,7 @@ from looplm.config.schema import (
     Loop,
     Model,
     Optim,
+    Recipe,
     Rope,
     Run,
     Schedule,
@@ -21,6 +22,23 @@ from looplm.config.schema import (
 
 TOKENS = 3_000_000_000_000
 BATCH_TOKENS = 8 * 2**20
+RECIPES = (  # compiled for these slices: docs/scaling.md
+    Recipe(
+        devices="TPU v5 lite",
+        num_devices=64,
+        settings={"mesh.data": 4, "mesh.fsdp": 8, "mesh.tensor": 2, "data.accumulation_steps": 64},
+    ),
+    Recipe(
+        devices="TPU v5|TPU v5p|TPU v6 lite",
+        num_devices=64,
+        settings={"mesh.data": 4, "mesh.fsdp": 16, "data.accumulation_steps": 32},
+    ),
+    Recipe(
+        devices="TPU7x",
+        num_devices=128,
+        settings={"mesh.data": 8, "mesh.fsdp": 16, "data.accumulation_steps": 16},
+    ),
+)
 
 
 def config() -> Run:
@@ -47,4 +65,5 @@ def config() -> Run:
         ),
         data=Data(train="data/train", sequence_length=4096, batch_tokens=BATCH_TOKENS),
         checkpoint=Checkpoint(every_steps=1000),
+        recipes=RECIPES,
     )

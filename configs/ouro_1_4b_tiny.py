@@ -24,5 +24,6 @@ def config() -> Run:
         "data.sequence_length": 128,
         "data.batch_tokens": 2048,
         "checkpoint.every_steps": 100,
+        "recipes": (),
     }
     return override(load_config(Path(__file__).with_name("ouro_1_4b.py")), changes)

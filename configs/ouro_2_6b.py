@@ -12,4 +12,4 @@ from looplm.config.schema import Run
 
 
 def config() -> Run:
-    return override(load_config(Path(__file__).with_name("ouro_1_4b.py")), {"model.block_layers": 48})
+    return override(load_config(Path(__file__).with_name("ouro_1_4b.py")), {"model.block_layers": 48, "recipes": ()})

@@ -172,14 +172,18 @@ def train(
     process_id: ProcessId = None,
 ) -> None:
     """Train, or resume what is in the workdir."""
-    from looplm.config.load import leaves, load_config
+    from looplm.config.load import given, leaves, load_config
 
     run = load_config(config, set or ())
     with _several(coordinator, num_processes, process_id):
+        import jax
+
         from looplm.compilation import keep_compiled
+        from looplm.train.machine import for_machine
         from looplm.train.trainer import Trainer
 
         keep_compiled(compiled, workdir)
+        run = for_machine(run, jax.devices(), given(set or ()))
         trainer = Trainer(run, workdir, console)
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")
@@ -240,13 +244,13 @@ def compile_command(
     set: Overrides = None,
 ) -> None:
     """Memory, FLOPs, collectives and least time of the real training step on machines that are not there."""
-    from looplm.config.load import load_config
+    from looplm.config.load import given, load_config
 
     run = load_config(config, set or ())
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device of this machine is taken
     from looplm.compile.command import compile_run
 
-    for line in compile_run(run, topology, as_json=json):
+    for line in compile_run(run, topology, given=given(set or ()), as_json=json):
         console.print(line)
 
 

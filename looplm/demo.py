@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from looplm.config.load import load_config, override, shipped_configs
+from looplm.config.load import given, load_config, override, shipped_configs
 from looplm.config.schema import Run
 from looplm.data.build.assemble import held_out_side
 from looplm.data.formats.read import read_documents
@@ -50,9 +50,12 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
         build_data(out, run, console)
 
     announce("training")
+    import jax
+
+    from looplm.train.machine import for_machine
     from looplm.train.trainer import Trainer
 
-    Trainer(run, workdir, console).train()
+    Trainer(for_machine(run, jax.devices(), given(overrides)), workdir, console).train()
 
     announce("scoring held-out files at all depths")
     from looplm.eval.command import evaluate, print_sweep

@@ -13,7 +13,7 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+BRANCHES = re.compile(r"(?:branch|called)_computations=\{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -89,7 +89,8 @@ class Module:
                     known = self.trip_count(instruction, computation)
                     trips = self.unknown_trips if known is None else known
                     yield from self._walk(instruction.attribute("body"), depth + 1, executions * trips)
-                case "fusion" | "call" | "conditional" | "async-start":
+                # A custom call names what it runs where it hands a collective to another core (TPU7x: SparseCore).
+                case "fusion" | "call" | "conditional" | "async-start" | "custom-call":
                     branches = BRANCHES.search(instruction.attributes)
                     called = NAME.findall(branches[1]) if branches else CALLED.findall(instruction.attributes)
                     for callee in called:

@@ -29,7 +29,8 @@ def memory_traffic(module: Module) -> float:
     }
     total = 0.0
     for site in module.walk():
-        if site.computation_name not in fused and site.instruction.opcode not in FREE:
+        hands_over = site.instruction.opcode == "custom-call" and "called_computations" in site.instruction.attributes
+        if site.computation_name not in fused and site.instruction.opcode not in FREE and not hands_over:
             total += site.executions * _moved(site.instruction, site.computation, module)
     return total
 

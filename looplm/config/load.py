@@ -117,6 +117,11 @@ def _line_in(path: Path, error: Exception) -> int:
     return (lines and lines[-1]) or 1
 
 
+def given(overrides: Sequence[str]) -> set[str]:
+    """The leaves that `--set` names."""
+    return {_split(text)[0] for text in overrides}
+
+
 def _split(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):

@@ -7,7 +7,10 @@ from looplm.config.load import from_json, leaves, to_json
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
-FREE_TO_CHANGE = ("mesh.", "checkpoint.", "eval.", "log.", "data.validation", "data.prefetch_batches")
+FREE_TO_CHANGE = (
+    "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
+    "data.validation", "checkpoint.", "eval.", "log.",
+)  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
 
 

@@ -57,10 +57,22 @@ HloModule jit_step, is_scheduled=true
   ROOT %gather.5 = bf16[64,4] all-gather(%p.5), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
 }
 
-ENTRY %main (x: f32[8,4], w: bf16[8,4], n: s32[]) -> f32[8,4] {
+%on_other_core (p.6: f16[8,4]) -> f16[16,4] {
+  %p.6 = f16[8,4] parameter(0)
+  ROOT %gather.6 = f16[16,4] all-gather(%p.6), channel_id=7, replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+}
+
+%handed_over (p.7: f16[8,4]) -> f16[16,4] {
+  %p.7 = f16[8,4] parameter(0)
+  ROOT %call.7 = f16[16,4] custom-call(%p.7), custom_call_target="other", called_computations={%on_other_core}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8,4], w: bf16[8,4], n: s32[], h: f16[8,4]) -> f32[8,4] {
   %x = f32[8,4] parameter(0)
   %w = bf16[8,4] parameter(1)
   %n = s32[] parameter(2)
+  %h = f16[8,4] parameter(3)
+  %elsewhere = ((f16[8,4]), f16[16,4]) async-start(%h), calls=%handed_over
   %start = ((bf16[8,4]), bf16[64,4], u32[]) async-start(%w), calls=%started
   %continued = bf16[64,4] fusion(%start), kind=kCustom, calls=%started
   %zero = s32[] constant(0)
@@ -90,9 +102,12 @@ def test_loops_turn_as_often_as_noted_or_as_their_condition_says() -> None:
 
 def test_collectives_are_counted_where_they_run() -> None:
     everything = collectives(Module(PROGRAM, unknown_trips=10), MESH)
-    found = {c.kind: c for c in everything if c.dtypes != ("f32", "s32")}
+    found = {c.kind: c for c in everything if c.dtypes not in (("f32", "s32"), ("f16",))}
     # One operand is named by its place in a tuple.
     assert [c.wire_bytes for c in everything if c.dtypes == ("f32", "s32")] == [2 * 7 / 8 * (8 * 4 * 4 + 4)]
+    assert [(c.kind, c.axes, c.wire_bytes) for c in everything if c.dtypes == ("f16",)] == [
+        ("all-gather", ("t",), 8 * 4 * 2)  # handed over to another core
+    ]
     assert set(found) == {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
     # Its two appearances (start, continuation) are one collective.
     gather = found["all-gather"]

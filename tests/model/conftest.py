@@ -33,7 +33,7 @@ def random_params() -> Callable[[FunctionalLM], Params]:
     """Like `init`, but with norm scales off 1, and gates and biases off 0."""
 
     def draw(lm: FunctionalLM) -> Params:
-        params = lm.init(jax.random.key(0))
+        params = jax.jit(lm.init)(jax.random.key(0))
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(1), len(leaves))
         noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]

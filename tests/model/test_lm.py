@@ -129,7 +129,7 @@ def test_a_single_loop_has_no_update_before_it(model_config, random_params, run_
 
 def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
     lm = FunctionalLM(model_config(injection=DiagonalInjection()))
-    params = lm.init(jax.random.key(0))
+    params = jax.jit(lm.init)(jax.random.key(0))
     generator = np.random.default_rng(0)
     rate_D, bias_D = (generator.normal(size=24).astype(np.float32) for _ in range(2))
     params["core"]["injection"] |= {"log_rate": rate_D, "step_bias": bias_D}

@@ -65,7 +65,7 @@ def on_two(config: Path, program, workdir: Path) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, ROOT / "launch/local/run.py", "--processes", "2", "--devices", "4", "--", *command],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     )  # fmt: skip
 
 

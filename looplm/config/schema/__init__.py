@@ -57,5 +57,6 @@ from looplm.config.schema.run import Data as Data
 from looplm.config.schema.run import Eval as Eval
 from looplm.config.schema.run import Log as Log
 from looplm.config.schema.run import Mesh as Mesh
+from looplm.config.schema.run import Recipe as Recipe
 from looplm.config.schema.run import Run as Run
 from looplm.config.schema.run import Sharding as Sharding

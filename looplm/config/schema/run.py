@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
 from looplm.config.schema.base import Section
 from looplm.config.schema.loop import Loop
@@ -52,6 +52,16 @@ class Sharding(Section):
     that takes more than a third of a device's memory."""
 
 
+class Recipe(Section):
+    """What a machine asks of this config: where and how it runs, not what it computes."""
+
+    devices: str
+    """Pattern of the whole name that JAX gives a device, e.g. `TPU v5p|TPU v5`."""
+    num_devices: PositiveInt
+    settings: dict[str, JsonValue]
+    """Leaves to set, e.g. `{"mesh.fsdp": 16}`; `--set` goes before them."""
+
+
 class Checkpoint(Section):
     every_steps: PositiveInt = 1000
     """Save after so many steps; the last step is always saved."""
@@ -89,3 +99,6 @@ class Run(Section):
     checkpoint: Checkpoint = Checkpoint()
     eval: Eval = Eval()
     log: Log = Log()
+    recipes: tuple[Recipe, ...] = ()
+    """The first that names the devices at hand is applied. Without one, a mesh left at its defaults is chosen by the
+    size of the model (`train/machine.py`)."""
