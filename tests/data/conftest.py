@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from looplm.data.dataset import TokenDataset
 from looplm.data.shard import FolderWriter, Source, token_dtype
@@ -53,3 +54,24 @@ def write_dataset(tokenizer: Tokenizer, tmp_path: Path):
         return TokenDataset.open(folder)
 
     return write
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    """A folder with a small byte-level tokenizer.json, whose config names <|end|> as eos and no bos."""
+    rules = tokenizers.Tokenizer(tokenizers.models.BPE())
+    rules.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|end|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [path.read_text("utf-8") for path in sorted(Path(json.__file__).parent.glob("*.py"))]
+    rules.train_from_iterator(texts, trainer)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    rules.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}, "other": 1}))
+    return folder
