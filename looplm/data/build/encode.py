@@ -1,0 +1,247 @@
+"""Turn groups of files into units on several processes.
+
+One process reads, decompresses and cuts; the others parse, check and tokenize, and write units themselves, so what
+comes back is small. What is there already is not done again, and the bytes do not depend on the number of processes.
+Processes and not threads: parsing holds the GIL, which two cores do not notice and sixteen do.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from looplm.data.build.plan import Done, Group
+from looplm.data.build.unit import ROW, UnitInfo, read_info, write_unit
+from looplm.data.formats.document import Account, Document, Part, Piece, Reading, Skipped
+from looplm.data.formats.read import Block, DocumentReader, read_blocks
+from looplm.data.shard import Source
+from looplm.data.tokenizer import Tokenizer
+from looplm.errors import UserError
+
+# Texts that go to the tokenizer in one call: enough to share its overhead, and little memory.
+_BATCH_CHARS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes units of blocks. Picklable."""
+
+    tokenizer: Tokenizer | None
+    reader: DocumentReader
+    dtype: np.dtype
+    """Of a token in a unit."""
+    vocab_size: int | None
+    """Ids that come ready-made must be below it."""
+
+    def write(self, block: Block, names: Sequence[str], path: Path) -> UnitInfo:
+        """Encode a block into a unit; `names` are of the files of its group. Raises UserError for ids out of range."""
+        account = Account()
+        tokens: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
+        rows: list[tuple[bytes, int, int, int, int]] = []
+        for piece in block.pieces:
+            for document, (ids, mask) in self._encoded(piece, names[piece.source], account):
+                digest = document.sha256[: ROW["digest"].itemsize]
+                rows.append((digest, ids.size, self._num_bytes(document), piece.source, min(document.record, 2**32 - 1)))
+                tokens.append(ids)
+                if mask is not None:
+                    masks.append(mask)
+        table = np.zeros(len(rows), ROW)
+        for name, column in zip(("digest", "num_tokens", "num_bytes", "source", "record"), zip(*rows), strict=False):
+            table[name] = np.frombuffer(b"".join(column), "V16") if name == "digest" else column
+        table["start"] = np.cumsum(table["num_tokens"], dtype=np.uint64) - table["num_tokens"]
+        mask = np.concatenate([np.zeros(0, np.uint8), *masks]) if self.reader.reading.examples else None
+        return write_unit(path, np.concatenate([np.zeros(0, self.dtype), *tokens]), mask, table, account)
+
+    def _encoded(
+        self, piece: Piece, name: str, account: Account
+    ) -> Iterator[tuple[Document, tuple[np.ndarray, np.ndarray | None]]]:
+        waiting: list[tuple[Document, str]] = []
+        num_chars = 0
+        for document in self.reader.documents(piece):
+            if isinstance(document, Skipped):
+                account.skip(name, document)
+                continue
+            account.notes.update(document.notes)
+            if isinstance(document.content, str):
+                waiting.append((document, document.content))
+                num_chars += len(document.content)
+                if num_chars < _BATCH_CHARS:
+                    continue
+            yield from self._texts(waiting)
+            waiting, num_chars = [], 0
+            if isinstance(document.content, tuple):
+                yield document, self._parts(document.content)
+            elif isinstance(document.content, np.ndarray):
+                yield document, (self._checked(document.content, name, document.record), None)
+        yield from self._texts(waiting)
+
+    def _texts(self, documents: Sequence[tuple[Document, str]]) -> Iterator[tuple[Document, tuple[np.ndarray, None]]]:
+        if not documents:
+            return
+        if self.tokenizer is None:
+            raise UserError("texts need a tokenizer; give --tokenizer FILE, or only files of tokens")
+        encoded = self.tokenizer.encode_batch([text for _, text in documents])
+        for (document, _), ids in zip(documents, encoded, strict=True):
+            tokens = np.empty(ids.size + 2, self.dtype)
+            tokens[0], tokens[1:-1], tokens[-1] = self.tokenizer.bos_id, ids, self.tokenizer.eos_id
+            yield document, (tokens, None)
+
+    def _parts(self, parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+        """Parts are encoded one by one, so that a token is in an answer or not, as when an answer is generated."""
+        assert self.tokenizer is not None
+        ids = [np.asarray([self.tokenizer.bos_id])]
+        is_learnt = [0]
+        for part in parts:
+            ids.append(self.tokenizer.encode_template(part.text))
+            is_learnt.append(int(part.is_learnt))
+        if ids[1].size and ids[1][0] == self.tokenizer.bos_id:
+            ids[0] = ids[0][:0]  # the template has written it
+        if not any(array.size and array[-1] == self.tokenizer.eos_id for array in ids[-1:]):
+            ids.append(np.asarray([self.tokenizer.eos_id]))
+            is_learnt.append(is_learnt[-1])
+        mask = np.repeat(np.asarray(is_learnt, np.uint8), [array.size for array in ids])
+        return np.concatenate(ids).astype(self.dtype), mask
+
+    def _checked(self, ids: np.ndarray, name: str, record: int) -> np.ndarray:
+        limit = self.vocab_size or np.iinfo(self.dtype).max + 1
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0:
+            raise UserError(
+                f"{name}:{record + 1} holds token {low}: ids of 32768 and more became negative when they were "
+                "written as 16 bits with a sign; write them as uint16 or int32"
+            )
+        if high >= limit:
+            raise UserError(
+                f"{name}:{record + 1} holds token {high}, which is not below the vocabulary of {limit}; give the "
+                "tokenizer it was made with, or check its type (--token-dtype)"
+            )
+        return ids.astype(self.dtype)
+
+    def _num_bytes(self, document: Document) -> int:
+        if isinstance(document.content, np.ndarray) and self.tokenizer is not None:
+            return len(self.tokenizer.decode(document.content).encode())
+        return document.num_bytes
+
+
+@dataclass
+class Step:
+    """What was done since the step before."""
+
+    num_bytes: int
+    """Of input on disk."""
+    num_files: int
+    num_documents: int
+    num_tokens: int
+    is_new: bool
+    """False for what an earlier start had done."""
+
+
+@dataclass
+class _Waiting:
+    """A unit that is worked on, or the end of a group (`block` None)."""
+
+    group: Group
+    block: Block | None = None
+    future: "Future[UnitInfo] | None" = None
+    info: UnitInfo | None = None
+    num_units: int = 0
+    sources: list[Source] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+
+
+def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -> Generator[Step, None, None]:
+    """Make the units of all groups; yield what was done after every one. One worker is the calling process.
+
+    Raises what reading and encoding raise. Close the generator when leaving it early.
+    """
+    pool = _pool(encoder, num_workers) if num_workers > 1 else None
+    waiting: deque[_Waiting] = deque()
+    try:
+        for group in groups:
+            if done := group.read_done():
+                infos = [read_info(group.unit(number)) for number in range(done.num_units)]
+                num_documents, num_tokens = (
+                    sum(getattr(info, name) for info in infos) for name in ("num_documents", "num_tokens")
+                )
+                size = sum(file.size for file in group.files)
+                yield Step(size, len(group.files), num_documents, num_tokens, is_new=False)
+                continue
+            group.folder.mkdir(parents=True, exist_ok=True)
+            account, number = Account(), -1
+            sources: list[Source] = []
+            names = [file.name for file in group.files]
+            for block in read_blocks(group.files, encoder.reader.reading, account, sources):
+                number, path = block.number, group.unit(block.number)
+                item = _Waiting(group, block)
+                if path.exists():
+                    item.info = read_info(path)
+                elif pool is None:
+                    item.future = Future()
+                    item.future.set_result(encoder.write(block, names, path))
+                else:
+                    item.future = pool.submit(_write, block, names, path)
+                waiting.append(item)
+                while len(waiting) > (0 if pool is None else 2 * num_workers):
+                    yield from _finish(waiting.popleft())
+            waiting.append(_Waiting(group, num_units=number + 1, sources=sources, account=account))
+        while waiting:
+            yield from _finish(waiting.popleft())
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish(item: _Waiting) -> Iterator[Step]:
+    if item.block is None:
+        item.group.write_done(Done(item.num_units, tuple(item.sources), item.account))
+        return
+    info = item.info or item.future.result()  # type: ignore[union-attr]
+    yield Step(
+        item.block.num_bytes, item.block.num_files, info.num_documents, info.num_tokens, is_new=item.info is None
+    )
+
+
+# Of a worker process.
+_encoder: Encoder | None = None
+
+
+def _pool(encoder: Encoder, num_workers: int) -> ProcessPoolExecutor:
+    # Not forked: the caller may have threads, of jax for one.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(encoder,))
+
+
+def _start(encoder: Encoder) -> None:
+    global _encoder  # noqa: PLW0603: one encoder a process, not one a task
+    _encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    # A pool's processes outlive a parent that was killed: each of them holds both ends of their queue.
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _write(block: Block, names: Sequence[str], path: Path) -> UnitInfo:
+    assert _encoder is not None
+    return _encoder.write(block, names, path)
+
+
+def reader_of(reading: Reading, tokenizer: Tokenizer | None) -> DocumentReader:
+    """Return the reader of documents that suits a tokenizer."""
+    if tokenizer is None:
+        return DocumentReader(reading, {})
+    return DocumentReader(reading, tokenizer.template_tokens, tokenizer.special_names)

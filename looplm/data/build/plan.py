@@ -1,0 +1,99 @@
+"""The input of a build in groups, and the folder that holds what is done of them.
+
+A group is some consecutive files, or one large one. Its folder is named by the digest of all that its units depend on
+(files with their sizes and times, tokenizer, reading), so whatever still holds after a kill, an added file or another
+option is found again, and nothing else is.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from looplm.data.formats.document import Account, Reading
+from looplm.data.shard import Source, sync_folder
+from looplm.data.source import SourceFile
+
+FORMAT = 1
+"""Of units and of the rules that make documents of files: a change of either needs another number."""
+_GROUP_BYTES = 64 << 20
+_DONE_FILE = "group.json"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some files, and the folder for their units."""
+
+    files: tuple[SourceFile, ...]
+    folder: Path
+
+    def unit(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.unit"
+
+    def read_done(self) -> "Done | None":
+        """Return what `write_done` wrote; None unless the group is finished."""
+        try:
+            fields = json.loads((self.folder / _DONE_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        account = Account()
+        account.skipped.update(fields["skipped"])
+        account.notes.update(fields["notes"])
+        account.examples = fields["examples"]
+        return Done(fields["num_units"], tuple(Source(**source) for source in fields["sources"]), account)
+
+    def write_done(self, done: "Done") -> None:
+        """Say that all units are there."""
+        fields = {
+            "num_units": done.num_units,
+            "sources": [asdict(source) for source in done.sources],
+            "skipped": done.account.skipped,
+            "notes": done.account.notes,
+            "examples": done.account.examples,
+        }
+        partial = self.folder / f"{_DONE_FILE}.partial"
+        with partial.open("w") as file:
+            json.dump(fields, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / _DONE_FILE)
+        sync_folder(self.folder)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is known of a finished group beside its units."""
+
+    num_units: int
+    sources: tuple[Source, ...]
+    account: Account
+    """Of what was left out in reading; units have accounts of their own."""
+
+
+def plan(
+    files: Sequence[SourceFile], folder: Path, reading: Reading, fingerprint: str | None, dtype: np.dtype
+) -> list[Group]:
+    """Cut the files into groups, in order; their folders are made below `folder` when they are worked on."""
+    groups: list[Group] = []
+    pending: list[SourceFile] = []
+    num_bytes = 0
+    for file in files:
+        if pending and num_bytes + file.size > _GROUP_BYTES:
+            groups.append(_group(pending, folder, reading, fingerprint, dtype))
+            pending, num_bytes = [], 0
+        pending.append(file)
+        num_bytes += file.size
+    groups.append(_group(pending, folder, reading, fingerprint, dtype))
+    return groups
+
+
+def _group(
+    files: Sequence[SourceFile], folder: Path, reading: Reading, fingerprint: str | None, dtype: np.dtype
+) -> Group:
+    listed = [(str(file.path.absolute()), file.name, file.size, file.mtime_ns, file.kind) for file in files]
+    key = json.dumps([FORMAT, fingerprint, dtype.str, asdict(reading), listed])
+    return Group(tuple(files), folder / hashlib.sha256(key.encode()).hexdigest()[:32])

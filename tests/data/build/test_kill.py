@@ -1,0 +1,113 @@
+"""A build that is killed at any moment, then started again, gives the bytes of one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import looplm
+from looplm.data.dataset import TokenDataset
+from looplm.data.tokenizer import Tokenizer
+from looplm.errors import UserError
+
+# Small blocks and groups, so that there are many of them in a second; nothing else differs from the command.
+PROGRAM = """
+import sys
+from looplm.cli import main
+from looplm.data.build import plan
+from looplm.data.formats import jsonl, read
+
+if __name__ == "__main__":
+    plan._GROUP_BYTES, read._BLOCK_BYTES, jsonl.PIECE_BYTES = 60_000, 20_000, 20_000
+    sys.argv[0] = "looplm"
+    main()
+"""
+
+
+@pytest.fixture
+def command(tokenizer: Tokenizer, emails: Path, tmp_path: Path):
+    """Starts a build of lines and source files into a folder of the given name."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    for number, file in enumerate(sorted(Path(json.__file__).parents[1].glob("*.py"))[:24]):
+        records = [{"text": part} for part in file.read_text("utf-8").split("\n\n")]
+        text = "".join(json.dumps(record) + "\n" for record in [*records, {"body": 1}])
+        (lines / f"{number // 8}.jsonl").open("a").write(text)
+
+    def start(name: str, workers: int = 1) -> subprocess.Popen:
+        options = ["--validation-fraction", "0.2", "--shuffle", "7", "--dedup", "--workers", str(workers)]
+        inputs = ["--input", str(lines), "--input", str(emails)]
+        words = ["data", "build", *inputs, "--tokenizer", str(tokenizer.path), "--out", str(tmp_path / name), *options]
+        environment = os.environ | {"PYTHONPATH": str(Path(looplm.__file__).parents[1])}
+        return subprocess.Popen([sys.executable, str(program), *words], env=environment, stdout=subprocess.PIPE)
+
+    return start
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers"), [(3, 1), pytest.param(10, 1, marks=pytest.mark.slow), pytest.param(10, 2, marks=pytest.mark.slow)]
+)
+def test_killed_and_started_again(command, tmp_path: Path, kills: int, workers: int) -> None:
+    started = time.monotonic()
+    process = command("whole")
+    assert process.wait() == 0
+    seconds = time.monotonic() - started
+    rng = random.Random(kills)
+    moments = []
+    for number in range(kills):
+        # Each start has its own stretch of the time that the whole build took; the last one, its end.
+        process = command("killed", workers)
+        time.sleep(seconds * (0.3 + 0.7 * (number + rng.random()) / kills))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        moments.append((process.returncode, len(list(tmp_path.glob(".killed.partial/units/*/*.unit")))))
+        for path in (tmp_path / "killed", tmp_path / ".killed.partial/dataset"):
+            for part in ("train", "validation"):
+                try:
+                    dataset = TokenDataset.open(path / part)
+                except UserError:
+                    continue
+                dataset.verify()  # what is taken for a dataset is whole
+    print(moments)
+    assert any(code == -signal.SIGKILL and 0 < units for code, units in moments), moments
+    process = command("killed", workers)
+    stdout, _ = process.communicate()
+    assert process.returncode == 0, stdout
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    report = json.loads((tmp_path / "killed/build_report.json").read_text())
+    assert report["skipped"]["no_field"] == 24
+    assert not (tmp_path / ".killed.partial").exists()
+
+
+def test_workers_do_not_outlive_a_killed_build(command, tmp_path: Path) -> None:
+    process = command("killed", 2)
+    while not list(tmp_path.glob(".killed.partial/units/*/*.unit")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() and "Z" not in state(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
