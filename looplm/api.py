@@ -1,6 +1,5 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looplm.checkpoint.adapters import Adapter, kind_of
+from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
-from looplm.checkpoint.hf_folder import HFFolder
+from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.config.load import from_json
 from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
 from looplm.data.tokenizer import Tokenizer
@@ -283,11 +282,3 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
     params, step = restore_weights(root, run, FunctionalLM(run.model), abstract, step=step, ema=ema)
     model = run.model.model_copy(update=change)
     return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, step=step)
-
-
-def is_official(root: Path) -> bool:
-    """Whether the folder's config.json is an official one and not a run's."""
-    try:
-        return kind_of(json.loads((root / "config.json").read_text())) is not None
-    except (OSError, ValueError):
-        return False

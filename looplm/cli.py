@@ -19,6 +19,8 @@ from looplm.errors import UserError, show
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 app.add_typer(data_app, name="data")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="List, verify and remove the checkpoints of a run.")
+app.add_typer(checkpoint_app, name="checkpoint")
 console = Console(markup=False, highlight=False, soft_wrap=True)
 messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
@@ -234,6 +236,36 @@ def generate(
     # Beside the text, not in it: standard output can be piped on.
     weights = f"step {lm.step}{', averaged weights' * ema}"
     messages.print(f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}")
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(workdir: Workdir) -> None:
+    """One line for every checkpoint."""
+    from looplm.checkpoint.command import list_checkpoints
+
+    list_checkpoints(workdir, console)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    workdir: Workdir, step: Annotated[int | None, typer.Option(help="Checkpoint step; all when left out.")] = None
+) -> None:
+    """Compare every file and array with its digest; exit code 2 when something is damaged."""
+    from looplm.checkpoint.command import verify_checkpoints
+
+    verify_checkpoints(workdir, step, console)
+
+
+@checkpoint_app.command("rm")
+def checkpoint_rm(
+    workdir: Workdir,
+    steps: Annotated[list[int] | None, typer.Argument(help="Steps to remove.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Also what a resume has set aside.")] = False,
+) -> None:
+    """Remove checkpoints, but never the last one that verifies."""
+    from looplm.checkpoint.command import remove_checkpoints
+
+    remove_checkpoints(workdir, steps or (), damaged, console)
 
 
 @app.command(name="compile")

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from looplm.checkpoint.adapters import Adapter, find
+from looplm.checkpoint.adapters import Adapter, find, kind_of
 from looplm.checkpoint.adapters.base import to_params
 from looplm.config.schema import Model
 from looplm.errors import UserError
@@ -60,3 +60,11 @@ class HFFolder:
             with safe_open(file, framework="flax") as opened:
                 names |= dict.fromkeys(opened.keys(), file)
         return names
+
+
+def is_official(root: Path) -> bool:
+    """Whether the folder's config.json is an official one and not a run's."""
+    try:
+        return kind_of(json.loads((root / "config.json").read_text())) is not None
+    except (OSError, ValueError):
+        return False

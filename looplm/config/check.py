@@ -178,6 +178,27 @@ def _eval(run: Run) -> Iterator[str]:
         yield f"eval.depths={list(depths)} must be ascending, each depth once; use {sorted(set(depths)) or [1]}"
 
 
+def _keep_best(run: Run) -> Iterator[str]:
+    checkpoint, evaluation = run.checkpoint, run.eval
+    if checkpoint.best_metric is not None and not checkpoint.keep_best:
+        yield (
+            f"checkpoint.best_metric={checkpoint.best_metric} has no part in checkpoint.keep_best=0; "
+            "set that to 1 or more, or leave it out"
+        )
+    if checkpoint.keep_best and not evaluation.every_steps:
+        yield (
+            f"checkpoint.keep_best={checkpoint.keep_best} needs evaluations to go by; set eval.every_steps, "
+            f"e.g. {checkpoint.every_steps}"
+        )
+    elif checkpoint.keep_best:
+        depths = evaluation.depths or range(1, run.loop.num_loops + 1)
+        kinds = ("", "ema_") if run.optim.ema_decay is not None else ("",)
+        known = [f"eval/{kind}{name}_depth_{r}" for kind in kinds for name in ("loss", "bpb") for r in depths]
+        wanted = checkpoint.best_metric or f"eval/loss_depth_{run.loop.num_loops}"
+        if wanted not in known:
+            yield f"checkpoint.best_metric={wanted} is not measured; use one of {', '.join(known)}"
+
+
 def _schedule(run: Run) -> Iterator[str]:
     if (warmup := run.optim.schedule.warmup_steps) >= run.num_steps:
         yield (
@@ -207,7 +228,8 @@ def _held_out(run: Run) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
-    _heads, _model, _value_embedding, _input, _batch, _held_out, _depth, _objective, _eval, _rates, _schedule,
+    _heads, _model, _value_embedding, _input, _batch, _held_out, _depth, _objective, _eval, _keep_best, _rates,
+    _schedule,
 )  # fmt: skip
 
 

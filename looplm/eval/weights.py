@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from looplm.checkpoint.manager import CheckpointManager
+from looplm.checkpoint.reader import CheckpointReader
 from looplm.config.schema import Run
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
@@ -15,18 +15,19 @@ def restore_weights(
 ) -> tuple[Params, int]:
     """Returns (weights with the shardings of `abstract_params`, their step); the newest when `step` is None.
 
-    Raises UserError for a step that is not there, or an average that the run does not keep.
+    Raises UserError for a step that is not there or damaged, or an average that the run does not keep.
     """
-    checkpoints = CheckpointManager(workdir / "checkpoints")
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     if not ema:
-        return checkpoints.restore_params(step, abstract_params)
+        restored = checkpoints.restore({"params": abstract_params}, step=step)
+        return restored.trees["params"], restored.seal.step
     if run.optim.ema_decay is None:
         raise UserError(
             f"the run in {workdir} keeps no moving average of its weights (optim.ema_decay=None); "
             "ask for the weights themselves, or train with e.g. optim.ema_decay=0.999"
         )
     optimizer = build_optimizer(run.optim, lm, run.num_steps)
-    opt_state, step = checkpoints.restore_partly(step, abstract_ema(optimizer, lm.shapes, abstract_params))
-    averaged = ema_params(opt_state)
+    restored = checkpoints.restore({"opt_state": abstract_ema(optimizer, lm.shapes, abstract_params)}, step=step)
+    averaged = ema_params(restored.trees["opt_state"])
     assert averaged is not None, "optim.ema_decay is set"
-    return averaged, step
+    return averaged, restored.seal.step

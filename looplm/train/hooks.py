@@ -97,8 +97,8 @@ class Evaluation:
         every = self.run.eval.every_steps
         return self.validation is not None and every > 0 and (step % every == 0 or step == self.run.num_steps)
 
-    def __call__(self, state: TrainState, step: int, sinks: Sequence[Sink]) -> None:
-        """Depth sweep into metrics and WORKDIR/eval."""
+    def __call__(self, state: TrainState, step: int, sinks: Sequence[Sink]) -> dict[str, float]:
+        """Depth sweep into metrics, which are returned, and WORKDIR/eval."""
         metrics: dict[str, float] = {}
         for params, prefix in ((state.params, "eval/"), (ema_params(state.opt_state), "eval/ema_")):
             if params is None:
@@ -110,6 +110,7 @@ class Evaluation:
             metrics |= {f"{prefix}bpb_depth_{row.depth}": row.bits_per_byte for row in result.rows}
         for sink in sinks:
             sink.write(step, metrics)
+        return metrics
 
     def sweep(self, params: Params, step: int, *, ema: bool) -> Sweep:
         assert self.validation is not None, "is_due"

@@ -7,13 +7,13 @@ import numpy as np
 
 from looplm.config.schema import Run
 from looplm.hardware import find as find_device
-from looplm.model.functional import FunctionalLM, compute_dtype
+from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import build_objective
 from looplm.optim.build import build_optimizer
 from looplm.sharding.mesh import check_fit
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
-from looplm.train.state import TrainState, abstract_state, create_state
+from looplm.train.state import TrainState, abstract_state, create_state, state_of
 from looplm.train.step import Metrics, build_train_step
 
 
@@ -44,6 +44,10 @@ class Program:
     def create_state(self) -> TrainState:
         """Drawn from the run's seed."""
         return create_state(self.lm, self.optimizer, self.mesh, self.run.seed)
+
+    def state_of(self, params: Params) -> TrainState:
+        """A new state around weights that are on the mesh; takes them."""
+        return state_of(self.optimizer, self.mesh, params)
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.lm, self.optimizer, self.mesh)

@@ -35,6 +35,13 @@ def create_state(
         return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shardings))(jax.random.key(seed))
 
 
+def state_of(optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, params: Params) -> TrainState:
+    """A state with no step behind it around weights that are on the mesh; takes them."""
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init)(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
 def abstract_state(lm: FunctionalLM, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """jax.ShapeDtypeStructs with shardings in place of arrays; allocates nothing."""
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from looplm.checkpoint.manager import CheckpointManager
+from looplm.checkpoint.folder import clean
 from looplm.config.schema import Run
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
@@ -26,8 +26,10 @@ from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
+from looplm.train.initial import check_source
 from looplm.train.memory import memory_line, memory_of
 from looplm.train.program import Program
+from looplm.train.saving import Saving
 from looplm.train.state import TrainState
 from looplm.train.workdir import Workdir
 
@@ -51,8 +53,11 @@ class Trainer:
         if self.validation:
             self.validation.check_tokenizer(self.dataset.tokenizer() if self.dataset.has_tokenizer else None)
         self.workdir.check_ours(run)
+        if run.init_from is not None:
+            check_source(Path(run.init_from))
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
+        self.saving = Saving(self.program, self.dataset, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
         self.loader(start_step=0)  # refuses a dataset that is shorter than a window
 
@@ -65,22 +70,22 @@ class Trainer:
             )
         if jax.process_index() == 0:
             self.workdir.claim(self.run, self.dataset.tokenizer().files if self.dataset.has_tokenizer else {})
+            clean(self.workdir.checkpoints, self.console.print)
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
-        checkpoints = CheckpointManager(self.workdir.checkpoints, keep_last=self.run.checkpoint.keep_last)
-        if (checkpoints.latest_step() or 0) < self.run.num_steps:
+        if self.saving.newest() < self.run.num_steps:
             self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
             self.console.print(memory_line(memory_of(self.compiled.step), find_device(jax.devices()[0].device_kind)))
-        state, first_step = self.restore_or_create(checkpoints)  # only now is anything allocated
+        state, first_step = self.saving.restore_or_create()  # only now is anything allocated
         sinks = self.open_sinks(first_step)
         try:
-            return self.run_steps(state, first_step, checkpoints, sinks)
+            return self.run_steps(state, first_step, sinks)
         finally:
-            checkpoints.close()
+            self.saving.close()
             for sink in sinks:
                 sink.close()
 
-    def run_steps(self, state: TrainState, done: int, checkpoints: CheckpointManager, sinks: list[Sink]) -> TrainState:
+    def run_steps(self, state: TrainState, done: int, sinks: list[Sink]) -> TrainState:
         if done >= self.run.num_steps:
             self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
             return state
@@ -100,15 +105,15 @@ class Trainer:
                 log.write(before)
             before = Dispatched(step, metrics, drawn, waited)
 
-            if (saves := self.is_save_due(step)) or self.evaluate.is_due(step):
+            if (saves := self.saving.is_due(step)) or self.evaluate.is_due(step):
                 # What a checkpoint has behind it is written before it, so that a resume misses nothing.
                 log.write(before)
                 before = None
-                if self.evaluate.is_due(step):
-                    self.evaluate(state, step, sinks)
+                scores = self.evaluate(state, step, sinks) if self.evaluate.is_due(step) else {}
                 if saves:
-                    log.extra["ckpt/blocked_s"] = self.save(checkpoints, step, state)
+                    log.extra["ckpt/blocked_s"] = self.saving.save(step, state, scores)
                 log.restart_clock()
+        self.saving.require(self.run.num_steps)
         return state
 
     # --- set-up ------------------------------------------------------------------------------------------------------
@@ -119,16 +124,6 @@ class Trainer:
         started = time.perf_counter()
         step = self.program.lower().compile()
         return Compiled(step, time.perf_counter() - started)
-
-    def restore_or_create(self, checkpoints: CheckpointManager) -> tuple[TrainState, int]:
-        """Returns the state and how many steps it has behind it."""
-        step = checkpoints.latest_step()
-        if step is None:
-            return self.program.create_state(), 0
-        abstract = self.program.abstract_state()
-        params, opt_state = checkpoints.restore(step, abstract.params, abstract.opt_state)
-        self.console.print(f"resuming {self.workdir.root} after step {step}")
-        return TrainState(jax.device_put(np.int32(step), abstract.step.sharding), params, opt_state), step
 
     def open_sinks(self, first_step: int) -> list[Sink]:
         """Only one process writes."""
@@ -155,15 +150,3 @@ class Trainer:
             num_hosts=self.batch.num_parts,
             prefetch=data.prefetch_batches,
         )
-
-    # --- in the loop -------------------------------------------------------------------------------------------------
-
-    def save(self, checkpoints: CheckpointManager, step: int, state: TrainState) -> float:
-        """Starts a save. Returns the seconds for which it held the training thread up."""
-        started = time.perf_counter()
-        meta = {"step": step, "run": self.run.model_dump(mode="json"), "data": self.dataset.fingerprint}
-        checkpoints.save(step, state.params, state.opt_state, meta)
-        return time.perf_counter() - started
-
-    def is_save_due(self, step: int) -> bool:
-        return step % self.run.checkpoint.every_steps == 0 or step == self.run.num_steps

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 import looplm
-from looplm.checkpoint.manager import CheckpointManager
+from looplm.checkpoint.writer import CheckpointWriter, Facts
 from looplm.config.load import to_json
-from looplm.config.schema import Run
+from looplm.config.schema import Checkpoint, Run
 from looplm.errors import UserError
 from looplm.eval.command import evaluate
 from looplm.metrics.sinks import read_metrics
@@ -51,8 +51,10 @@ def test_evaluation_equals_that_of_a_checkpoint_with_these_weights(trained, tmp_
     workdir = trained.workdir
     (tmp_path / "config.json").write_text(to_json(looplm.load(workdir).run))
     (tmp_path / "tokenizer.model").write_bytes((workdir / "tokenizer.model").read_bytes())
-    checkpoints = CheckpointManager(tmp_path / "checkpoints", keep_last=1)
-    checkpoints.save(3, trained.averaged, {"unread": np.zeros(1)}, {})
+    (tmp_path / "checkpoints").mkdir()
+    trees = {"params": trained.averaged, "opt_state": {"unread": np.zeros(1)}}
+    checkpoints = CheckpointWriter(tmp_path / "checkpoints", Checkpoint(), Facts("", 0, ""), trees)
+    checkpoints.save(3, trees)
     checkpoints.close()
     averaged, plain = evaluate(workdir, ema=True), evaluate(tmp_path)
     assert averaged.ema

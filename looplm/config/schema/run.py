@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import JsonValue, NonNegativeInt, PositiveInt
+from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
 from looplm.config.schema.loop import Loop
@@ -65,7 +65,16 @@ class Recipe(Section):
 class Checkpoint(Section):
     every_steps: PositiveInt = 1000
     """Save after so many steps; the last step is always saved."""
+    every_minutes: PositiveFloat | None = None
+    """Also save when so many minutes have passed since the last save."""
     keep_last: PositiveInt = 3
+    """The newest so many stay."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps that are multiples of this stay for good."""
+    keep_best: NonNegativeInt = 0
+    """So many with the lowest `best_metric` stay; only steps that are also evaluated (`eval.every_steps`) count."""
+    best_metric: str | None = None
+    """A metric of the evaluation, the lower the better; None means eval/loss_depth_{loop.num_loops}."""
 
 
 class Eval(Section):
@@ -89,6 +98,9 @@ class Run(Section):
     seed: NonNegativeInt = 0
     num_steps: PositiveInt
     """Optimizer steps."""
+    init_from: str | None = None
+    """Folder whose weights, and nothing else, a new run starts from: a run directory (its newest checkpoint that
+    verifies) or an official model. A run that is resumed no longer reads it."""
     model: Model
     loop: Loop
     objective: Objective = FinalCrossEntropy()

@@ -1,0 +1,71 @@
+"""Names in WORKDIR/checkpoints. A folder gets the name of its step when it is sealed, and loses it before it is
+deleted, so what has such a name was whole once.
+
+    300                    a checkpoint
+    400.writing            the remains of a save that was cut off (also 400.writing.orbax-checkpoint-tmp)
+    100.deleting           those of a removal
+    200.damaged            passed over by a resume, kept to be looked at
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+REMAINS = re.compile(r"[0-9]+\.(writing|deleting)(\.[A-Za-z0-9._-]+)?")
+DAMAGED = re.compile(r"[0-9]+\.damaged")
+
+
+def steps(folder: Path) -> list[int]:
+    """Ascending; empty when there is no such folder."""
+    return sorted(map(int, _named(folder, STEP)))
+
+
+def remains(folder: Path) -> list[str]:
+    """Names of what dead saves and removals have left."""
+    return _named(folder, REMAINS)
+
+
+def damaged(folder: Path) -> list[str]:
+    return _named(folder, DAMAGED)
+
+
+def writing(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written until it is sealed."""
+    return folder / f"{step}.writing"
+
+
+def clean(folder: Path, report: Callable[[str], None]) -> None:
+    """Makes the folder, and removes what dead saves have left in it. For one process, before any of them reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in remains(folder):
+        remove(folder, name)
+        report(f"removed {folder / name}, the remains of a save or removal that was cut off")
+
+
+def remove(folder: Path, name: str) -> None:
+    """Takes the name away first: a removal that is cut off leaves nothing that looks like a checkpoint."""
+    unnamed = folder / f"{name.split('.', maxsplit=1)[0]}.deleting"
+    if name != unnamed.name:
+        shutil.rmtree(unnamed, ignore_errors=True)
+        os.rename(folder / name, unnamed)
+    shutil.rmtree(unnamed)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Keeps a damaged checkpoint under another name."""
+    aside = folder / f"{step}.damaged"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder / str(step), aside)
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        entry.name for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    )

@@ -1,0 +1,156 @@
+"""Restores checkpoints: only what verifies, onto any mesh.
+
+Files are compared with the seal before anything is read from them; arrays are compared with their digests where they
+were restored to. What differs is passed over with one line, and the next older checkpoint is tried.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from looplm.checkpoint.digest import Digest, Trees, as_text, digests, leaves_of, named_leaves
+from looplm.checkpoint.folder import steps
+from looplm.checkpoint.leaves import damaged_leaves
+from looplm.checkpoint.seal import Damaged, Seal, check_files, read_seal
+from looplm.checkpoint.tree import Kind, differences
+from looplm.distributed.exchange import first_of_all
+from looplm.errors import UserError
+
+NAMED = 3
+"""Leaves that a message names."""
+
+
+class Restored(NamedTuple):
+    trees: dict[str, Any]
+    seal: Seal
+    passed_over: list[int]
+    """Newer steps that are damaged."""
+
+
+def to_stderr(line: str) -> None:
+    if jax.process_index() == 0:
+        print(f"looplm: {line}", file=sys.stderr)
+
+
+class CheckpointReader:
+    """Of WORKDIR/checkpoints. With several processes all of them must make the same calls."""
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = to_stderr):
+        self.folder, self.report = folder, report
+
+    def steps(self) -> list[int]:
+        """Ascending; of whole checkpoints, damaged or not."""
+        return steps(self.folder)
+
+    def restore(
+        self,
+        abstract: Trees,
+        *,
+        step: int | None = None,
+        accept: Callable[[Seal], None] = lambda seal: None,
+        digest: Digest = digests,
+    ) -> Restored:
+        """Restores trees with the shardings of the abstract ones; leaves that are `...` are not read.
+
+        Args:
+            step: None takes the newest that verifies.
+            accept: raises UserError for a checkpoint that is right but of no use.
+            digest: `digests`, or the same compiled for these very arrays.
+
+        Raises UserError when there is none, when none verifies, when the named one does not, or when it holds other
+        arrays.
+        """
+        passed_over: dict[int, str] = {}
+        for candidate in self._candidates(step):
+            try:
+                seal = self.verified(candidate, items=tuple(abstract))
+                accept(seal)
+                self._check_tree(seal, abstract)
+                return Restored(self._read(seal, abstract, digest), seal, list(passed_over))
+            except Damaged as damage:
+                passed_over[candidate] = str(damage)
+                if step is None:
+                    self.report(f"checkpoint {candidate} is passed over: {damage}")
+        reasons = "; ".join(f"{number}: {reason}" for number, reason in passed_over.items())
+        others = [number for number in self.steps() if number not in passed_over]
+        remedy = f"use another one: {others}" if others else "put a copy back, or begin anew in another folder"
+        raise UserError(f"no checkpoint of {self.folder} that was asked for verifies ({reasons}); {remedy}")
+
+    def verified(self, step: int, items: tuple[str, ...] | None = None) -> Seal:
+        """Returns the seal of a checkpoint whose files are what was saved; of `items` only, when given. Every process
+        reads its share of the files. Raises Damaged, on all processes alike."""
+        folder, seal, fault, mistake = self.folder / str(step), None, "", None
+        try:
+            seal = read_seal(folder)
+            wanted = [
+                name for name in sorted(seal.files) if items is None or "/" not in name or name.startswith(
+                    tuple(f"{item}/" for item in items)
+                )
+            ]  # fmt: skip
+            check_files(folder, seal, wanted[jax.process_index() :: jax.process_count()])
+        except Damaged as damage:
+            fault = f"{damage}{'' if seal is None else _affected(damaged_leaves(folder, seal, items))}"
+        except UserError as error:
+            mistake = error  # the same on all processes
+        if mistake is not None:
+            raise mistake
+        if fault := first_of_all(fault):
+            raise Damaged(fault)
+        assert seal is not None
+        return seal
+
+    def _candidates(self, step: int | None) -> list[int]:
+        found = self.steps()
+        if not found:
+            raise UserError(
+                f"{self.folder} holds no checkpoint yet; `looplm train` saves one every checkpoint.every_steps"
+            )
+        if step is not None and step not in found:
+            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {found}")
+        return found[::-1] if step is None else [step]
+
+    def _check_tree(self, seal: Seal, abstract: Trees) -> None:
+        for item, tree in abstract.items():
+            wanted = {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
+            stored = {name: Kind(array.shape, array.dtype) for name, array in seal.arrays.get(item, {}).items()}
+            if any(leaf is ... for leaf in jax.tree.leaves(tree)):
+                stored = {name: kind for name, kind in stored.items() if name in wanted}
+            if found := differences(stored, wanted):
+                raise UserError(
+                    f"checkpoint {seal.step} in {self.folder} holds other {item} than this config asks for: {found}"
+                )
+
+    def _read(self, seal: Seal, abstract: Trees, digest: Digest) -> dict[str, Any]:
+        folder, trees = self.folder.absolute() / str(seal.step), {}
+        for item, tree in abstract.items():
+            args = ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
+            try:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                    trees[item] = checkpointer.restore(folder / item, args=args)
+            except (ValueError, OSError, KeyError, RuntimeError) as error:
+                raise Damaged(f"{item} cannot be read ({first_line(error)})") from error
+        self._check_arrays(seal, trees, digest)
+        return trees
+
+    def _check_arrays(self, seal: Seal, trees: Trees, digest: Digest) -> None:
+        leaves = leaves_of(trees)
+        found = np.asarray(digest(list(leaves.values())))
+        for (item, name), words in zip(leaves, found, strict=True):
+            if as_text(words) != seal.arrays[item][name].digest:
+                raise Damaged(f"{item} {name} holds other values than were saved")
+
+
+def _affected(leaves: list[str]) -> str:
+    more = f" and {len(leaves) - NAMED} more" if len(leaves) > NAMED else ""
+    return f", which affects {', '.join(leaves[:NAMED])}{more}" if leaves else ", which affects no array"
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error of a library, which may go on for pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,0 +1,71 @@
+"""The first weights of a run from elsewhere: another run, or an official model. Nothing but weights is taken."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from looplm.checkpoint.digest import named_leaves
+from looplm.checkpoint.hf_folder import HFFolder, is_official
+from looplm.checkpoint.reader import CheckpointReader
+from looplm.checkpoint.tree import Kind, differences
+from looplm.config.load import from_json
+from looplm.config.schema import Model
+from looplm.errors import UserError
+from looplm.model.functional import FunctionalLM, Params
+from looplm.train.program import Program
+
+
+def check_source(path: Path) -> None:
+    """Raises UserError unless the folder is a run directory or an official model."""
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
+            "give one of them, or null"
+        )
+
+
+def weights_from(path: Path, program: Program, report: Callable[[str], None]) -> Params:
+    """The weights with the shardings of the program.
+
+    A difference in what the two configs compute with the same weights is reported; one in the arrays raises UserError
+    that lists them.
+    """
+    abstract = program.lm.abstract(program.mesh)
+    if is_official(path):
+        folder = HFFolder(path)
+        theirs = folder.adapter.model(folder.config)
+        _check_fit(path, FunctionalLM(theirs).shapes, abstract)
+        on_host = folder.params(theirs, jnp.float32)
+        params = jax.tree.map(_place, on_host, abstract)
+        report(f"starting from the weights of {path}")
+    else:
+        theirs = from_json(path / "config.json").model
+        restored = CheckpointReader(path / "checkpoints", report).restore({"params": abstract})
+        params = restored.trees["params"]
+        report(f"starting from the weights of {path} after step {restored.seal.step}")
+    if notes := _settings(theirs, program.run.model):
+        report(f"note: the weights of {path} were trained with {', '.join(notes)}")
+    return params
+
+
+def _check_fit(path: Path, shapes: Params, abstract: Params) -> None:
+    stored, wanted = (
+        {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
+        for tree in (shapes, abstract)
+    )
+    if found := differences(stored, wanted):
+        raise UserError(f"init_from={path} holds other weights than this config asks for: {found}")
+
+
+def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    assert leaf.sharding is not None, "of an abstract state"
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+
+def _settings(theirs: Model, ours: Model) -> list[str]:
+    """Settings of the model that differ, though the weights fit."""
+    a, b = theirs.model_dump(mode="json"), ours.model_dump(mode="json")
+    return [f"model.{key}={a[key]!r} (here {b[key]!r})" for key in a if a[key] != b.get(key)]

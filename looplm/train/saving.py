@@ -1,0 +1,112 @@
+"""Where a run goes on from, and when and what of it is saved."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from looplm.checkpoint.digest import Digest, Trees, compile_digests
+from looplm.checkpoint.folder import set_aside
+from looplm.checkpoint.reader import CheckpointReader
+from looplm.checkpoint.schedule import SaveSchedule
+from looplm.checkpoint.seal import Seal
+from looplm.checkpoint.writer import CheckpointWriter, Facts
+from looplm.config.load import to_json
+from looplm.data.dataset import TokenDataset
+from looplm.distributed import wait_for_all
+from looplm.errors import UserError
+from looplm.train.initial import weights_from
+from looplm.train.program import Program
+from looplm.train.state import TrainState
+
+
+class Saving:
+    """The checkpoints of one run. With several processes all of them must make the same calls."""
+
+    def __init__(self, program: Program, dataset: TokenDataset, folder: Path, report: Callable[[str], None]):
+        self.program, self.run, self.dataset, self.folder, self.report = program, program.run, dataset, folder, report
+        self.schedule = SaveSchedule(self.run.checkpoint, self.run.num_steps)
+        self._writer: CheckpointWriter | None = None
+
+    def newest(self) -> int:
+        """The newest step that may be gone on from; 0 when there is none."""
+        return max(CheckpointReader(self.folder).steps(), default=0)
+
+    def restore_or_create(self) -> tuple[TrainState, int]:
+        """Returns the state and how many steps it has behind it; from then on it can be saved.
+
+        Raises UserError when there are checkpoints and none of them verifies, or they are of another dataset.
+        """
+        reader = CheckpointReader(self.folder, self.report)
+        abstract = self.program.abstract_state()
+        digest = compile_digests(_trees(abstract))
+        if not reader.steps():
+            state, step = self._create(), None
+        else:
+            restored = reader.restore(_trees(abstract), accept=self._check_data, digest=digest)
+            step = restored.seal.step
+            if jax.process_index() == 0:
+                for passed_over in restored.passed_over:
+                    set_aside(self.folder, passed_over)
+                    self.report(f"checkpoint {passed_over} is kept as {self.folder / f'{passed_over}.damaged'}")
+            wait_for_all("damaged checkpoints are set aside")
+            self.report(f"resuming {self.folder.parent} after step {step}")
+            trees = restored.trees
+            state = TrainState(
+                jax.device_put(np.int32(step), abstract.step.sharding), trees["params"], trees["opt_state"]
+            )
+        self._writer = self._open(_trees(abstract), digest, step)
+        return state, step or 0
+
+    def is_due(self, step: int) -> bool:
+        return self.schedule.is_due(step, jax.process_count())
+
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> float:
+        """Starts a save. Returns the seconds for which it held the training thread up."""
+        assert self._writer is not None, "restore_or_create comes first"
+        started = time.perf_counter()
+        self._writer.save(step, _trees(state), metrics)
+        self.schedule.saved()
+        return time.perf_counter() - started
+
+    def require(self, step: int) -> None:
+        """Waits, and raises UserError unless the state after `step` is on the disk."""
+        assert self._writer is not None, "restore_or_create comes first"
+        self._writer.require(step)
+
+    def close(self) -> None:
+        """Waits until nothing is being written."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _create(self) -> TrainState:
+        if self.run.init_from is None:
+            return self.program.create_state()
+        return self.program.state_of(weights_from(Path(self.run.init_from), self.program, self.report))
+
+    def _check_data(self, seal: Seal) -> None:
+        if seal.data != self.dataset.fingerprint:
+            raise UserError(
+                f"checkpoint {seal.step} in {self.folder} was trained on another dataset than {self.dataset.path} "
+                f"(manifest {seal.data[:12]}, here {self.dataset.fingerprint[:12]}); put that one back, or take the "
+                "weights alone to a new run with init_from"
+            )
+
+    def _open(self, abstract: Trees, digest: Digest, step: int | None) -> CheckpointWriter:
+        return CheckpointWriter(
+            self.folder,
+            self.run.checkpoint,
+            Facts(to_json(self.run), self.run.seed, self.dataset.fingerprint),
+            abstract,
+            digest=digest,
+            best_metric=self.run.checkpoint.best_metric or f"eval/loss_depth_{self.run.loop.num_loops}",
+            protected=step,
+            next_one=self.schedule.next_one,
+            report=self.report,
+        )
+
+
+def _trees(state: TrainState) -> Trees:
+    return {"params": state.params, "opt_state": state.opt_state}
