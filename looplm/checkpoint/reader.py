@@ -4,6 +4,7 @@ Files are compared with the seal before anything is read from them; arrays are c
 were restored to. What differs is passed over with one line, and the next older checkpoint is tried.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from looplm.checkpoint.tree import Kind, differences
 from looplm.distributed.exchange import first_of_all
 from looplm.errors import UserError
 
-OS_ERROR = re.compile(r"OS error \d+: [A-Z]+ ([^\]]+)")
+OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")
 """How TensorStore says what the system said."""
 NAMED = 3
 """Leaves that a message names."""
@@ -157,4 +158,4 @@ def first_line(error: BaseException) -> str:
     """The gist of an error of a library, which may go on for pages."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = OS_ERROR.search(str(error))
-    return f"{reason[1].strip()} ({lines[0][:200]})" if reason else lines[0][:200]
+    return f"{os.strerror(int(reason[1]))} ({lines[0][:120]})" if reason else lines[0][:200]
