@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -156,9 +156,11 @@ class Program:
 
     cache: Path
 
-    def start(self, *arguments: object, devices: int = 1) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: object, devices: int = 1, entry: Sequence[str] = ("-m", "looplm")
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "looplm", *map(str, arguments)],
+            [sys.executable, *entry, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -33,7 +33,10 @@ class Workdir:
         if not self._holds_steps():
             return  # whatever is there, nothing was trained: it may be claimed anew
         if not self.config.exists():
-            raise UserError(f"workdir {self.root} holds checkpoints without a config.json; give another --workdir")
+            raise UserError(
+                f"workdir {self.root} holds checkpoints without a config.json; put back the one that is in every "
+                f"checkpoint ({self.checkpoints}/<step>/config.json), or give another --workdir"
+            )
         stored, wanted = leaves(from_json(self.config)), leaves(run)
         changed = [
             f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
