@@ -264,11 +264,11 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
         if ema:
             raise UserError(f"ema=True needs a run of looplm, and {path} is an official checkpoint; leave it out")
         folder = HFFolder(root)
-        model = folder.adapter.model(folder.config).model_copy(update=change)
+        model = folder.model().model_copy(update=change)
         params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
         return LoadedLM(
             model,
-            folder.adapter.loop(folder.config),
+            folder.loop(),
             folder.adapter.objective,
             jax.tree.map(jnp.asarray, params),
             adapter=folder.adapter,

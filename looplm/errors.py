@@ -14,3 +14,8 @@ class UserError(ValueError):
 def show(error: UserError) -> None:
     """One line on stderr."""
     print(f"looplm: {error}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """One line on stderr; the program goes on."""
+    print(f"looplm: {text}", file=sys.stderr)

@@ -6,7 +6,6 @@ were restored to. What differs is passed over with one line, and the next older 
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from looplm.checkpoint.leaves import damaged_leaves
 from looplm.checkpoint.seal import Damaged, Seal, check_files, read_seal
 from looplm.checkpoint.tree import Kind, differences
 from looplm.distributed.exchange import first_of_all
-from looplm.errors import UserError
+from looplm.errors import UserError, warn
 
 OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")
 """How TensorStore says what the system said."""
@@ -38,7 +37,7 @@ class Restored(NamedTuple):
 
 def to_stderr(line: str) -> None:
     if jax.process_index() == 0:
-        print(f"looplm: {line}", file=sys.stderr)
+        warn(line)
 
 
 class CheckpointReader:

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from looplm.errors import UserError
+from looplm.errors import UserError, warn
 
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 """JSON has no such numbers: `metrics.jsonl` holds them as these strings, and `read_metrics` turns them back."""
@@ -30,6 +31,8 @@ FIELDS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("perf/tokens_per_s", lambda rate: f"{_compact(rate)} tokens/s"),
 )
 """What a console line shows, in this order; a progress bar has room for less."""
+FLUSH_S = 60
+"""TensorBoard sees new steps after so long."""
 BAR_FIELDS = ("train/loss", "perf/tokens_per_s")
 
 
@@ -46,6 +49,8 @@ class Sink(Protocol):
 class JsonlSink:
     """One JSON object a line, `step` first, each handed to the system at once: a killed run loses one line at most.
 
+    Lines that a full disk does not take are kept in memory, and written before the next one.
+
     Opening drops the lines of steps after `resume_step` and a broken last line; a broken line before raises UserError.
     """
 
@@ -53,15 +58,27 @@ class JsonlSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
+        self._pending, self._is_failing = b"", False
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": int(step)} | {name: _encode(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        self._pending += json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._try_to_write()
 
     def close(self) -> None:
+        if not self._file.closed:
+            self._try_to_write()
         self._file.close()
+
+    def _try_to_write(self) -> None:
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+        except OSError as error:
+            if not self._is_failing:
+                warn(f"{self._path} cannot be written ({error.strerror}); its lines wait in memory until it can")
+        self._is_failing = bool(self._pending)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -78,21 +95,48 @@ class TensorBoardSink:
     """Event files for TensorBoard; what an earlier process wrote after `resume_step` is hidden there."""
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
-        from tensorboardX import SummaryWriter  # here: protobuf is slow to import and the sink is optional
+        # Here: protobuf is slow to import and the sink is optional. Not its SummaryWriter: the thread of that dies on a
+        # full disk, and closing it then never returns.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
+        self._event: Any = Event
         self._summary: Any = Summary
+        folder.mkdir(parents=True, exist_ok=True)
         suffix = f".{os.getpid()}"  # names hold only seconds and host: a quick restart would overwrite the file
-        # The default queue of 10 makes the training loop wait for the disk.
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, max_queue=1000, filename_suffix=suffix)
+        self._folder, self._writer = folder, EventsWriter(str(folder / "events"), suffix)
+        self._flushed, self._is_failing, self._is_closed = time.monotonic(), False, False
+        self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        # One event a step; `add_scalar` would queue one a value, and warn about each that is not finite.
+        # One event a step, not one a value.
         values = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self._writer.file_writer.add_summary(self._summary(value=values), step)
+        self._add(step, summary=self._summary(value=values))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with self._tolerant():
+            self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        with self._tolerant():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), **content))
+            if time.monotonic() - self._flushed > FLUSH_S:
+                self._flushed = time.monotonic()
+                self._writer.flush()
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Plots may have holes; a run does not end for them."""
+        try:
+            yield
+        except OSError as error:
+            if not self._is_failing:
+                warn(f"{self._folder} cannot be written ({error.strerror}); some steps will be missing there")
+            self._is_failing = True
 
 
 class ConsoleSink:

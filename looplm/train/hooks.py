@@ -12,6 +12,7 @@ import numpy as np
 
 from looplm.config.schema import Run
 from looplm.data.dataset import TokenDataset
+from looplm.errors import warn
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
@@ -105,7 +106,10 @@ class Evaluation:
                 continue
             result = self.sweep(params, step, ema=params is not state.params)
             if jax.process_index() == 0:
-                result.save(self.folder)
+                try:
+                    result.save(self.folder)
+                except OSError as error:
+                    warn(f"{self.folder} cannot be written ({error.strerror}); this evaluation is in the metrics only")
             metrics |= {f"{prefix}loss_depth_{row.depth}": row.loss for row in result.rows}
             metrics |= {f"{prefix}bpb_depth_{row.depth}": row.bits_per_byte for row in result.rows}
         for sink in sinks:

@@ -36,7 +36,7 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
     abstract = program.lm.abstract(program.mesh)
     if is_official(path):
         folder = HFFolder(path)
-        theirs = folder.adapter.model(folder.config)
+        theirs = folder.model()
         _check_fit(path, FunctionalLM(theirs).shapes, abstract)
         on_host = folder.params(theirs, jnp.float32)
         params = jax.tree.map(_place, on_host, abstract)

@@ -2,11 +2,13 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +223,36 @@ def test_every_sink_is_a_sink(tmp_path: Path) -> None:
     for sink in sinks:
         sink.write(1, {"train/loss": 1.0})
         sink.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_lines_wait_for_a_disk_that_is_full(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sinks: list[Sink] = [
+        JsonlSink(disk / "metrics.jsonl", resume_step=0),
+        TensorBoardSink(disk / "tensorboard", resume_step=0),
+    ]
+    (disk / "filling").write_bytes(bytes(shutil.disk_usage(disk).free))
+    for step in range(1, 3000):
+        for sink in sinks:
+            sink.write(step, {"train/loss": 1 / step})
+    sinks[1].close()
+    assert len(read_metrics(disk / "metrics.jsonl")) < 200
+    (disk / "filling").unlink()
+    sinks[0].close()
+    assert [row["step"] for row in read_metrics(disk / "metrics.jsonl")] == list(range(1, 3000))
+    first, second = capsys.readouterr().err.splitlines()
+    assert {first, second} == {
+        f"looplm: {disk}/metrics.jsonl cannot be written (No space left on device); its lines wait in memory until "
+        "it can",
+        f"looplm: {disk}/tensorboard cannot be written (No space left on device); some steps will be missing there",
+    }

@@ -41,6 +41,6 @@ def kind_of(config: dict[str, Any]) -> str | None:
 def find(config: dict[str, Any]) -> Adapter:
     """The adapter of an official config. Raises UserError for a family that is not known."""
     kind = kind_of(config)
-    if kind not in ADAPTERS:
+    if not isinstance(kind, str) or kind not in ADAPTERS:
         raise UserError(f"a model of kind {kind!r} is not known; looplm reads {', '.join(ADAPTERS)}")
     return ADAPTERS[kind]
