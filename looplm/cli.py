@@ -197,7 +197,7 @@ def eval(
     workdir: Workdir,
     step: Step = None,
     depths: Annotated[str | None, typer.Option(help="Depths to score, e.g. 1,2,4,8.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
+    data: Annotated[str | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     ema: Ema = False,
     compiled: Compiled = None,

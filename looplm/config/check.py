@@ -8,8 +8,10 @@ vocabulary fit?) are where the data is opened.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from looplm.config.schema import (
+    Chains,
     ConcatInjection,
     DiagonalInjection,
     EmbeddingState,
@@ -17,6 +19,7 @@ from looplm.config.schema import (
     FixedDepth,
     GateImprovement,
     InputState,
+    Maze,
     NoInjection,
     Optim,
     Run,
@@ -122,10 +125,11 @@ def _model(run: Run) -> Iterator[str]:
             "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
             "use model.attention_mask=causal, which is the same without one"
         )
-    if model.attention_mask == "full":
+    data = [source.data for source in run.data.sources] + [run.data.validation] * (run.data.validation is not None)
+    if model.attention_mask == "full" and not all(getattr(part, "in_place", False) for part in data):
         yield (
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal"
+            "use model.attention_mask=causal, or tasks with in_place=true only"
         )
 
 
@@ -219,17 +223,62 @@ def _schedule(run: Run) -> Iterator[str]:
 
 
 def _held_out(run: Run) -> Iterator[str]:
-    train, validation = run.data.train, run.data.validation
-    if validation is not None and Path(train).resolve() == Path(validation).resolve():
-        yield (
-            f"data.validation={validation} is the folder of data.train={train}: nothing would be held out; "
-            "give other data, or data.validation=null"
-        )
+    validation = run.data.validation
+    for source in run.data.sources:
+        if isinstance(validation, str) and isinstance(source.data, str):
+            if _place(validation) == _place(source.data):
+                yield (
+                    f"data.validation={validation} is the folder of data.train={source.data}: nothing would be held "
+                    "out; give other data, or data.validation=null"
+                )
+        elif (
+            validation is not None
+            and not isinstance(validation, str)
+            and _examples(validation) == _examples(source.data)
+        ):
+            yield (
+                f"data.validation={validation.kind} has the examples of data.train: nothing would be held out; "
+                f"give data.validation another {'part' if 'part' in type(validation).model_fields else 'seed'}"
+            )
+
+
+def _place(folder: str) -> object:
+    return folder.partition("?")[0].rstrip("/") if "://" in folder else Path(folder).resolve()
+
+
+def _examples(task: Any) -> Any:
+    """Which examples a task has, but for how many."""
+    return task.model_copy(update={"num_examples": 1}) if hasattr(task, "num_examples") else task
+
+
+def _mixture(run: Run) -> Iterator[str]:
+    sources = run.data.sources
+    names = [source.name for source in sources]
+    if not sources:
+        yield "data.train=[] holds no source; name at least one"
+    if len(set(names)) < len(names):
+        yield f"data.train has two sources of one name, among {', '.join(names)}; every name needs to be another"
+    for step in sorted({step for source in sources for step in source.changes}):
+        if step >= run.num_steps:
+            yield (
+                f"data.train has a weight from step {step} on, and num_steps={run.num_steps} ends before it; "
+                "take it out, or train longer"
+            )
+        elif not any(source.weight_at(step) for source in sources):
+            yield f"data.train gives no source a weight at step {step}; give one of {', '.join(names)} more than 0"
+
+
+def _tasks(run: Run) -> Iterator[str]:
+    for task in (*(source.data for source in run.data.sources), run.data.validation):
+        if isinstance(task, Chains) and task.min_hops > task.max_hops:
+            yield f"min_hops={task.min_hops} of the chains is above max_hops={task.max_hops}; swap them"
+        if isinstance(task, Maze) and task.min_path > task.max_path:
+            yield f"min_path={task.min_path} of the mazes is above max_path={task.max_path}; swap them"
 
 
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
-    _heads, _model, _value_embedding, _input, _batch, _held_out, _depth, _objective, _eval, _keep_best, _rates,
-    _schedule,
+    _heads, _model, _value_embedding, _input, _batch, _held_out, _mixture, _tasks, _depth, _objective, _eval,
+    _keep_best, _rates, _schedule,
 )  # fmt: skip
 
 

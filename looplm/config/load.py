@@ -147,8 +147,8 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     variants = _variants(cls, last)
     if last == "kind":
         node.clear()  # another variant of a union has other fields
-    elif isinstance(value, str) and any("kind" in variant.model_fields for variant in variants):
-        value = {"kind": value}
+    elif isinstance(value, str) and (kinds := [_kind(v) for v in variants if "kind" in v.model_fields]):
+        value = {"kind": value} if value in kinds or not _takes_text(cls, last) else value
     node[last] = value
 
 
@@ -158,7 +158,7 @@ def _child_class(cls: type[BaseModel] | None, name: str, node: dict[str, Any], p
     if not variants:
         raise UserError(f"{_join(prefix, name)} is a value, not a section; set it as --set {_join(prefix, name)}=...")
     kind = node[name].get("kind") if isinstance(node.get(name), dict) else None
-    return next((v for v in variants if kind is not None and v.model_fields["kind"].default == kind), variants[0])
+    return next((v for v in variants if kind is not None and _kind(v) == kind), variants[0])
 
 
 def _require(cls: type[BaseModel] | None, name: str, prefix: str) -> None:
@@ -166,17 +166,26 @@ def _require(cls: type[BaseModel] | None, name: str, prefix: str) -> None:
         raise UserError(f"{_join(prefix, name)}: unknown key{_nearest(name, cls, prefix)}")
 
 
-def _variants(cls: type[BaseModel] | None, name: str) -> list[type[BaseModel]]:
-    """The sections that field `name` may hold: none for a value, several for a union."""
+def _variants(cls: type[BaseModel] | None, name: str, inside: type | None = None) -> list[type[BaseModel]]:
+    """The sections that field `name` may hold: none for a value, several for a union; or those `inside` its tuples."""
+    found = []
+    for annotation in _forms(cls.model_fields[name].annotation) if cls is not None else ():
+        if inside is not None and get_origin(annotation) is inside:
+            found += [form for argument in get_args(annotation) for form in _forms(argument)]
+        elif inside is None:
+            found.append(annotation)
+    return [form for form in found if isinstance(form, type) and issubclass(form, Section)]
 
-    def sections(annotation: Any) -> Iterator[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            yield annotation
-        elif get_origin(annotation) in (Union, UnionType, Annotated):
-            for argument in get_args(annotation):
-                yield from sections(argument)
 
-    return list(sections(cls.model_fields[name].annotation)) if cls is not None else []
+def _takes_text(cls: type[BaseModel] | None, name: str) -> bool:
+    return cls is not None and str in _forms(cls.model_fields[name].annotation)
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """The types that a union holds, whatever they are wrapped in."""
+    if get_origin(annotation) not in (Union, UnionType, Annotated):
+        return [annotation]
+    return [form for argument in get_args(annotation) for form in _forms(argument)]
 
 
 def _nearest(name: str, cls: type[BaseModel], prefix: str) -> str:
@@ -190,18 +199,21 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line per fault of a pydantic error, in looplm's words."""
     lines = []
     for fault in error.errors():
-        cls, path = root, []
-        for part in fault["loc"][:-1]:
-            variants = _variants(cls, str(part)) if str(part) in cls.model_fields else []
-            if variants:
-                cls = variants[0]
-                path.append(str(part))
-            elif str(part) in cls.model_fields:
-                path.append(str(part))  # an element of a list
+        # Marks that tell the forms of a value apart ("<folder>") are not part of the key.
+        location = [str(part) for part in fault["loc"] if not str(part).startswith("<")]
+        cls, path, variants, elements = root, [], [], []
+        for part in location[:-1]:
+            if part in cls.model_fields:
+                path.append(part)
+                variants, elements = _variants(cls, part), _variants(cls, part, inside=tuple)
+                cls = variants[0] if variants else cls
+            elif part.isdigit() and elements:
+                path.append(part)
+                cls = elements[0]
             else:
                 # pydantic inserts the tag of a union into the location; it is not part of the key.
-                cls = _tagged(root, path, str(part)) or cls
-        name, prefix = str(fault["loc"][-1]) if fault["loc"] else root.__name__, ".".join(path)
+                cls = next((v for v in variants if "kind" in v.model_fields and _kind(v) == part), cls)
+        name, prefix = location[-1] if location else root.__name__, ".".join(path)
         if fault["type"] == "extra_forbidden":
             lines.append(f"{_join(prefix, name)}: unknown key{_nearest(name, cls, prefix)}")
         elif fault["type"] == "missing":
@@ -212,13 +224,8 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     return "; ".join(lines)
 
 
-def _tagged(root: type[BaseModel], path: Sequence[str], tag: str) -> type[BaseModel] | None:
-    cls: type[BaseModel] = root
-    variants: list[type[BaseModel]] = []
-    for part in path:
-        variants = _variants(cls, part)
-        cls = variants[0]
-    return next((v for v in variants if "kind" in v.model_fields and v.model_fields["kind"].default == tag), None)
+def _kind(variant: type[BaseModel]) -> str:
+    return str(variant.model_fields["kind"].default)
 
 
 def _class_named(title: str) -> type[BaseModel]:

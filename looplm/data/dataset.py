@@ -1,11 +1,12 @@
 """Open, check and read a token dataset made by `writer`.
 
 Opening reads the manifest and compares it with the disk; digests are checked only by `verify`. Files are memory-mapped
-when first read, and not pickled, so a dataset can be sent to another process. Deliberately absent: windows, order,
-batches, and folders that are not on a local disk.
+when first read, and not pickled, so a dataset can be sent to another process. A folder at an address (s3://bucket/name)
+is read through `remote`. Deliberately absent: windows, order, batches.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,34 +24,59 @@ from looplm.data.manifest import (
     mask_name,
     shard_name,
 )
+from looplm.data.remote import RemoteArray, RemoteFolder, is_remote
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
 _REBUILD = "build it again with `looplm data build`"
 _CHECK_STRIDE = 1 << 20
+_LARGE = ("tokens-", "mask-")
+"""Files that are read piece by piece."""
+DEFAULT_CACHE_BYTES = 100e9
+_Files = Sequence[np.ndarray | RemoteArray]
 
 
 class TokenDataset:
     """A dataset folder: one stream of tokens, cut into documents. Made by `TokenDataset.open`."""
 
-    def __init__(self, path: Path, manifest: Manifest, fingerprint: str) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, fingerprint: str, remote: RemoteFolder | None, cache_bytes: float
+    ) -> None:
         self.path = path
+        """The folder, or that of the copies of its files."""
+        self.location = remote.location if remote else str(path)
+        """Where it is, for people."""
         self.manifest = manifest
         self.fingerprint = fingerprint
         """SHA-256 (hex) of the manifest, which holds the digest of every file: equal means the same dataset."""
+        self._remote = remote
+        large = sum(entry.size for prefix in _LARGE for entry in self._entries(prefix))
+        self._blocks = path / "blocks" if remote and large <= cache_bytes else None
 
     @classmethod
-    def open(cls, path: Path | str) -> "TokenDataset":
-        """Open a folder. Raises UserError unless it is a complete dataset whose files have the sizes they should."""
-        path = Path(path)
-        data = _read_manifest(path)
-        dataset = cls(path, Manifest.parse(data, path / MANIFEST_FILE), hashlib.sha256(data).hexdigest())
+    def open(
+        cls, path: Path | str, *, cache: Path | None = None, cache_bytes: float = DEFAULT_CACHE_BYTES
+    ) -> "TokenDataset":
+        """Open a folder on a disk or at an address.
+
+        Args:
+            cache: where files of addresses are copied to; by default a folder in the user's cache.
+            cache_bytes: tokens of an address are kept there if all of them fit into so many bytes.
+
+        Raises UserError unless it is a complete dataset whose files have the sizes they should.
+        """
+        remote = RemoteFolder(str(path)) if is_remote(path) else None
+        data = _read_remote_manifest(remote) if remote else _read_manifest(Path(path))
+        fingerprint = hashlib.sha256(data).hexdigest()
+        folder = (cache or default_cache()) / "datasets" / fingerprint[:16] if remote else Path(path)
+        manifest = Manifest.parse(data, Path(remote.location if remote else path) / MANIFEST_FILE)
+        dataset = cls(folder, manifest, fingerprint, remote, cache_bytes)
         dataset._check_sizes()
         dataset._check_offsets()
         return dataset
 
     def __repr__(self) -> str:
-        return f"TokenDataset({str(self.path)!r}, num_tokens={self.num_tokens}, num_documents={self.num_documents})"
+        return f"TokenDataset({self.location!r}, num_tokens={self.num_tokens}, num_documents={self.num_documents})"
 
     def __getstate__(self) -> dict[str, Any]:
         maps = ("_shards", "_masks", "document_offsets", "document_bytes", "document_sources")
@@ -98,12 +124,12 @@ class TokenDataset:
         """Load the tokenizer the dataset was made with. Raises UserError if there is none or the file was exchanged."""
         if self.manifest.tokenizer_file is None:
             raise UserError(
-                f"dataset {self.path} was taken over without a tokenizer; "
+                f"dataset {self.location} was taken over without a tokenizer; "
                 "build it again with --tokenizer to read its tokens as text"
             )
-        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file)
+        tokenizer = Tokenizer.load(self._file(self.manifest.tokenizer_file))
         if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
-            raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.path} was made with; {_REBUILD}")
+            raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.location} was made with; {_REBUILD}")
         return tokenizer
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
@@ -120,24 +146,51 @@ class TokenDataset:
         """
         return self._slice(self._masks, start, stop) if self.manifest.has_loss_mask else None
 
-    def _slice(self, files: list[np.ndarray], start: int, stop: int) -> np.ndarray:
+    def read_many(self, starts_N: np.ndarray, stops_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Return `tokens` and `loss_mask` of many stretches; at an address, all of them travel together."""
+        ranges = list(zip(starts_N.tolist(), stops_N.tolist(), strict=True))
+        tokens = self._slices(self._shards, ranges)
+        masks = self._slices(self._masks, ranges) if self.manifest.has_loss_mask else [None] * len(ranges)
+        return list(zip(tokens, masks, strict=True))
+
+    def _slice(self, files: _Files, start: int, stop: int) -> np.ndarray:
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}..{stop} of {self!r}")
-        parts: list[np.ndarray] = []
-        while start < stop or not parts:
-            # Every file but the last holds the same number of tokens.
-            number, begin = divmod(start, files[0].size) if start < stop else (0, 0)
-            parts.append(files[number][begin : begin + stop - start])
-            start += max(parts[-1].size, 1)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._slices(files, [(start, stop)])[0]
+
+    def _slices(self, files: _Files, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        # Every file but the last holds the same number of tokens.
+        size = files[0].size
+        if size == self.num_tokens and isinstance(files[0], np.ndarray):
+            return [files[0][start:stop] for start, stop in ranges]
+
+        def over(start: int, stop: int) -> range:
+            """The files that a stretch lies in."""
+            return range(start // size, (stop - 1) // size + 1) if start < stop else range(0)
+
+        wanted: list[list[tuple[int, int]]] = [[] for _ in files]
+        for start, stop in ranges:
+            for number in over(start, stop):
+                wanted[number].append((max(start - number * size, 0), min(stop - number * size, size)))
+        found = [iter(_read(file, parts)) for file, parts in zip(files, wanted, strict=True)]
+        slices = []
+        for start, stop in ranges:
+            parts = [next(found[number]) for number in over(start, stop)]
+            slices.append(parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else files[0][0:0])
+        return slices
 
     def verify(self) -> None:
         """Recompute the digest of every file. Raises UserError naming the first file that was changed."""
         for entry in self.manifest.files:
-            with (self.path / entry.name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if self._remote is not None:
+                digest = self._remote.digest(entry.name, entry.size)
+            else:
+                with (self.path / entry.name).open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise UserError(f"{self.path / entry.name} was changed or damaged (its SHA-256 differs); {_REBUILD}")
+                raise UserError(
+                    f"{self.location}/{entry.name} was changed or damaged (its SHA-256 differs); {_REBUILD}"
+                )
 
     @property
     def has_tokenizer(self) -> bool:
@@ -149,47 +202,68 @@ class TokenDataset:
         if tokenizer is None or not self.has_tokenizer:
             if tokenizer is not None or self.has_tokenizer:
                 raise UserError(
-                    f"dataset {self.path} has {'a' if self.has_tokenizer else 'no'} tokenizer and the other data "
+                    f"dataset {self.location} has {'a' if self.has_tokenizer else 'no'} tokenizer and the other data "
                     f"{'no' if self.has_tokenizer else 'a'} one; build both with --tokenizer, or both without"
                 )
         elif tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(
-                f"dataset {self.path} was made with another tokenizer than {tokenizer.path}; "
+                f"dataset {self.location} was made with another tokenizer than {tokenizer.path}; "
                 "use the one in its folder, or build the dataset again with yours"
             )
+
+    @property
+    def name(self) -> str:
+        """The last part of where it is."""
+        return self.location.rpartition("/")[2]
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise UserError unless a model with `vocab_size` embeddings knows every token."""
         if vocab_size < self.vocab_size:
             raise UserError(
-                f"model.vocab_size={vocab_size} is below the {self.vocab_size} pieces of dataset {self.path}; "
+                f"model.vocab_size={vocab_size} is below the {self.vocab_size} pieces of dataset {self.location}; "
                 f"set it to {self.vocab_size} or more"
             )
 
     @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [self._map(entry.name, self.dtype) for entry in self._entries("tokens-")]
+    def _shards(self) -> _Files:
+        return [self._large(entry, self.dtype) for entry in self._entries("tokens-")]
 
     @cached_property
-    def _masks(self) -> list[np.ndarray]:
-        return [self._map(entry.name, np.dtype("u1")) for entry in self._entries("mask-")]
+    def _masks(self) -> _Files:
+        return [self._large(entry, np.dtype("u1")) for entry in self._entries("mask-")]
+
+    def _large(self, entry: FileEntry, dtype: np.dtype) -> np.ndarray | RemoteArray:
+        if self._remote is None:
+            return self._map(entry.name, dtype)
+        blocks = self._blocks / entry.name if self._blocks else None
+        return RemoteArray(self._remote, entry.name, entry.size, dtype, blocks)
 
     def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         # As a plain array: slicing np.memmap objects costs several times more.
-        return np.memmap(self.path / name, dtype, mode="r").view(np.ndarray)
+        return np.memmap(self._file(name), dtype, mode="r").view(np.ndarray)
+
+    def _file(self, name: str) -> Path:
+        """The file on a disk; copied there before if it is a remote one."""
+        if self._remote is None:
+            return self.path / name
+        (entry,) = (entry for entry in self.manifest.files if entry.name == name)
+        return self._remote.copy(name, entry.size, entry.sha256, self.path)
 
     def _entries(self, prefix: str) -> Sequence[FileEntry]:
         return [entry for entry in self.manifest.files if entry.name.startswith(prefix)]
 
     def _check_sizes(self) -> None:
         if self.num_tokens == 0 or self.num_documents == 0:
-            raise UserError(f"dataset {self.path} holds no token; {_REBUILD} from files with text")
-        for entry in self.manifest.files:
-            file = self.path / entry.name
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry.size:
-                found = "is missing" if size is None else f"has {size} bytes instead of {entry.size}"
-                raise UserError(f"{file} {found}; copy the dataset again, or {_REBUILD}")
+            raise UserError(f"dataset {self.location} holds no token; {_REBUILD} from files with text")
+        if self._remote is not None:
+            self._remote.check_sizes({entry.name: entry.size for entry in self.manifest.files})
+        else:
+            for entry in self.manifest.files:
+                file = self.path / entry.name
+                size = file.stat().st_size if file.is_file() else None
+                if size != entry.size:
+                    found = "is missing" if size is None else f"has {size} bytes instead of {entry.size}"
+                    raise UserError(f"{file} {found}; copy the dataset again, or {_REBUILD}")
         sizes = {entry.name: entry.size for entry in self.manifest.files}
         shards, masks = self._entries("tokens-"), self._entries("mask-")
         expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1)}
@@ -213,6 +287,24 @@ class TokenDataset:
             right = right and bool(np.all(part[1:] > part[:-1]))
         if not right:
             raise UserError(f"{self.path / DOCUMENTS_FILE} does not divide the tokens into documents; {_REBUILD}")
+
+
+def default_cache() -> Path:
+    """The folder for copies of remote data: $XDG_CACHE_HOME/looplm, or ~/.cache/looplm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "looplm"
+
+
+def _read(file: np.ndarray | RemoteArray, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    if isinstance(file, RemoteArray):
+        return file.read_many(ranges)
+    return [file[start:stop] for start, stop in ranges]
+
+
+def _read_remote_manifest(remote: RemoteFolder) -> bytes:
+    data = remote.read(MANIFEST_FILE)
+    if data is None:
+        raise UserError(f"{remote.location} has no {MANIFEST_FILE}: it is not a dataset; copy one there")
+    return data
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -1,9 +1,9 @@
-"""Which windows a training step reads: a function of (seed, step), with nothing stored.
+"""The order in which the windows of a source are read: a function of (seed, how many were read), with nothing stored.
 
 An epoch is a permutation of all windows, computed number by number: a Feistel network permutes the smallest domain of
 an even number of bits that holds them, and numbers that fall outside are sent through again until they fall inside
-(cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Seeking is free and the state of the
-data is the step. Deliberately absent: reading, and mixtures of several datasets.
+(cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Seeking is free. Deliberately absent:
+reading, and which source's turn it is (`schedule`).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 _NUM_ROUNDS = 8
 
 
-def permute(index: np.ndarray | int, size: int, seed: int, epoch: int = 0) -> np.ndarray:
+def permute(index: np.ndarray | int, size: int, seed: int | str, epoch: int = 0) -> np.ndarray:
     """Send numbers below `size` through the permutation of (seed, epoch); int64, the shape of `index`.
 
     The same on every machine. Takes any size up to 2**62. Raises IndexError for a number outside 0..size-1.
@@ -30,35 +30,18 @@ def permute(index: np.ndarray | int, size: int, seed: int, epoch: int = 0) -> np
     return values.astype(np.int64).reshape(index.shape)
 
 
-class EpochIndex:
-    """Window numbers of every step: one permutation after another, cut into batches across their borders."""
+def shuffled(numbers: np.ndarray, size: int, seed: int | str) -> np.ndarray:
+    """Return what the numbers-th readings of an endless shuffle of `size` things are; int64, the shape of `numbers`.
 
-    def __init__(self, num_windows: int, seed: int, batch_size: int) -> None:
-        """Raises ValueError unless there is a window and a row."""
-        if num_windows < 1 or batch_size < 1:
-            raise ValueError(f"num_windows={num_windows} and batch_size={batch_size} must be positive")
-        self.num_windows = num_windows
-        self.seed = seed
-        self.batch_size = batch_size
-
-    def __repr__(self) -> str:
-        return f"EpochIndex(num_windows={self.num_windows}, seed={self.seed}, batch_size={self.batch_size})"
-
-    def batch(self, step: int) -> np.ndarray:
-        """Return the windows of the global batch of `step`, counted from 0: (B,) int64.
-
-        In every run of `num_windows` rows that begins at a multiple of it, each window occurs once.
-        """
-        # In Python integers: step * batch_size may be beyond 64 bits, each part below is not.
-        epoch, start = divmod(int(step) * self.batch_size, self.num_windows)
-        parts = []
-        remaining = self.batch_size
-        while remaining:
-            count = min(remaining, self.num_windows - start)
-            parts.append(permute(np.arange(start, start + count), self.num_windows, self.seed, epoch))
-            remaining -= count
-            epoch, start = epoch + 1, 0
-        return np.concatenate(parts)
+    Epoch after epoch, each a permutation of its own: in every run of `size` numbers that begins at a multiple of it,
+    each thing occurs once.
+    """
+    epochs, places = np.divmod(np.asarray(numbers, np.int64), size)
+    things = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        things[here] = permute(places[here], size, seed, epoch)
+    return things
 
 
 def _feistel(values: np.ndarray, half_bits: int, keys: list[np.uint64]) -> np.ndarray:
@@ -66,18 +49,18 @@ def _feistel(values: np.ndarray, half_bits: int, keys: list[np.uint64]) -> np.nd
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (scramble(right ^ key) & mask)
     return (left << shift) | right
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def scramble(values: np.ndarray) -> np.ndarray:
     """Scramble 64 bits (the finalizer of splitmix64); multiplication wraps on purpose."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+def _round_keys(seed: int | str, epoch: int) -> list[np.uint64]:
     # A hash, so that neighbouring seeds and epochs have nothing in common.
     digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return list(np.frombuffer(digest, "<u8").astype(np.uint64))

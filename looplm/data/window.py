@@ -1,8 +1,11 @@
 """Cut the token stream of a dataset into windows of S tokens, by index arithmetic.
 
 Window i holds tokens i*S .. i*S+S-1, whatever documents they belong to; segments keep the documents apart, and nothing
-is dropped, packed or remembered. Deliberately absent: the order of windows (`index`) and batches (`loader`).
+is dropped, packed or remembered. Deliberately absent: windows of whole documents (`packing`), the order of windows
+(`index`) and batches (`loader`).
 """
+
+from typing import Protocol
 
 import numpy as np
 
@@ -13,80 +16,176 @@ IGNORED = -100
 """Label of a position that is not scored."""
 
 
-def num_windows(dataset: TokenDataset, sequence_length: int, *, complete_only: bool) -> int:
-    """Return how many windows of `sequence_length` tokens the dataset has.
+class Windows(Protocol):
+    """What a source gives: windows that are known by their number. Sent to other processes, so it pickles."""
 
-    Training (`complete_only`) takes windows whose every token has a successor in the stream: S + 1 tokens. Evaluation
-    takes all: each token is in exactly one window, the last of which is padded.
-    """
-    if complete_only:
-        return (dataset.num_tokens - 1) // sequence_length
-    return -(-dataset.num_tokens // sequence_length)
+    @property
+    def fingerprint(self) -> str:
+        """Equal means the same windows, token for token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token is below this."""
+
+    @property
+    def padding(self) -> float:
+        """Share of positions that hold no token, over all windows."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`."""
 
 
-def read_windows(dataset: TokenDataset, window_ids_B: np.ndarray, sequence_length: int) -> dict[str, np.ndarray]:
+class SplitWindows:
+    """The windows of a dataset that have all their labels: S + 1 tokens of the stream each."""
+
+    padding = 0.0
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        """Raises UserError when there is no window."""
+        self.dataset, self.sequence_length = dataset, sequence_length
+        if len(self) == 0:
+            raise UserError(
+                f"dataset {dataset.location} has {dataset.num_tokens} tokens, but a window of data.sequence_length="
+                f"{sequence_length} needs {sequence_length + 1}; use at most {max(dataset.num_tokens - 1, 1)} or more "
+                "text"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        return self.dataset.vocab_size
+
+    def __len__(self) -> int:
+        return (self.dataset.num_tokens - 1) // self.sequence_length
+
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        return read_windows(self.dataset, window_ids_B, self.sequence_length)
+
+
+class AllWindows:
+    """The windows that hold every token of a dataset, each in exactly one; the last is padded. With documents."""
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        self.dataset, self.sequence_length = dataset, sequence_length
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        return self.dataset.vocab_size
+
+    @property
+    def padding(self) -> float:
+        return 1.0 - self.dataset.num_tokens / (len(self) * self.sequence_length)
+
+    def __len__(self) -> int:
+        return (self.dataset.num_tokens - 1) // self.sequence_length + 1
+
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        return read_windows(self.dataset, window_ids_B, self.sequence_length, with_documents=True)
+
+
+def read_windows(
+    dataset: TokenDataset, window_ids_B: np.ndarray, sequence_length: int, *, with_documents: bool = False
+) -> dict[str, np.ndarray]:
     """Read windows as int32 arrays (B, S). A window past the end of the stream is padding.
 
     tokens     the window; 0 where padded
-    labels     the next token; -100 where it belongs to another document, does not exist, or the token is padding
+    labels     the next token; -100 where it belongs to another document, is not to be learnt (loss mask), does not
+               exist, or the token is padding
     segments   number of the document within the window, from 1; 0 where padded
     positions  distance from the start of the document, or of the window if that is later
-    documents  number of the document in the dataset; -1 where padded
+    documents  number of the document in the dataset; -1 where padded (only when asked for)
 
     Raises UserError for a token that is not below the manifest's vocabulary size, which JAX would clamp silently.
     """
+    S = sequence_length
     ids_B = np.asarray(window_ids_B, np.int64)
-    num_rows, num_columns = ids_B.size, sequence_length + 1  # one more column for the last label
-    first_B = ids_B * sequence_length
-    count_B = np.clip(dataset.num_tokens - first_B, 0, num_columns)
+    B = ids_B.size
+    first_B = ids_B * S
+    # One token more than a window has, for the last label.
+    count_B = np.clip(dataset.num_tokens - first_B, 0, S + 1)
+    tokens_BS, labels_BS = np.zeros((B, S), np.int32), np.full((B, S), IGNORED, np.int32)
+    for row, (stream, mask) in enumerate(dataset.read_many(first_B, first_B + count_B)):
+        copy_labelled(stream, mask, tokens_BS[row], labels_BS[row])
+    check_range(dataset, tokens_BS, labels_BS, ids_B)
 
-    stream_BS = np.zeros((num_rows, num_columns), np.int32)
-    for row, (first, count) in enumerate(zip(first_B.tolist(), count_B.tolist(), strict=True)):
-        if count:
-            stream_BS[row, :count] = dataset.tokens(first, first + count)
-    _check_range(dataset, stream_BS, ids_B)
-
-    column_S = np.arange(num_columns, dtype=np.int32)
-    real_BS = column_S < count_B[:, None]
-    starts_BS, first_document_B = _document_starts(dataset, first_B, count_B, num_columns)
-    # Documents are not empty, so every start in the window is the next document.
-    number_BS = np.cumsum(starts_BS, axis=1, dtype=np.int32)
-    positions_BS = column_S - np.maximum.accumulate(np.where(starts_BS, column_S, 0), axis=1)
-    next_is_same_BS = real_BS[:, 1:] & ~starts_BS[:, 1:]
-
-    real_BS, number_BS = real_BS[:, :-1], number_BS[:, :-1]
-    return {
-        "tokens": np.where(real_BS, stream_BS[:, :-1], 0),
-        "labels": np.where(next_is_same_BS, stream_BS[:, 1:], IGNORED),
-        "segments": np.where(real_BS, number_BS + 1, 0),
-        "positions": np.where(real_BS, positions_BS[:, :-1], 0),
-        "documents": np.where(real_BS, first_document_B[:, None] + number_BS, -1),
-    }
-
-
-def _document_starts(
-    dataset: TokenDataset, first_B: np.ndarray, count_B: np.ndarray, num_columns: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mark the documents that start after the first column, (B, columns) bool, and give the first column's document."""
     offsets = dataset.document_offsets
     # In the offsets' own type: searchsorted would otherwise convert the whole mapped file at every call.
     last_B = first_B + np.maximum(count_B, 1) - 1
-    first_document_B = np.searchsorted(offsets, first_B.astype(offsets.dtype), side="right") - 1
-    last_document_B = np.searchsorted(offsets, last_B.astype(offsets.dtype), side="right") - 1
-    starts_BS = np.zeros((first_B.size, num_columns), bool)
-    for row in np.flatnonzero((last_document_B > first_document_B) & (count_B > 0)):
-        starts = offsets[first_document_B[row] + 1 : last_document_B[row] + 1].astype(np.int64) - first_B[row]
-        starts_BS[row, starts] = True
-    return starts_BS, first_document_B.astype(np.int32)
+    document_B = np.searchsorted(offsets, first_B.astype(offsets.dtype), side="right") - 1
+    starts_B = np.searchsorted(offsets, last_B.astype(offsets.dtype), side="right") - 1 - document_B
+    starts_B[count_B == 0] = 0
+    # Every document that starts behind the first column, row by row: number in the window (from 1), and column.
+    row_N = np.repeat(np.arange(B), starts_B)
+    number_N = np.arange(1, row_N.size + 1) - (np.cumsum(starts_B) - starts_B)[row_N]
+    column_N = offsets[document_B[row_N] + number_N].astype(np.int64) - first_B[row_N]
+    labels_BS[row_N, column_N - 1] = IGNORED
+
+    inside = column_N < S
+    row_N, number_N, column_N = row_N[inside], number_N[inside], column_N[inside]
+    padded_B = np.flatnonzero(count_B < S)
+    windows_B = np.arange(B)
+    runs = [(windows_B, 0 * windows_B, 0 * windows_B), (row_N, column_N, number_N)]
+    if padded_B.size:
+        runs.append((padded_B, count_B[padded_B], np.full(padded_B.size, -1)))
+    row_N, column_N, number_N = (np.concatenate(part) for part in zip(*runs, strict=True))
+    start_N = row_N * S + column_N
+    order = np.argsort(start_N, kind="stable")
+    batch = {"tokens": tokens_BS, "labels": labels_BS}
+    batch |= in_runs(start_N[order], number_N[order] + 1, (B, S))
+    if with_documents:
+        document_N = np.where(number_N >= 0, document_B[row_N] + number_N, -1)
+        lengths_N = np.diff(start_N[order], append=B * S)
+        batch["documents"] = np.repeat(document_N[order].astype(np.int32), lengths_N).reshape(B, S)
+    return batch
 
 
-def _check_range(dataset: TokenDataset, stream_BS: np.ndarray, ids_B: np.ndarray) -> None:
-    # Negative ids too: a uint32 above 2**31 - 1 became one.
-    bad_BS = stream_BS.view(np.uint32) >= dataset.vocab_size
-    if bad_BS.any():
-        row = int(np.flatnonzero(bad_BS.any(axis=1))[0])
-        value = int(stream_BS.view(np.uint32)[row][bad_BS[row]][0])
-        raise UserError(
-            f"dataset {dataset.path} holds token {value} in window {ids_B[row]}, which is not below its vocabulary of "
-            f"{dataset.vocab_size}: the file is damaged; build the dataset again"
-        )
+def copy_labelled(stream: np.ndarray, mask: np.ndarray | None, tokens_S: np.ndarray, labels_S: np.ndarray) -> None:
+    """Copy a stretch of tokens to the front of a row, and each but the first, if it is to be learnt, as a label."""
+    inside = stream[: tokens_S.size]
+    tokens_S[: inside.size] = inside
+    following = stream[1:]
+    labels_S[: following.size] = following
+    if mask is not None:
+        labels_S[: following.size][mask[1:] == 0] = IGNORED
+
+
+def in_runs(start_N: np.ndarray, segment_N: np.ndarray, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Number the positions of a batch: segments and positions, (B, S) int32.
+
+    Args:
+        start_N: where runs of one segment start in the flat batch; ascending, every row starts one. A run of no length
+            is passed over.
+        segment_N: their segments; 0 is padding.
+    """
+    size = shape[0] * shape[1]
+    lengths_N = np.diff(start_N, append=size)
+    segments = np.repeat(segment_N.astype(np.int32), lengths_N)
+    positions = np.arange(size, dtype=np.int32) - np.repeat(start_N.astype(np.int32), lengths_N)
+    if segment_N.size and segment_N.min() == 0:
+        positions *= segments > 0
+    return {"segments": segments.reshape(shape), "positions": positions.reshape(shape)}
+
+
+def check_range(dataset: TokenDataset, tokens_BS: np.ndarray, labels_BS: np.ndarray, ids_B: np.ndarray) -> None:
+    """Raise UserError for a token or label of window `ids_B[row]` that is not below the dataset's vocabulary size."""
+    vocab_size = dataset.vocab_size
+    if not tokens_BS.size or (max(tokens_BS.max(), labels_BS.max()) < vocab_size and tokens_BS.min() >= 0):
+        return
+    for values_BS in (tokens_BS, labels_BS):
+        # Negative ids too: a uint32 above 2**31 - 1 became one.
+        bad_BS = (values_BS.view(np.uint32) >= vocab_size) & (values_BS != IGNORED)
+        for row in np.flatnonzero(bad_BS.any(axis=1)):
+            raise UserError(
+                f"dataset {dataset.location} holds token {values_BS.view(np.uint32)[row][bad_BS[row]][0]} in window "
+                f"{ids_B[row]}, which is not below its vocabulary of {vocab_size}: the file is damaged; build the "
+                "dataset again"
+            )

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from looplm.config.load import from_json
 from looplm.config.schema import Mesh, Run
-from looplm.data.dataset import TokenDataset
+from looplm.data.held_out import open_held_out
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.depth_sweep import depth_sweep
@@ -25,7 +25,7 @@ def evaluate(
     *,
     step: int | None = None,
     depths: str | None = None,
-    data: Path | None = None,
+    data: str | None = None,
     out: Path | None = None,
     ema: bool = False,
 ) -> Sweep:
@@ -33,7 +33,7 @@ def evaluate(
 
     Args:
         depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
-        data: a token dataset; the run's held-out one when left out.
+        data: folder or address of a token dataset; the run's held-out one when left out.
         out: a second place for the JSON.
         ema: score the moving average of the weights.
 
@@ -43,8 +43,8 @@ def evaluate(
     wanted = parse_depths(depths) if depths is not None else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
-    dataset = TokenDataset.open(_data_folder(run, workdir, data))
-    dataset.check_tokenizer(Tokenizer.find(workdir))
+    held_out = open_held_out(_data(run, workdir, data), run.data)
+    held_out.check_tokenizer(Tokenizer.find(workdir))
 
     mesh = build_mesh(Mesh(data=-1, fsdp=1))
     rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
@@ -55,8 +55,7 @@ def evaluate(
     result = depth_sweep(
         Scorer(lm, mesh, max(wanted)),
         params,
-        dataset,
-        sequence_length=run.data.sequence_length,
+        held_out,
         batch_size=batch_size,
         depths=wanted,
         trained_depth=run.loop.num_loops,
@@ -98,7 +97,9 @@ def print_sweep(result: Sweep, console: Console) -> None:
     )
     for depth, loss, low, high, bits, accuracy in rows:
         name = f"{depth} (trained)" if depth == result.trained_depth else str(depth)
-        table.add_row(name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", f"{bits:.3f}", f"{accuracy:.3f}")
+        table.add_row(
+            name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", "" if bits is None else f"{bits:.3f}", f"{accuracy:.3f}"
+        )
     weights = f"step {result.step}{', averaged weights' * result.ema}"
     console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, {weights}")
     console.print(table)
@@ -122,9 +123,9 @@ def print_sweep(result: Sweep, console: Console) -> None:
         console.print(f"xz -9 on the same bytes: {result.xz_bits_per_byte:.3f} bits/byte")
 
 
-def _data_folder(run: Run, workdir: Path, data: Path | None) -> Path:
+def _data(run: Run, workdir: Path, data: str | None) -> object:
     if data is not None:
         return data
     if run.data.validation is None:
         raise UserError(f"the run in {workdir} names no held-out data (data.validation); give --data DIR")
-    return Path(run.data.validation)
+    return run.data.validation

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from looplm.data.dataset import TokenDataset
+from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
 from looplm.eval.bootstrap import interval, resampled_means
 from looplm.eval.score import Scorer, TokenScores, exit_loops
@@ -61,9 +61,8 @@ class Tally:
 def depth_sweep(
     score: Scorer,
     params: Params,
-    dataset: TokenDataset,
+    held_out: HeldOut,
     *,
-    sequence_length: int,
     batch_size: int,
     depths: Sequence[int],
     trained_depth: int,
@@ -72,7 +71,7 @@ def depth_sweep(
     max_batches: int | None = None,
     with_xz: bool = False,
 ) -> Sweep:
-    """Scores `dataset` at the given depths.
+    """Scores `held_out` at the given depths.
 
     Args:
         score: of at least max(depths) loops.
@@ -84,37 +83,38 @@ def depth_sweep(
         max_batches: read only so many batches, spread over the data.
         with_xz: compress the text for comparison (seconds per 10 MB).
 
-    Raises UserError when the dataset does not fit the model or is empty.
+    Raises UserError when the data do not fit the model.
     """
     config = score.lm.config
-    dataset.check_vocab(config.vocab_size)
+    held_out.check_vocab(config.vocab_size)
     exit_depth = trained_depth if config.exit_gate and trained_depth <= score.num_loops else None
-    tally = Tally(dataset.num_documents, score.num_loops, exit_depth)
-    for batch in eval_batches(dataset, sequence_length=sequence_length, batch_size=batch_size, max_batches=max_batches):
+    tally = Tally(held_out.num_documents, score.num_loops, exit_depth)
+    for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):
         tally.add(batch, score(params, batch))
     tokens = tally.tokens_G.sum()
     columns = np.array(depths) - 1
     loss_R = tally.nll_GR.sum(axis=0) / tokens
-    samples = resampled_means(tally.nll_GR, tally.tokens_G)
+    scored_G = tally.tokens_G > 0
+    samples = resampled_means(tally.nll_GR[scored_G], tally.tokens_G[scored_G])
     low_R, high_R = interval(samples)
     to_depth = min(trained_depth, score.num_loops)
     change_low, change_high = interval(samples[:, columns] - samples[:, [to_depth - 1]])
     gain_low, gain_high = interval(samples[:, min(depths) - 1] - samples[:, to_depth - 1])
-    # Tokens that can be scored (all but every document's first) over bytes: exact also when only a part was scored.
-    tokens_per_byte = (dataset.num_tokens - dataset.num_documents) / dataset.num_bytes
+    # Of all tokens and bytes: exact also when only a part was scored.
+    tokens_per_byte, bits_R = held_out.tokens_per_byte, loss_R[columns] / math.log(2)
     return Sweep(
         step=step,
         ema=ema,
-        data=dataset.path.name,
+        data=held_out.name,
         num_tokens=int(tokens),
-        num_bytes=dataset.num_bytes,
-        num_documents=int((tally.tokens_G > 0).sum()),
+        num_bytes=held_out.num_bytes,
+        num_documents=int(scored_G.sum()),
         depths=list(depths),
         trained_depth=trained_depth,
         loss=loss_R[columns].tolist(),
         loss_low=low_R[columns].tolist(),
         loss_high=high_R[columns].tolist(),
-        bits_per_byte=(loss_R[columns] / math.log(2) * tokens_per_byte).tolist(),
+        bits_per_byte=[None] * len(depths) if tokens_per_byte is None else (bits_R * tokens_per_byte).tolist(),
         accuracy=(tally.correct_R[columns] / tokens).tolist(),
         change_low=change_low.tolist(),
         change_high=change_high.tolist(),
@@ -129,22 +129,25 @@ def depth_sweep(
         exit_histogram=(tally.exit_counts_R / tokens).tolist() if exit_depth else None,
         expected_depth=float(tally.exit_counts_R @ np.arange(1, exit_depth + 1) / tokens) if exit_depth else None,
         exit_loss=tally.exit_nll / float(tokens) if exit_depth else None,
-        xz_bits_per_byte=xz_bits_per_byte(dataset) if with_xz else None,
-        sample=_readable(tally.sample, dataset) if tally.sample else None,
+        xz_bits_per_byte=xz_bits_per_byte(held_out) if with_xz else None,
+        sample=_readable(tally.sample, held_out) if tally.sample else None,
     )
 
 
-def xz_bits_per_byte(dataset: TokenDataset) -> float | None:
-    """What `xz -9` makes of the dataset's text, in bits per byte; None above 64 MiB, where it takes minutes."""
+def xz_bits_per_byte(held_out: HeldOut) -> float | None:
+    """What `xz -9` makes of the text, in bits per byte; None above 64 MiB, where it takes minutes, and without text."""
+    dataset = held_out.dataset
+    if held_out.tokens_per_byte is None or dataset is None or not dataset.has_tokenizer:
+        return None
     if dataset.num_bytes > XZ_LIMIT_BYTES:
         return None
     text = dataset.tokenizer().decode(dataset.tokens(0, dataset.num_tokens)).encode()
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
 
 
-def _readable(sample: dict[str, np.ndarray], dataset: TokenDataset) -> Sample:
+def _readable(sample: dict[str, np.ndarray], held_out: HeldOut) -> Sample:
     return Sample(
-        pieces=dataset.tokenizer().pieces(sample["tokens"]),
+        pieces=held_out.pieces(sample["tokens"]),
         exit_depth=sample["exit_depth"].tolist(),
         loss=sample["loss"].tolist(),
     )

@@ -59,7 +59,7 @@ class Depth(NamedTuple):
     loss: float
     low: float
     high: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     accuracy: float
     change_low: float
     change_high: float
@@ -80,7 +80,8 @@ class Sweep(Stored):
     loss: list[float]
     loss_low: list[float]
     loss_high: list[float]
-    bits_per_byte: list[float]
+    bits_per_byte: list[float | None]
+    """None where no text is scored: tasks, answers only, token files without their texts."""
     accuracy: list[float]
     change_low: list[float]
     change_high: list[float]

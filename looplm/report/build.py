@@ -74,7 +74,8 @@ def _tiles(run: Run, history: History, sweep: Sweep | None) -> dict[str, str]:
     facts = {"steps": f"{history.last_step:,}", "training loss": pieces.number(history.last("train/loss"))}
     if sweep and (trained := sweep.trained):
         facts["held-out loss"] = pieces.number(trained.loss)
-        facts["bits per byte"] = pieces.number(trained.bits_per_byte)
+        if trained.bits_per_byte is not None:
+            facts["bits per byte"] = pieces.number(trained.bits_per_byte)
         facts["next-token accuracy"] = f"{pieces.number(100 * trained.accuracy, 1)} %"
     if (rate := history.median("perf/tokens_per_s")) is not None:
         facts["tokens per second"] = pieces.number(rate, 0)

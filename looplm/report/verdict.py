@@ -100,7 +100,7 @@ def _exits(sweep: Sweep) -> Iterator[Verdict]:
 
 def _compression(sweep: Sweep) -> Iterator[Verdict]:
     trained, xz = sweep.trained, sweep.xz_bits_per_byte
-    if trained is None or not xz:
+    if trained is None or trained.bits_per_byte is None or not xz:
         return
     numbers = f"{trained.bits_per_byte:.3f} bits per byte at depth {trained.depth} against {xz:.3f}"
     if trained.bits_per_byte < xz:

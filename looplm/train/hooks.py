@@ -1,7 +1,7 @@
 """What happens around the steps of a run: their numbers are written, and held-out data is scored."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looplm.config.schema import Run
-from looplm.data.dataset import TokenDataset
+from looplm.data.held_out import HeldOut
 from looplm.errors import warn
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
@@ -33,7 +33,8 @@ class Dispatched(NamedTuple):
     step: int
     metrics: Metrics
     drawn: np.ndarray
-    data_wait_s: float
+    data: Mapping[str, float]
+    """How long its batch was waited for, and what has been read by then."""
 
 
 class StepLog:
@@ -58,7 +59,7 @@ class StepLog:
             "perf/step_s": seconds,
             "perf/tokens_per_s": metrics["train/tokens"] / seconds,
             **efficiency(self.run, dispatched.drawn, seconds),
-            "data/wait_s": dispatched.data_wait_s,
+            **dispatched.data,
             **self.extra,
         }
         self._since, self.extra = done, {}
@@ -91,7 +92,7 @@ def efficiency(run: Run, drawn: np.ndarray, seconds: float) -> dict[str, float]:
 class Evaluation:
     """Scores held-out data at all depths while a run goes on; also the averaged weights, if there are."""
 
-    def __init__(self, program: Program, validation: TokenDataset | None, folder: Path):
+    def __init__(self, program: Program, validation: HeldOut | None, folder: Path):
         self.program, self.run, self.validation, self.folder = program, program.run, validation, folder
 
     def is_due(self, step: int) -> bool:
@@ -111,7 +112,8 @@ class Evaluation:
                 except OSError as error:
                     warn(f"{self.folder} cannot be written ({error.strerror}); this evaluation is in the metrics only")
             metrics |= {f"{prefix}loss_depth_{row.depth}": row.loss for row in result.rows}
-            metrics |= {f"{prefix}bpb_depth_{row.depth}": row.bits_per_byte for row in result.rows}
+            bits = {row.depth: row.bits_per_byte for row in result.rows if row.bits_per_byte is not None}
+            metrics |= {f"{prefix}bpb_depth_{depth}": value for depth, value in bits.items()}
         for sink in sinks:
             sink.write(step, metrics)
         return metrics
@@ -123,7 +125,6 @@ class Evaluation:
             self.scorer,
             params,
             self.validation,
-            sequence_length=run.data.sequence_length,
             batch_size=self.program.batch.batch_size // run.data.accumulation_steps,
             depths=self.depths,
             trained_depth=run.loop.num_loops,

@@ -14,7 +14,7 @@ from looplm.checkpoint.schedule import SaveSchedule
 from looplm.checkpoint.seal import Seal
 from looplm.checkpoint.writer import CheckpointWriter, Facts
 from looplm.config.load import to_json
-from looplm.data.dataset import TokenDataset
+from looplm.data.mixture import Mixture
 from looplm.distributed import wait_for_all
 from looplm.errors import UserError
 from looplm.train.initial import weights_from
@@ -25,8 +25,8 @@ from looplm.train.state import TrainState
 class Saving:
     """The checkpoints of one run. With several processes all of them must make the same calls."""
 
-    def __init__(self, program: Program, dataset: TokenDataset, folder: Path, report: Callable[[str], None]):
-        self.program, self.run, self.dataset, self.folder, self.report = program, program.run, dataset, folder, report
+    def __init__(self, program: Program, mixture: Mixture, folder: Path, report: Callable[[str], None]):
+        self.program, self.run, self.mixture, self.folder, self.report = program, program.run, mixture, folder, report
         self.schedule = SaveSchedule(self.run.checkpoint, self.run.num_steps)
         self._writer: CheckpointWriter | None = None
 
@@ -87,18 +87,18 @@ class Saving:
         return self.program.state_of(weights_from(Path(self.run.init_from), self.program, self.report))
 
     def _check_data(self, seal: Seal) -> None:
-        if seal.data != self.dataset.fingerprint:
+        if not self.mixture.is_what_was_read(seal.data, seal.step):
             raise UserError(
-                f"checkpoint {seal.step} in {self.folder} was trained on another dataset than {self.dataset.path} "
-                f"(manifest {seal.data[:12]}, here {self.dataset.fingerprint[:12]}); put that one back, or take the "
-                "weights alone to a new run with init_from"
+                f"checkpoint {seal.step} in {self.folder} was trained on another dataset than "
+                f"{self.mixture.location} (manifest {seal.data[:12]}, here {self.mixture.fingerprint[:12]}); put that "
+                "one back, or take the weights alone to a new run with init_from"
             )
 
     def _open(self, abstract: Trees, digest: Digest, step: int | None) -> CheckpointWriter:
         return CheckpointWriter(
             self.folder,
             self.run.checkpoint,
-            Facts(to_json(self.run), self.run.seed, self.dataset.fingerprint),
+            Facts(to_json(self.run), self.run.seed, self.mixture.fingerprint),
             abstract,
             digest=digest,
             best_metric=self.run.checkpoint.best_metric or f"eval/loss_depth_{self.run.loop.num_loops}",

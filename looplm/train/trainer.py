@@ -18,8 +18,9 @@ from rich.console import Console
 
 from looplm.checkpoint.folder import clean
 from looplm.config.schema import Run
-from looplm.data.dataset import TokenDataset
+from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
+from looplm.data.mixture import open_mixture
 from looplm.distributed import wait_for_all
 from looplm.hardware import find as find_device
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
@@ -41,35 +42,42 @@ class Compiled(NamedTuple):
     seconds: float
 
 
+class Placed(NamedTuple):
+    """A batch on the devices."""
+
+    batch: dict[str, jax.Array]
+    depth: jax.Array
+    drawn: np.ndarray
+    data: dict[str, float]
+
+
 class Trainer:
     """One run in one workdir. Everything that can be wrong with the request raises UserError in the constructor,
     before anything is written or computed."""
 
     def __init__(self, run: Run, workdir: Path, console: Console):
         self.run, self.workdir, self.console = run, Workdir(workdir), console
-        self.dataset = TokenDataset.open(run.data.train)
-        self.dataset.check_vocab(run.model.vocab_size)
-        self.validation = TokenDataset.open(run.data.validation) if run.data.validation else None
+        self.mixture = open_mixture(run.data, seed=run.seed)
+        self.mixture.check(vocab_size=run.model.vocab_size, num_steps=run.num_steps)
+        self.validation = open_held_out(run.data.validation, run.data) if run.data.validation else None
         if self.validation:
-            self.validation.check_tokenizer(self.dataset.tokenizer() if self.dataset.has_tokenizer else None)
+            self.validation.check_tokenizer(self.mixture.tokenizer)
         self.workdir.check_ours(run)
         if run.init_from is not None:
             check_source(Path(run.init_from))
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
-        self.saving = Saving(self.program, self.dataset, self.workdir.checkpoints, self.console.print)
+        self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
-        self.loader(start_step=0)  # refuses a dataset that is shorter than a window
+        self.loader(start_step=0)  # refuses a batch that the hosts do not divide
 
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step."""
-        if (padding := self.run.model.vocab_size - self.dataset.vocab_size) > self.dataset.vocab_size // 10:
-            self.console.print(
-                f"note: model.vocab_size={self.run.model.vocab_size} is {padding} above the {self.dataset.vocab_size} "
-                "pieces of the tokenizer; every one costs time and memory"
-            )
+        for note in self.notes():
+            self.console.print(f"note: {note}", highlight=False)
+        tokenizer = self.mixture.tokenizer
         if jax.process_index() == 0:
-            self.workdir.claim(self.run, self.dataset.tokenizer().files if self.dataset.has_tokenizer else {})
+            self.workdir.claim(self.run, tokenizer.files if tokenizer else {})
             clean(self.workdir.checkpoints, self.console.print)
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
@@ -95,15 +103,15 @@ class Trainer:
             self.run, sinks, {"perf/compile_s": self.compiled.seconds, "model/num_parameters": self.lm.num_params}
         )
         before: Dispatched | None = None
+        upcoming = self.place_next(batches, done + 1)
         for step in range(done + 1, self.run.num_steps + 1):
-            waited = time.perf_counter()
-            drawn = self.program.depths.draw(step - 1)
-            batch = self.batch.place(next(batches), drawn)
-            waited = time.perf_counter() - waited
-            state, metrics = train_step(state, batch, self.batch.place_drawn(drawn))
+            placed = upcoming
+            state, metrics = train_step(state, placed.batch, placed.depth)
+            if step < self.run.num_steps:
+                upcoming = self.place_next(batches, step + 1)  # travels while the devices work
             if before is not None:
                 log.write(before)
-            before = Dispatched(step, metrics, drawn, waited)
+            before = Dispatched(step, metrics, placed.drawn, placed.data)
 
             if (saves := self.saving.is_due(step)) or self.evaluate.is_due(step):
                 # What a checkpoint has behind it is written before it, so that a resume misses nothing.
@@ -141,12 +149,33 @@ class Trainer:
     def loader(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         data = self.run.data
         return train_loader(
-            self.dataset,
-            sequence_length=data.sequence_length,
-            batch_size=self.batch.batch_size,
-            seed=self.run.seed,
+            self.mixture,
             start_step=start_step,
             host=self.batch.part,
             num_hosts=self.batch.num_parts,
             prefetch=data.prefetch_batches,
         )
+
+    def notes(self) -> Iterator[str]:
+        """What is worth a thought before time is spent."""
+        wanted, known = self.run.model.vocab_size, self.mixture.vocab_size
+        if wanted - known > known // 10:
+            yield (
+                f"model.vocab_size={wanted} is {wanted - known} above the {known} tokens of the data; "
+                "every one costs time and memory"
+            )
+        for part in self.mixture.parts:
+            if part.windows.padding > 0.001:
+                yield f"{part.windows.padding:.1%} of the positions of {part.name} are padding"
+
+    # --- in the loop -------------------------------------------------------------------------------------------------
+
+    def place_next(self, batches: Iterator[dict[str, np.ndarray]], step: int) -> Placed:
+        """Takes the next batch from the loader and sends it to the devices."""
+        started = time.perf_counter()
+        drawn, rows = self.program.depths.draw(step - 1), next(batches)
+        batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
+        data = {"data/wait_s": time.perf_counter() - started, **self.mixture.progress(step)}
+        if self.mixture.padding:
+            data["data/padding"] = float(np.mean(rows["segments"] == 0))
+        return Placed(batch, depth, drawn, data)

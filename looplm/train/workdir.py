@@ -9,7 +9,7 @@ from looplm.errors import UserError
 
 FREE_TO_CHANGE = (
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
-    "data.validation", "checkpoint.", "eval.", "log.",
+    "data.cache_dir", "data.cache_gb", "data.validation", "checkpoint.", "eval.", "log.",
 )  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
 
@@ -30,14 +30,19 @@ class Workdir:
         nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"workdir {self.root} cannot be made: {nearest} is a file; give a folder")
-        if not self._holds_steps():
+        steps = self._steps()
+        if not steps:
             return  # whatever is there, nothing was trained: it may be claimed anew
         if not self.config.exists():
             raise UserError(
                 f"workdir {self.root} holds checkpoints without a config.json; put back the one that is in every "
                 f"checkpoint ({self.checkpoints}/<step>/config.json), or give another --workdir"
             )
-        stored, wanted = leaves(from_json(self.config)), leaves(run)
+        before = from_json(self.config)
+        stored, wanted = leaves(before), leaves(run)
+        if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
+            self._check_read(before, run, max(steps))
+            wanted["data.train"] = stored["data.train"]
         changed = [
             f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
             for key in dict.fromkeys((*stored, *wanted))
@@ -49,8 +54,20 @@ class Workdir:
                 "give another --workdir, or the stored values to resume"
             )
 
-    def _holds_steps(self) -> bool:
-        return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
+    def _check_read(self, before: Run, run: Run, step: int) -> None:
+        """Other weights are welcome from `step` on; what was read stays what it was."""
+        if before.data.read_before(step) != run.data.read_before(step):
+            raise UserError(
+                f"workdir {self.root} has trained {step} steps, and data.train would have read other examples in them; "
+                f"keep its sources, and change a weight from here on as weight={{0: OLD, {step}: NEW}} "
+                f"(a new source: {{{step}: NEW}})"
+            )
+
+    def _steps(self) -> list[int]:
+        """The checkpoints that there are."""
+        if not self.checkpoints.is_dir():
+            return []
+        return [int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit()]
 
     def check_claimed(self) -> None:
         """Raises UserError when another process has claimed the folder and this one does not see it."""

@@ -82,7 +82,7 @@ from looplm.errors import UserError
         (
             {"model.attention_mask": "full"},
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal",
+            "use model.attention_mask=causal, or tasks with in_place=true only",
         ),
         (
             {"objective": "gate", "loop.backprop_loops": 1},
@@ -132,6 +132,37 @@ from looplm.errors import UserError
             "data.validation=data is the folder of data.train=here/../data: nothing would be held out; "
             "give other data, or data.validation=null",
         ),
+        (
+            {"data.train": "p_hop", "data.validation": {"kind": "p_hop", "num_examples": 10}},
+            "data.validation=p_hop has the examples of data.train: nothing would be held out; "
+            "give data.validation another seed",
+        ),
+        (
+            {"data.train": "facts", "data.validation": "facts"},
+            "data.validation=facts has the examples of data.train: nothing would be held out; "
+            "give data.validation another part",
+        ),
+        ({"data.train": []}, "data.train=[] holds no source; name at least one"),
+        (
+            {"data.train": [{"name": "a", "data": "x"}, {"name": "a", "data": "y"}]},
+            "data.train has two sources of one name, among a, a; every name needs to be another",
+        ),
+        (
+            {"data.train": [{"name": "a", "data": "x", "weight": {0: 1.0, 3: 2.0}}]},
+            "data.train has a weight from step 3 on, and num_steps=3 ends before it; take it out, or train longer",
+        ),
+        (
+            {"data.train": [{"name": "a", "data": "x", "weight": {0: 1.0, 2: 0.0}}]},
+            "data.train gives no source a weight at step 2; give one of a more than 0",
+        ),
+        (
+            {"data.train": {"kind": "maze", "min_path": 9, "max_path": 5}},
+            "min_path=9 of the mazes is above max_path=5; swap them",
+        ),
+        (
+            {"data.train": {"kind": "chains", "min_hops": 9, "max_hops": 5}},
+            "min_hops=9 of the chains is above max_hops=5; swap them",
+        ),
     ],
 )
 def test_what_does_not_fit_comes_with_its_remedy(tiny_run: Callable[..., Run], changes: dict, message: str) -> None:
@@ -164,6 +195,9 @@ def test_what_does_not_fit_comes_with_its_remedy(tiny_run: Callable[..., Run], c
         {"optim.ema_decay": 0.999},
         {"optim.schedule.decay": "wsd", "optim.schedule.wsd_fraction": 0.5},
         {"data.validation": None},
+        {"data.train": "p_hop", "data.validation": {"kind": "p_hop", "seed": 1}},
+        {"data.train": [{"name": "a", "data": "x"}, {"name": "b", "data": "s3://bucket/y", "weight": {2: 1.0}}]},
+        {"data.train": {"kind": "sudoku", "in_place": True}, "data.validation": None, "model.attention_mask": "full"},
     ],
 )
 def test_what_fits_passes_unchanged(tiny_run: Callable[..., Run], changes: dict) -> None:

@@ -35,7 +35,9 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def leaf(run: Run, key: str) -> Any:
-    return leaves(run)[key]
+    """The value of a key; of a section, the values of its keys that were set."""
+    inside = {name[len(key) + 1 :]: value for name, value in leaves(run).items() if name.startswith(f"{key}.")}
+    return {name: inside[name] for name in ("kind", "digits")} if inside else leaves(run)[key]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def leaf(run: Run, key: str) -> Any:
         ("optim.clip_norm=null", None),
         ("eval.depths=[1,3]", [1, 3]),
         ("data.train=some folder/of=text", "some folder/of=text"),
+        ("data.train.kind=addition", "addition"),
+        ('data.train={"kind": "addition", "digits": 7}', {"kind": "addition", "digits": 7}),
         ("model.norm_placement=sandwich", "sandwich"),
         (" loop.num_loops = 4", 4),
     ],
@@ -98,6 +102,16 @@ def test_a_wrong_key_names_the_right_one(load, override: str, message: str) -> N
         ("optim.learning_rate=NaN", "optim.learning_rate=nan: input should be"),
         ("eval.depths=[2,0]", "eval.depths.1=0: input should be greater than 0"),
         ("loop.depth=uniform", "loop.depth.max_loops is missing; UniformDepth requires it"),
+        ("data.train=5", "data.train=5: input should be a valid string"),
+        ('data.train={"kind": "sum"}', "data.train: input tag 'sum' found using 'kind' does not match"),
+        ('data.train={"kind": "addition", "digits": 0}', "data.train.digits=0: input should be greater than 0"),
+        ('data.train=[{"name": "a b", "data": "x"}]', "data.train.0.name='a b': string should match pattern"),
+        ('data.train=[{"name": "a", "data": "x", "weight": -1}]', "data.train.0.weight=-1: input should be greater"),
+        ('data.train=[{"name": "a", "weight": 1}]', "data.train.0.data is missing; Source requires it"),
+        (
+            'data.train=[{"name": "a", "data": {"kind": "addition", "digit": 1}}]',
+            "data.train.0.data.digit: unknown key; did you mean data.train.0.data.digits?",
+        ),
     ],
 )
 def test_a_wrong_value_names_key_value_and_expectation(load, override: str, message: str) -> None:

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.index import EpochIndex
+from looplm.data.index import shuffled
 from looplm.data.loader import _StepSource, eval_batches, train_loader
-from looplm.data.window import num_windows, read_windows
+from looplm.data.mixture import Mixture, Part
+from looplm.data.window import AllWindows, SplitWindows, read_windows
 from looplm.errors import UserError
 
 S, B = 16, 8
 
 
-def take(dataset: TokenDataset, count: int, *, start_step: int = 0, **options) -> list[dict[str, np.ndarray]]:
-    options = {"sequence_length": S, "batch_size": B, "seed": 1} | options
-    return list(islice(train_loader(dataset, start_step=start_step, **options), count))
+def alone(dataset: TokenDataset, *, batch_size: int = B, seed: int = 1) -> Mixture:
+    part = Part("train", SplitWindows(dataset, S), {0: 1.0}, seed)
+    return Mixture([part], batch_size=batch_size, sequence_length=S)
+
+
+def take(dataset: TokenDataset, count: int, *, batch_size: int = B, **options) -> list[dict[str, np.ndarray]]:
+    return list(islice(train_loader(alone(dataset, batch_size=batch_size), **{"start_step": 0} | options), count))
 
 
 def assert_equal(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndarray]]) -> None:
@@ -29,10 +34,10 @@ def assert_equal(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndar
 
 
 def test_batches_are_the_windows_of_the_index(dataset: TokenDataset) -> None:
-    index = EpochIndex(num_windows(dataset, S, complete_only=True), 1, B)
+    windows = SplitWindows(dataset, S)
     for step, batch in enumerate(take(dataset, 5)):
         assert set(batch) == {"tokens", "labels", "segments", "positions"}
-        want = read_windows(dataset, index.batch(step), S)
+        want = read_windows(dataset, shuffled(np.arange(step * B, step * B + B), len(windows), 1), S)
         for key, array in batch.items():
             assert (array.dtype, array.shape) == (np.int32, (B, S))
             np.testing.assert_array_equal(array, want[key])
@@ -56,24 +61,24 @@ def test_hosts_together_are_one_host(dataset: TokenDataset, num_hosts: int) -> N
     parts = [take(dataset, 3, start_step=2, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
     joined = [{key: np.concatenate([p[key] for p in step]) for key in step[0]} for step in zip(*parts, strict=True)]
     assert_equal(joined, take(dataset, 3, start_step=2))
-    options = {"sequence_length": S, "batch_size": B, "max_batches": 3}
-    parts = [list(eval_batches(dataset, host=host, num_hosts=num_hosts, **options)) for host in range(num_hosts)]
+    windows, options = AllWindows(dataset, S), {"batch_size": B, "max_batches": 3}
+    parts = [list(eval_batches(windows, host=host, num_hosts=num_hosts, **options)) for host in range(num_hosts)]
     joined = [{key: np.concatenate([p[key] for p in step]) for key in step[0]} for step in zip(*parts, strict=True)]
-    assert_equal(joined, list(eval_batches(dataset, **options)))
+    assert_equal(joined, list(eval_batches(windows, **options)))
 
 
 def test_the_source_pickles(dataset: TokenDataset) -> None:
-    source = _StepSource(dataset, EpochIndex(50, 0, B), slice(0, 4), S, 3)
+    source = _StepSource(alone(dataset), slice(0, 4), 3)
     assert_equal([source[2]], [pickle.loads(pickle.dumps(source))[2]])
     assert "start_step=3" in repr(source)
 
 
 def test_evaluation_reads_every_window_once_in_order(write_dataset) -> None:
     dataset = write_dataset([20, 31, 7])
-    batches = list(eval_batches(dataset, sequence_length=5, batch_size=8))
+    batches = list(eval_batches(AllWindows(dataset, 5), batch_size=8))
     assert [batch["tokens"].shape for batch in batches] == [(8, 5)] * 2
     joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    want = read_windows(dataset, np.arange(12), 5)
+    want = read_windows(dataset, np.arange(12), 5, with_documents=True)
     for key, padding in {"tokens": 0, "labels": -100, "segments": 0, "positions": 0, "documents": -1}.items():
         np.testing.assert_array_equal(joined[key][:12], want[key])
         assert (joined[key][12:] == padding).all()
@@ -81,21 +86,19 @@ def test_evaluation_reads_every_window_once_in_order(write_dataset) -> None:
 
 @pytest.mark.parametrize("max_batches", [1, 2, 5])
 def test_a_limited_evaluation_is_spread(dataset: TokenDataset, max_batches: int) -> None:
-    batches = list(eval_batches(dataset, sequence_length=S, batch_size=B, max_batches=max_batches))
+    windows = AllWindows(dataset, S)
+    batches = list(eval_batches(windows, batch_size=B, max_batches=max_batches))
     assert len(batches) == max_batches
-    windows, read = num_windows(dataset, S, complete_only=False), max_batches * B
-    want = read_windows(dataset, np.array([row * windows // read for row in range(read)]), S)
+    read = max_batches * B
+    want = windows.read(np.array([row * len(windows) // read for row in range(read)]))
     for key, array in want.items():
         np.testing.assert_array_equal(np.concatenate([batch[key] for batch in batches]), array)
-    everything = list(eval_batches(dataset, sequence_length=S, batch_size=B))
-    assert_equal(everything, list(eval_batches(dataset, sequence_length=S, batch_size=B, max_batches=10**6)))
+    everything = list(eval_batches(windows, batch_size=B))
+    assert_equal(everything, list(eval_batches(windows, batch_size=B, max_batches=10**6)))
 
 
-def test_a_short_dataset(write_dataset) -> None:
-    dataset = write_dataset([S])
-    with pytest.raises(UserError, match=rf"has 16 tokens, but .*={S} needs 17; use at most 15"):
-        take(dataset, 1)
-    (batch,) = eval_batches(dataset, sequence_length=100, batch_size=2)
+def test_a_short_dataset_is_evaluated_all_the_same(write_dataset) -> None:
+    (batch,) = eval_batches(AllWindows(write_dataset([S]), 100), batch_size=2)
     assert (batch["segments"] > 0).sum() == S
 
 
@@ -109,10 +112,11 @@ def test_bad_options(dataset: TokenDataset, options: dict, message: str) -> None
 
 
 def test_bad_options_of_evaluation(dataset: TokenDataset) -> None:
+    windows = AllWindows(dataset, S)
     with pytest.raises(UserError, match="does not divide among 3 hosts"):
-        eval_batches(dataset, sequence_length=S, batch_size=8, num_hosts=3)
+        eval_batches(windows, batch_size=8, num_hosts=3)
     with pytest.raises(UserError, match=r"eval\.max_batches=0"):
-        eval_batches(dataset, sequence_length=S, batch_size=8, max_batches=0)
+        eval_batches(windows, batch_size=8, max_batches=0)
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])
@@ -128,9 +132,9 @@ def test_a_damaged_token_stops_the_loader(write_dataset, prefetch: int) -> None:
 def test_no_jax_before_a_loader_is_made() -> None:
     code = (
         "import importlib, pkgutil, sys, looplm.data as data\n"
-        "names = [module.name for module in pkgutil.iter_modules(data.__path__)]\n"
-        "assert 'loader' in names and 'tokenizer' in names, names\n"
-        "for name in names: importlib.import_module(f'looplm.data.{name}')\n"
+        "names = [module.name for module in pkgutil.walk_packages(data.__path__, 'looplm.data.')]\n"
+        "assert 'looplm.data.loader' in names and 'looplm.data.synthetic.maze' in names, names\n"
+        "for name in names: importlib.import_module(name)\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax', 'grain')])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

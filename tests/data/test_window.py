@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.window import num_windows, read_windows
+from looplm.data.window import AllWindows, SplitWindows, read_windows
 from looplm.errors import UserError
 
 
@@ -27,7 +27,7 @@ def by_hand(stream: list[int], lengths: list[int], window: int, length: int) -> 
 
 def check(dataset: TokenDataset, lengths: list[int], length: int, ids: list[int]) -> None:
     stream = dataset.tokens(0, dataset.num_tokens).tolist()
-    got = read_windows(dataset, np.array(ids), length)
+    got = read_windows(dataset, np.array(ids), length, with_documents=True)
     want = [by_hand(stream, lengths, i, length) for i in ids]
     for key, array in got.items():
         assert array.dtype == np.int32
@@ -43,14 +43,14 @@ def check(dataset: TokenDataset, lengths: list[int], length: int, ids: list[int]
 )
 def test_windows_are_their_definition(write_dataset, lengths: list[int], length: int, shard_tokens: int) -> None:
     dataset = write_dataset(lengths, shard_bytes=2 * shard_tokens)
-    count = num_windows(dataset, length, complete_only=False)
+    count = len(AllWindows(dataset, length))
     check(dataset, lengths, length, [*range(count + 2), 0])
 
 
 def test_every_token_is_scored_once(dataset: TokenDataset) -> None:
     length = 37
-    count = num_windows(dataset, length, complete_only=False)
-    got = read_windows(dataset, np.arange(count), length)
+    count = len(AllWindows(dataset, length))
+    got = AllWindows(dataset, length).read(np.arange(count))
     real = got["segments"] > 0
     np.testing.assert_array_equal(got["tokens"][real], dataset.tokens(0, dataset.num_tokens))
     # All but the first token of every document.
@@ -62,11 +62,24 @@ def test_every_token_is_scored_once(dataset: TokenDataset) -> None:
     np.testing.assert_array_equal(per_document, np.diff(dataset.document_offsets.astype(int)) - 1)
 
 
-@pytest.mark.parametrize(("tokens", "complete", "every"), [(1, 0, 1), (10, 0, 1), (11, 1, 2), (20, 1, 2), (21, 2, 3)])
+@pytest.mark.parametrize(("tokens", "complete", "every"), [(11, 1, 2), (20, 1, 2), (21, 2, 3)])
 def test_number_of_windows(write_dataset, tokens: int, complete: int, every: int) -> None:
     dataset = write_dataset([tokens])
-    assert num_windows(dataset, 10, complete_only=True) == complete
-    assert num_windows(dataset, 10, complete_only=False) == every
+    assert len(SplitWindows(dataset, 10)) == complete
+    assert len(AllWindows(dataset, 10)) == every
+
+
+def test_a_short_dataset_has_no_complete_window(write_dataset) -> None:
+    with pytest.raises(UserError, match=r"has 16 tokens, but .*=16 needs 17; use at most 15"):
+        SplitWindows(write_dataset([16]), 16)
+
+
+def test_labels_follow_the_loss_mask(write_dataset) -> None:
+    dataset = write_dataset([4, 3], masks=[[0, 0, 1, 1], [1, 0, 1]])
+    stream = dataset.tokens(0, 7).tolist()
+    labels = read_windows(dataset, np.array([0, 1]), 4)["labels"]
+    no = -100
+    np.testing.assert_array_equal(labels, [[no, stream[2], stream[3], no], [no, stream[6], no, no]])
 
 
 def test_complete_windows_have_every_label(write_dataset) -> None:

@@ -11,7 +11,9 @@ import pytest
 import looplm
 from looplm.config.schema import FinalCrossEntropy, Mesh
 from looplm.data.dataset import TokenDataset
+from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
+from looplm.data.window import AllWindows
 from looplm.eval.depth_sweep import depth_sweep, xz_bits_per_byte
 from looplm.eval.score import Scorer
 from looplm.sharding.mesh import build_mesh
@@ -32,7 +34,7 @@ def result(lm, held_out):
     mesh = build_mesh(Mesh(data=4, fsdp=2))
     params = jax.tree.map(jax.device_put, lm.params, jax.tree.map(lambda s: s.sharding, lm.functional.abstract(mesh)))
     return depth_sweep(
-        Scorer(lm.functional, mesh, 5), params, held_out, sequence_length=64, batch_size=32, depths=(1, 3, 5),
+        Scorer(lm.functional, mesh, 5), params, HeldOut.of(held_out, 64), batch_size=32, depths=(1, 3, 5),
         trained_depth=3, step=7,
     )  # fmt: skip
 
@@ -94,11 +96,13 @@ def test_yardstick_is_xz_on_the_same_bytes(held_out):
         for i in range(held_out.num_documents)
     ).encode()
     assert len(text) == held_out.num_bytes
-    assert xz_bits_per_byte(held_out) == pytest.approx(8 * len(lzma.compress(text, preset=9)) / len(text))
+    assert xz_bits_per_byte(HeldOut.of(held_out, 64)) == pytest.approx(
+        8 * len(lzma.compress(text, preset=9)) / len(text)
+    )
 
 
 def test_spread_batches_cover_the_data_evenly(held_out):
-    batches = list(eval_batches(held_out, sequence_length=16, batch_size=8, max_batches=3))
+    batches = list(eval_batches(AllWindows(held_out, 16), batch_size=8, max_batches=3))
     documents = {int(d) for batch in batches for d in np.unique(batch["documents"]) if d >= 0}
     assert len(batches) == 3
     assert max(documents) == held_out.num_documents - 1

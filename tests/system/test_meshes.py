@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Run
-from looplm.data.dataset import TokenDataset
 from looplm.data.loader import train_loader
+from looplm.data.mixture import open_mixture
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
 
@@ -55,10 +55,7 @@ def train(run: Run) -> Trained:
     num_devices = math.prod(getattr(run.mesh, axis) for axis in AXES)
     program = Program(run, build_mesh(run.mesh, jax.devices()[:num_devices]))
     state, step = program.create_state(), program.compile()
-    batches = train_loader(
-        TokenDataset.open(run.data.train), sequence_length=run.data.sequence_length,
-        batch_size=program.batch.batch_size, seed=run.seed, start_step=0, prefetch=0,
-    )  # fmt: skip
+    batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)
     rows = []
     for index, batch in enumerate(islice(batches, NUM_STEPS)):
         state, metrics = step(state, batch, index)

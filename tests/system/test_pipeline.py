@@ -15,6 +15,7 @@ from looplm.config.load import to_json
 from looplm.config.schema import Run
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import eval_batches
+from looplm.data.window import AllWindows
 from looplm.metrics.sinks import read_metrics
 
 NUM_STEPS, EVAL_DEPTHS = 4, (1, 2, 3, 5)
@@ -127,7 +128,7 @@ def test_the_loaded_model_gives_the_losses_of_the_evaluation(made: Products, lm:
         return jax.numpy.stack(losses)
 
     dataset = TokenDataset.open(made.folder / "data" / "validation")
-    total_R = sum(nll_R(batch) for batch in eval_batches(dataset, sequence_length=16, batch_size=256))
+    total_R = sum(nll_R(batch) for batch in eval_batches(AllWindows(dataset, 16), batch_size=256))
     np.testing.assert_allclose(total_R / sweep["num_tokens"], sweep["loss"], rtol=1e-5)
 
 

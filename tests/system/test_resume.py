@@ -109,9 +109,9 @@ def stopping(owner: type, method: str, *, after: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def stopped_after_a_save(train_on, tiny_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory):
-    """A run that is stopped on eight devices as it takes the batch after the first save, and ends on one device."""
+    """A run that is stopped on eight devices as it takes a batch after the first save, and ends on one device."""
     run, workdir = tiny_run(**CHANGES), tmp_path_factory.mktemp("stopped")
-    with stopping(BatchLayout, "place", after=4), pytest.raises(Stopped):
+    with stopping(BatchLayout, "place", after=5), pytest.raises(Stopped):
         train_on(run, 8, workdir)
     return train_on(run, 1, workdir)
 

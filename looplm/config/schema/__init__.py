@@ -8,6 +8,8 @@ in milliseconds. Checks that involve several sections are in `config.check`.
 from looplm.config.schema.base import Fraction as Fraction
 from looplm.config.schema.base import NonNegativeFloat as NonNegativeFloat
 from looplm.config.schema.base import Section as Section
+from looplm.config.schema.data import Data as Data
+from looplm.config.schema.data import Source as Source
 from looplm.config.schema.loop import Depth as Depth
 from looplm.config.schema.loop import FixedDepth as FixedDepth
 from looplm.config.schema.loop import LogNormalPoissonDepth as LogNormalPoissonDepth
@@ -53,10 +55,17 @@ from looplm.config.schema.parts import ValueEmbedding as ValueEmbedding
 from looplm.config.schema.parts import ZeroOutputInit as ZeroOutputInit
 from looplm.config.schema.parts import ZeroState as ZeroState
 from looplm.config.schema.run import Checkpoint as Checkpoint
-from looplm.config.schema.run import Data as Data
 from looplm.config.schema.run import Eval as Eval
 from looplm.config.schema.run import Log as Log
 from looplm.config.schema.run import Mesh as Mesh
 from looplm.config.schema.run import Recipe as Recipe
 from looplm.config.schema.run import Run as Run
 from looplm.config.schema.run import Sharding as Sharding
+from looplm.config.schema.task import Addition as Addition
+from looplm.config.schema.task import AnyTask as AnyTask
+from looplm.config.schema.task import Chains as Chains
+from looplm.config.schema.task import Facts as Facts
+from looplm.config.schema.task import Maze as Maze
+from looplm.config.schema.task import Modular as Modular
+from looplm.config.schema.task import PHop as PHop
+from looplm.config.schema.task import Sudoku as Sudoku

@@ -5,25 +5,11 @@ from typing import Literal
 from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
+from looplm.config.schema.data import Data
 from looplm.config.schema.loop import Loop
 from looplm.config.schema.model import Model
 from looplm.config.schema.objective import FinalCrossEntropy, Objective
 from looplm.config.schema.optim import Optim
-
-
-class Data(Section):
-    train: str
-    """Folder of the token dataset to train on (made by `looplm data build`)."""
-    validation: str | None = None
-    """Folder of the held-out token dataset."""
-    sequence_length: PositiveInt
-    """Tokens a window (S)."""
-    batch_tokens: PositiveInt
-    """Tokens of the global batch of one optimizer step; a multiple of sequence_length."""
-    accumulation_steps: PositiveInt = 1
-    """Micro-batches that make up one optimizer step."""
-    prefetch_batches: NonNegativeInt = 4
-    """Batches read ahead by the loader's threads."""
 
 
 class Mesh(Section):

@@ -49,7 +49,9 @@ class Encoder:
         for piece in block.pieces:
             for document, (ids, mask) in self._encoded(piece, names[piece.source], account):
                 digest = document.sha256[: ROW["digest"].itemsize]
-                rows.append((digest, ids.size, self._num_bytes(document), piece.source, min(document.record, 2**32 - 1)))
+                rows.append(
+                    (digest, ids.size, self._num_bytes(document), piece.source, min(document.record, 2**32 - 1))
+                )
                 tokens.append(ids)
                 if mask is not None:
                     masks.append(mask)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from looplm.data.synthetic.draw import below, draw
+from looplm.data.synthetic.task import Examples
 from looplm.data.window import IGNORED
 from looplm.errors import UserError
 
@@ -26,6 +28,9 @@ class PHop:
     """Tokens a sequence (S)."""
     alphabet: int = 4
     """Letters, drawn uniformly: the vocabulary."""
+    num_examples: int = 1_000_000
+    seed: int = 0
+    """Of `examples`."""
 
     def __post_init__(self) -> None:
         if self.hops < 1:
@@ -37,6 +42,19 @@ class PHop:
                 f"length={self.length} is too short: hops={self.hops} in an alphabet={self.alphabet} go back {reach} "
                 f"positions on average; use at least {2 * reach}, so that most positions have an answer"
             )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.alphabet
+
+    @property
+    def mean_length(self) -> float:
+        return float(self.length)
+
+    def examples(self, index_N: np.ndarray) -> Examples:
+        """Draw the letters of numbered examples, and answer."""
+        letters = below(draw(f"p_hop {self.seed}", index_N, self.length), self.alphabet).astype(np.int32)
+        return Examples(letters, p_hop_labels(letters, self.hops), np.full(len(letters), self.length))
 
     def batch(self, size: int, *, seed: int, step: int) -> dict[str, np.ndarray]:
         """Draw int32 (size, S): tokens, labels, segments, positions, as `loader.train_loader` gives them."""

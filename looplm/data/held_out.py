@@ -1,0 +1,71 @@
+"""Held-out data: what a depth sweep reads, from a token dataset or a task."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from looplm.config.schema import Data
+from looplm.data.dataset import TokenDataset
+from looplm.data.mixture import open_dataset
+from looplm.data.synthetic import TaskWindows, build_task
+from looplm.data.tokenizer import Tokenizer
+from looplm.data.window import AllWindows, Windows
+from looplm.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows that hold every token once, with the document (of a task: the example) that each is from."""
+
+    name: str
+    windows: Windows
+    num_documents: int
+    dataset: TokenDataset | None
+    """None for a task."""
+
+    @classmethod
+    def of(cls, dataset: TokenDataset, sequence_length: int) -> "HeldOut":
+        return cls(dataset.name, AllWindows(dataset, sequence_length), dataset.num_documents, dataset)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all texts in UTF-8; 0 where there is no text."""
+        return self.dataset.num_bytes if self.dataset else 0
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Tokens that can be scored, all but every document's first, over bytes; None where no text is scored whole."""
+        if self.dataset is None or not self.num_bytes or self.dataset.manifest.has_loss_mask:
+            return None
+        return (self.dataset.num_tokens - self.num_documents) / self.num_bytes
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise UserError unless a model with `vocab_size` embeddings knows every token."""
+        if self.dataset is not None:
+            self.dataset.check_vocab(vocab_size)
+        elif vocab_size < self.windows.vocab_size:
+            raise UserError(
+                f"model.vocab_size={vocab_size} is below the {self.windows.vocab_size} tokens of the held-out "
+                f"{self.name}; set it to that or more"
+            )
+
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """Raise UserError unless the texts were made with `tokenizer`; tasks have no texts."""
+        if self.dataset is not None:
+            self.dataset.check_tokenizer(tokenizer)
+
+    def pieces(self, tokens: np.ndarray) -> list[str]:
+        """What tokens stand for; their numbers where there is no tokenizer."""
+        if self.dataset is not None and self.dataset.has_tokenizer:
+            return self.dataset.tokenizer().pieces(tokens)
+        return [f"{token} " for token in tokens.tolist()]
+
+
+def open_held_out(where: object, data: Data) -> HeldOut:
+    """Open a folder, an address or a task as windows of data.sequence_length. Raises UserError when it cannot be."""
+    if isinstance(where, str | Path):
+        return HeldOut.of(open_dataset(str(where), data), data.sequence_length)
+    task = build_task(where)
+    windows = TaskWindows(task, data.sequence_length, with_documents=True)
+    return HeldOut(str(getattr(where, "kind", where)), windows, task.num_examples, None)

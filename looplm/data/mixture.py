@@ -1,0 +1,184 @@
+"""The examples of every training step, from one source or several: a function of the step.
+
+Example n of a run is row n mod B of step n div B, for every mixture and any number of hosts: `schedule` says which
+source it is from and how many of that were before, `index` which window that is, and the source reads it. Every source
+goes through its windows in an order of its own, epoch after epoch, so that what is mixed with it changes nothing in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from looplm.config.schema import Data
+from looplm.data.dataset import TokenDataset, default_cache
+from looplm.data.index import shuffled
+from looplm.data.packing import PackedWindows
+from looplm.data.schedule import Schedule
+from looplm.data.synthetic import TaskWindows, build_task
+from looplm.data.tokenizer import Tokenizer
+from looplm.data.window import SplitWindows, Windows
+from looplm.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a mixture."""
+
+    name: str
+    windows: Windows
+    weights: Mapping[int, float]
+    """By the first step that they hold for."""
+    seed: int | str
+    """Of its order."""
+    max_epochs: float | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The most examples that are read."""
+        return None if self.max_epochs is None else max(1, int(Fraction(str(self.max_epochs)) * len(self.windows)))
+
+
+class Mixture:
+    """Batches of all steps. Pickles, so that they can be read by other processes."""
+
+    def __init__(self, parts: Sequence[Part], *, batch_size: int, sequence_length: int) -> None:
+        """`batch_size` is global. All parts have weights for the same steps, the first of which is 0."""
+        self.parts, self.batch_size, self.sequence_length = tuple(parts), batch_size, sequence_length
+        steps = sorted(parts[0].weights)
+        weights = {step * batch_size: [part.weights[step] for part in parts] for step in steps}
+        self._schedule = Schedule(weights, [part.limit for part in parts])
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{part.name}: {len(part.windows)} windows" for part in self.parts)
+        return f"Mixture({names}, batch_size={self.batch_size}, sequence_length={self.sequence_length})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal means the same windows; of a mixture, name:fingerprint of every part."""
+        if len(self.parts) == 1:
+            return self.parts[0].windows.fingerprint
+        return " ".join(_mark(part) for part in self.parts)
+
+    def is_what_was_read(self, fingerprint: str, num_steps: int) -> bool:
+        """Tell whether a mixture with that fingerprint had what this one reads in its first `num_steps` steps."""
+        if len(self.parts) == 1:
+            return fingerprint in (self.fingerprint, _mark(self.parts[0]))
+        counts = self._schedule.counts(num_steps * self.batch_size)
+        return {_mark(part) for part, count in zip(self.parts, counts, strict=True) if count} <= {*fingerprint.split()}
+
+    @property
+    def location(self) -> str:
+        """Where its datasets are, for people."""
+        return ", ".join(dataset.location for dataset in self.datasets) or "data.train"
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token is below this."""
+        return max(part.windows.vocab_size for part in self.parts)
+
+    @property
+    def datasets(self) -> list[TokenDataset]:
+        """Those of the parts that are token datasets."""
+        return [part.windows.dataset for part in self.parts if isinstance(part.windows, SplitWindows | PackedWindows)]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What the tokens are, if they are text. Raises UserError when a tokenizer file was exchanged."""
+        return next((dataset.tokenizer() for dataset in self.datasets if dataset.has_tokenizer), None)
+
+    @property
+    def padding(self) -> float:
+        """The largest share of padding that a part has."""
+        return max(part.windows.padding for part in self.parts)
+
+    def check(self, *, vocab_size: int, num_steps: int) -> None:
+        """Raise UserError unless the parts go together, a model can read them, and there is enough for `num_steps`."""
+        for dataset in self.datasets:
+            dataset.check_vocab(vocab_size)
+            dataset.check_tokenizer(self.tokenizer)
+        for part in self.parts:
+            if part.windows.vocab_size > vocab_size:
+                raise UserError(
+                    f"model.vocab_size={vocab_size} is below the {part.windows.vocab_size} tokens of {part.name}; "
+                    f"set it to {part.windows.vocab_size} or more"
+                )
+        end = self._schedule.end
+        if end is not None and end < num_steps * self.batch_size:
+            raise UserError(
+                f"max_epochs of data.train leaves examples for {end // self.batch_size} steps, and num_steps="
+                f"{num_steps}; raise a max_epochs, or train at most so long"
+            )
+
+    def batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        """Read rows of the global batch of `step`, counted from 0: int32 (rows, S), as `Windows.read` gives them."""
+        count = rows.stop - rows.start
+        source_B, number_B = self._schedule.locate(step * self.batch_size + rows.start, count)
+        batch: dict[str, np.ndarray] = {}
+        for source in np.unique(source_B).tolist():
+            here = np.flatnonzero(source_B == source)
+            part = self.parts[source]
+            read = part.windows.read(shuffled(number_B[here], len(part.windows), part.seed))
+            if here.size == count:
+                return read
+            for name, value in read.items():
+                batch.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))[here] = value
+        return batch
+
+    def progress(self, num_steps: int) -> dict[str, float]:
+        """What the first `num_steps` steps have read: epochs, and for a mixture both tokens and epochs of every part.
+
+        Tokens of padded windows are counted by their mean, so they are exact at the end of every epoch.
+        """
+        metrics: dict[str, float] = {}
+        for part, count in zip(self.parts, self._schedule.counts(num_steps * self.batch_size), strict=True):
+            epochs = count / len(part.windows)
+            if len(self.parts) == 1:
+                return {"data/epochs": epochs}
+            metrics[f"data/tokens_{part.name}"] = round(count * self.sequence_length * (1 - part.windows.padding))
+            metrics[f"data/epochs_{part.name}"] = epochs
+        return metrics
+
+
+def _mark(part: Part) -> str:
+    return f"{part.name}:{part.windows.fingerprint}"
+
+
+def open_mixture(data: Data, *, seed: int) -> Mixture:
+    """Open everything that `data.train` names. Raises UserError for whatever cannot be opened or read."""
+    steps = sorted({step for source in data.sources for step in source.changes})
+    parts = [
+        Part(
+            source.name,
+            open_windows(source.data, data),
+            {step: source.weight_at(step) for step in steps},
+            # One dataset alone has the order of the seed; in a mixture, every name has its own.
+            f"{seed}/{source.name}" if isinstance(data.train, tuple) else seed,
+            source.max_epochs,
+        )
+        # Whose turn comes first among equals does not depend on how they are listed.
+        for source in sorted(data.sources, key=lambda source: source.name)
+    ]
+    batch_size = data.batch_tokens // data.sequence_length
+    return Mixture(parts, batch_size=batch_size, sequence_length=data.sequence_length)
+
+
+def open_windows(where: object, data: Data) -> Windows:
+    """Open the training windows of a folder, an address or a task."""
+    if not isinstance(where, str):
+        return TaskWindows(build_task(where), data.sequence_length)
+    dataset = open_dataset(where, data)
+    if data.packing == "best_fit":
+        return PackedWindows(dataset, data.sequence_length, cache_folder(data))
+    return SplitWindows(dataset, data.sequence_length)
+
+
+def open_dataset(where: str, data: Data) -> TokenDataset:
+    """Open a token dataset with the cache of `data`."""
+    return TokenDataset.open(where, cache=cache_folder(data), cache_bytes=data.cache_gb * 1e9)
+
+
+def cache_folder(data: Data) -> Path:
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache()
