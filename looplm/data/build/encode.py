@@ -56,7 +56,9 @@ class Encoder:
                 if mask is not None:
                     masks.append(mask)
         table = np.zeros(len(rows), ROW)
-        for name, column in zip(("digest", "num_tokens", "num_bytes", "source", "record"), zip(*rows), strict=False):
+        for name, column in zip(
+            ("digest", "num_tokens", "num_bytes", "source", "record"), zip(*rows, strict=True), strict=False
+        ):
             table[name] = np.frombuffer(b"".join(column), "V16") if name == "digest" else column
         table["start"] = np.cumsum(table["num_tokens"], dtype=np.uint64) - table["num_tokens"]
         mask = np.concatenate([np.zeros(0, np.uint8), *masks]) if self.reader.reading.examples else None
@@ -222,7 +224,7 @@ def _pool(encoder: Encoder, num_workers: int) -> ProcessPoolExecutor:
 
 
 def _start(encoder: Encoder) -> None:
-    global _encoder  # noqa: PLW0603: one encoder a process, not one a task
+    global _encoder  # noqa: PLW0603  (one encoder a process, not one a task)
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
