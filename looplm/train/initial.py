@@ -18,46 +18,39 @@ from looplm.model.functional import FunctionalLM, Params
 from looplm.train.program import Program
 
 
-def check_source(path: Path) -> None:
-    """Raises UserError unless the folder is a run directory or an official model."""
+def check_source(path: Path, program: Program) -> None:
+    """Raises UserError unless the folder is a run directory or an official model with the arrays that the program
+    wants; compares the configs and reads no weights."""
     if not (path / "config.json").is_file():
         raise UserError(
             f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
             "give one of them, or null"
         )
+    stored, wanted = (
+        {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
+        for tree in (FunctionalLM(_model_of(path)).shapes, program.lm.shapes)
+    )
+    if found := differences(stored, wanted):
+        raise UserError(f"init_from={path} holds other weights than this config asks for: {found}")
 
 
 def weights_from(path: Path, program: Program, report: Callable[[str], None]) -> Params:
-    """The weights with the shardings of the program.
-
-    A difference in what the two configs compute with the same weights is reported; one in the arrays raises UserError
-    that lists them.
-    """
+    """The weights with the shardings of the program; what the two configs compute differently with them is reported."""
     abstract = program.lm.abstract(program.mesh)
     if is_official(path):
-        folder = HFFolder(path)
-        theirs = folder.model()
-        _check_fit(path, FunctionalLM(theirs).shapes, abstract)
-        on_host = folder.params(theirs, jnp.float32)
-        params = jax.tree.map(_place, on_host, abstract)
+        params = jax.tree.map(_place, HFFolder(path).params(_model_of(path), jnp.float32), abstract)
         report(f"starting from the weights of {path}")
     else:
-        theirs = from_json(path / "config.json").model
         restored = CheckpointReader(path / "checkpoints", report).restore({"params": abstract})
         params = restored.trees["params"]
         report(f"starting from the weights of {path} after step {restored.seal.step}")
-    if notes := _settings(theirs, program.run.model):
+    if notes := _settings(_model_of(path), program.run.model):
         report(f"note: the weights of {path} were trained with {', '.join(notes)}")
     return params
 
 
-def _check_fit(path: Path, shapes: Params, abstract: Params) -> None:
-    stored, wanted = (
-        {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
-        for tree in (shapes, abstract)
-    )
-    if found := differences(stored, wanted):
-        raise UserError(f"init_from={path} holds other weights than this config asks for: {found}")
+def _model_of(path: Path) -> Model:
+    return HFFolder(path).model() if is_official(path) else from_json(path / "config.json").model
 
 
 def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -63,9 +63,9 @@ class Trainer:
         if self.validation:
             self.validation.check_tokenizer(self.mixture.tokenizer)
         self.workdir.check_ours(run)
-        if run.init_from is not None:
-            check_source(Path(run.init_from))
         self.program = Program(run, build_mesh(run.mesh))
+        if run.init_from is not None:
+            check_source(Path(run.init_from), self.program)
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
