@@ -123,6 +123,42 @@ def test_long_lines_are_not_lost(tmp_path: Path) -> None:
     assert "zebra" in "".join(Tokenizer.load(path).pieces(range(275)))
 
 
+def test_unigram(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(train_tokenizer(texts(), 600, tmp_path, model_type="unigram"))
+    assert tokenizer.vocab_size == 600
+    for text in HARD:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    # Scores of a unigram model are log probabilities; those of a BPE model are ranks.
+    scores = [tokenizer._processor.get_score(i) for i in range(300, 600)]
+    assert any(score != int(score) for score in scores)
+
+
+def test_symbols_are_one_piece_each(tmp_path: Path) -> None:
+    symbols = ["<|user|>", "<|end of turn|>"]
+    tokenizer = Tokenizer.load(train_tokenizer(texts(), 600, tmp_path, symbols=symbols))
+    ids = [tokenizer.token_id(symbol) for symbol in symbols]
+    assert None not in ids
+    text = "a<|user|>b <|end of turn|>\n"
+    encoded = tokenizer.encode(text)
+    assert [i for i in encoded.tolist() if i in ids] == ids
+    assert tokenizer.decode(encoded) == text
+    assert tokenizer.token_id("no such piece") is None
+    assert tokenizer.token_id("<s>") == tokenizer.bos_id
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_type": "word"}, "model_type='word' is not known; use bpe or unigram"),
+        ({"symbols": ["x", "x"]}, "symbol 'x' must be some text, and given once"),
+        ({"symbols": [" "]}, "symbol ' ' must be some text"),
+    ],
+)
+def test_a_wrong_request_is_refused(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tokenizer(["hello world"], 280, tmp_path, **options)
+
+
 @pytest.mark.parametrize("nothing", [[], [""], ["\n\n"]])
 def test_no_text(nothing: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text"):

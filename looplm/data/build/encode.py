@@ -45,21 +45,19 @@ class Encoder:
         account = Account()
         tokens: list[np.ndarray] = []
         masks: list[np.ndarray] = []
-        rows: list[tuple[bytes, int, int, int, int]] = []
+        digests: list[bytes] = []
+        rows: list[tuple[int, int, int, int]] = []
         for piece in block.pieces:
             for document, (ids, mask) in self._encoded(piece, names[piece.source], account):
-                digest = document.sha256[: ROW["digest"].itemsize]
-                rows.append(
-                    (digest, ids.size, self._num_bytes(document), piece.source, min(document.record, 2**32 - 1))
-                )
+                digests.append(document.sha256[: ROW["digest"].itemsize])
+                rows.append((ids.size, self._num_bytes(document), piece.source, min(document.record, 2**32 - 1)))
                 tokens.append(ids)
                 if mask is not None:
                     masks.append(mask)
         table = np.zeros(len(rows), ROW)
-        for name, column in zip(
-            ("digest", "num_tokens", "num_bytes", "source", "record"), zip(*rows, strict=True), strict=False
-        ):
-            table[name] = np.frombuffer(b"".join(column), "V16") if name == "digest" else column
+        table["digest"] = np.frombuffer(b"".join(digests), ROW["digest"])
+        for number, name in enumerate(("num_tokens", "num_bytes", "source", "record")):
+            table[name] = [row[number] for row in rows]
         table["start"] = np.cumsum(table["num_tokens"], dtype=np.uint64) - table["num_tokens"]
         mask = np.concatenate([np.zeros(0, np.uint8), *masks]) if self.reader.reading.examples else None
         return write_unit(path, np.concatenate([np.zeros(0, self.dtype), *tokens]), mask, table, account)
@@ -213,7 +211,7 @@ def _finish(item: _Waiting) -> Iterator[Step]:
     )
 
 
-# Of a worker process.
+# Of a worker process: set once, and not sent with every task.
 _encoder: Encoder | None = None
 
 
@@ -224,7 +222,7 @@ def _pool(encoder: Encoder, num_workers: int) -> ProcessPoolExecutor:
 
 
 def _start(encoder: Encoder) -> None:
-    global _encoder  # noqa: PLW0603  (one encoder a process, not one a task)
+    global _encoder  # noqa: PLW0603
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end

@@ -57,8 +57,8 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._surface(i) for i in self._checked(ids)]
 
     def token_id(self, name: str) -> int | None:
-        i = self._processor.piece_to_id(name)
-        return None if i == self._processor.unk_id() and name != self._processor.id_to_piece(i) else i
+        i, unk_id = self._processor.piece_to_id(name.replace(" ", SPACE_MARK)), self._processor.unk_id()
+        return None if i == unk_id and name != self._processor.id_to_piece(i) else i
 
     @cached_property
     def fingerprint(self) -> str:

@@ -63,7 +63,7 @@ def train_tokenizer(
         "add_dummy_prefix": False,
         "allow_whitespace_only_pieces": True,
         "split_digits": True,
-        "user_defined_symbols": ["\n", "\t", *symbols],
+        "user_defined_symbols": ["\n", "\t", *(symbol.replace(" ", SPACE_MARK) for symbol in symbols)],
         "max_sentence_length": 8 * _MAX_LINE_CHARS,
         "unk_id": _UNK_ID,
         "bos_id": _BOS_ID,

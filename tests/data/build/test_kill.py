@@ -1,8 +1,10 @@
 """A build that is killed at any moment, then started again, gives the bytes of one that was not."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,40 +58,56 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("kills", "workers"),
-    [(3, 1), pytest.param(10, 1, marks=pytest.mark.slow), pytest.param(10, 2, marks=pytest.mark.slow)],
-)
-def test_killed_and_started_again(command, tmp_path: Path, kills: int, workers: int) -> None:
+def run(process: subprocess.Popen, work: Path, stop_after_s: float | None = None) -> tuple[int, float]:
+    """Waits for a build, or kills it so long after its folder came up; returns its code and the seconds since then."""
+    while not work.exists() and process.poll() is None:
+        time.sleep(0.002)
     started = time.monotonic()
-    process = command("whole")
-    assert process.wait() == 0
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(stop_after_s)
     seconds = time.monotonic() - started
-    rng = random.Random(kills)
-    moments = []
-    for number in range(kills):
-        # Each start has its own stretch of the time that the whole build took; the last one, its end.
-        process = command("killed", workers)
-        time.sleep(seconds * (0.3 + 0.7 * (number + rng.random()) / kills))
+    if process.poll() is None:
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        moments.append((process.returncode, len(list(tmp_path.glob(".killed.partial/units/*/*.unit")))))
-        for path in (tmp_path / "killed", tmp_path / ".killed.partial/dataset"):
-            for part in ("train", "validation"):
-                try:
-                    dataset = TokenDataset.open(path / part)
-                except UserError:
-                    continue
-                dataset.verify()  # what is taken for a dataset is whole
-    print(moments)
-    assert any(code == -signal.SIGKILL and units > 0 for code, units in moments), moments
-    process = command("killed", workers)
-    stdout, _ = process.communicate()
-    assert process.returncode == 0, stdout
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    report = json.loads((tmp_path / "killed/build_report.json").read_text())
+    return process.wait(), seconds
+
+
+def check_what_is_there(folders: list[Path]) -> None:
+    """Whatever is taken for a dataset is whole."""
+    for folder in folders:
+        try:
+            dataset = TokenDataset.open(folder)
+        except UserError:
+            continue
+        dataset.verify()
+
+
+CASES = [(3, 1), pytest.param(10, 1, marks=pytest.mark.slow), pytest.param(10, 2, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("num_kills", "workers"), CASES)
+def test_killed_and_started_again(command, tmp_path: Path, num_kills: int, workers: int) -> None:
+    code, seconds = run(command("whole", workers), tmp_path / ".whole.partial")
+    assert code == 0
+    rng, out, work = random.Random(num_kills), tmp_path / "killed", tmp_path / ".killed.partial"
+    killed_with = []
+    for _ in range(4 * num_kills):
+        code, _ = run(command("killed", workers), work, rng.random() * seconds)
+        check_what_is_there([folder / part for folder in (out, work / "dataset") for part in ("train", "validation")])
+        if code == -signal.SIGKILL:
+            killed_with.append((len(list(work.glob("units/*/*.unit"))), (work / "dataset").exists()))
+        else:
+            assert code == 0
+            assert contents(out) == contents(tmp_path / "whole")
+            shutil.rmtree(out)  # it came through: once more from nothing
+        if len(killed_with) == num_kills:
+            break
+    assert len(killed_with) == num_kills
+    assert any(units for units, _ in killed_with)
+    assert run(command("killed", workers), work)[0] == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    report = json.loads((out / "build_report.json").read_text())
     assert report["skipped"]["no_field"] == 24
-    assert not (tmp_path / ".killed.partial").exists()
+    assert not work.exists()
 
 
 def test_workers_do_not_outlive_a_killed_build(command, tmp_path: Path) -> None:
