@@ -152,7 +152,7 @@ def data_build(
 
 @data_app.command("inspect")
 def data_inspect(
-    dataset: Annotated[Path, typer.Argument(help="A dataset folder.")],
+    dataset: Annotated[str, typer.Argument(help="A dataset folder, or its address.")],
     samples: Annotated[int, typer.Option(help="Documents to show the beginning of.")] = 3,
     verify: Annotated[bool, typer.Option("--verify", help="Also read all files and compare their digests.")] = False,
 ) -> None:

@@ -6,9 +6,11 @@ is read through `remote`. Deliberately absent: windows, order, batches.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from looplm.data.manifest import (
     DOCUMENT_SOURCES_FILE,
     DOCUMENTS_FILE,
     MANIFEST_FILE,
+    SOURCES_FILE,
     FileEntry,
     Manifest,
     mask_name,
@@ -127,6 +130,8 @@ class TokenDataset:
                 f"dataset {self.location} was taken over without a tokenizer; "
                 "build it again with --tokenizer to read its tokens as text"
             )
+        for entry in self._entries("tokenizer"):
+            self._file(entry.name)  # those of Hugging Face are two, side by side
         tokenizer = Tokenizer.load(self._file(self.manifest.tokenizer_file))
         if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.location} was made with; {_REBUILD}")
@@ -179,6 +184,12 @@ class TokenDataset:
             slices.append(parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else files[0][0:0])
         return slices
 
+    def source_names(self, lines: Collection[int]) -> dict[int, str]:
+        """Return the names of input files by their line in sources.jsonl."""
+        with self._file(SOURCES_FILE).open() as file:
+            listed = enumerate(islice(file, max(lines, default=-1) + 1))
+            return {number: json.loads(line)["name"] for number, line in listed if number in lines}
+
     def verify(self) -> None:
         """Recompute the digest of every file. Raises UserError naming the first file that was changed."""
         for entry in self.manifest.files:
@@ -201,10 +212,8 @@ class TokenDataset:
         """Raise UserError unless `tokenizer` gives the ids this dataset holds; None: unless it has no tokenizer too."""
         if tokenizer is None or not self.has_tokenizer:
             if tokenizer is not None or self.has_tokenizer:
-                raise UserError(
-                    f"dataset {self.location} has {'a' if self.has_tokenizer else 'no'} tokenizer and the other data "
-                    f"{'no' if self.has_tokenizer else 'a'} one; build both with --tokenizer, or both without"
-                )
+                which = "has a tokenizer and the other data none" if self.has_tokenizer else "has no tokenizer"
+                raise UserError(f"dataset {self.location} {which}; build all with --tokenizer, or all without")
         elif tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(
                 f"dataset {self.location} was made with another tokenizer than {tokenizer.path}; "

@@ -1,14 +1,11 @@
 """What is in a dataset, for people: counts, lengths, the beginnings of some documents."""
 
-import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.manifest import SOURCES_FILE
 from looplm.data.source import reasons
 from looplm.errors import UserError
 
@@ -17,7 +14,7 @@ _BAR = 40
 _SHOWN_TOKENS = 48
 
 
-def describe(path: Path, num_samples: int, *, verify: bool) -> Iterator[str]:
+def describe(path: Path | str, num_samples: int, *, verify: bool) -> Iterator[str]:
     """Yield lines about a dataset. Raises UserError unless it is one; with `verify`, if a file was changed too."""
     dataset = TokenDataset.open(path)
     if num_samples < 0:
@@ -25,7 +22,8 @@ def describe(path: Path, num_samples: int, *, verify: bool) -> Iterator[str]:
     manifest = dataset.manifest
     size = sum(entry.size for entry in manifest.files)
     tokenizer = f"{manifest.tokenizer_file} {manifest.tokenizer_fingerprint}" if dataset.has_tokenizer else "none"
-    yield f"dataset {path}: {dataset.num_documents} documents, {dataset.num_tokens} tokens, {size / 1e6:.1f} MB on disk"
+    counts = f"{dataset.num_documents} documents, {dataset.num_tokens} tokens, {size / 1e6:.1f} MB of files"
+    yield f"dataset {dataset.location}: {counts}"
     yield f"tokens: {manifest.dtype}, below {dataset.vocab_size}; tokenizer: {tokenizer}"
     if dataset.num_bytes:
         rate = dataset.num_bytes / dataset.num_tokens
@@ -68,7 +66,7 @@ def _samples(dataset: TokenDataset, count: int) -> Iterator[str]:
     """The beginnings of documents spread over the dataset, with where they are from."""
     tokenizer = dataset.tokenizer() if dataset.has_tokenizer else None
     numbers = np.unique(np.linspace(0, dataset.num_documents - 1, min(count, dataset.num_documents)).astype(np.int64))
-    names = _source_names(dataset, dataset.document_sources[numbers, 0].tolist())
+    names = dataset.source_names(dataset.document_sources[numbers, 0].tolist())
     for number in numbers.tolist():
         start, stop = (int(place) for place in dataset.document_offsets[number : number + 2])
         source, record = dataset.document_sources[number].tolist()
@@ -76,12 +74,3 @@ def _samples(dataset: TokenDataset, count: int) -> Iterator[str]:
         shown = repr(tokenizer.decode(ids)) if tokenizer else " ".join(map(str, ids.tolist()))
         more = " ..." * (stop - start > _SHOWN_TOKENS)
         yield f"document {number}, {names[source]}:{record + 1}, {stop - start} tokens: {shown}{more}"
-
-
-def _source_names(dataset: TokenDataset, wanted: list[int]) -> dict[int, str]:
-    names = {}
-    with (dataset.path / SOURCES_FILE).open() as file:
-        for number, line in enumerate(islice(file, max(wanted, default=-1) + 1)):
-            if number in wanted:
-                names[number] = json.loads(line)["name"]
-    return names

@@ -13,8 +13,10 @@ import pytest
 
 from looplm.data import remote
 from looplm.data.dataset import TokenDataset
+from looplm.data.inspect import describe
 from looplm.data.remote import RemoteArray, store_spec
 from looplm.data.window import SplitWindows
+from looplm.data.writer import build_dataset
 from looplm.errors import UserError
 
 BUCKET = "tokens-of-texts"
@@ -232,3 +234,16 @@ def test_an_address_with_a_mistake(address: str, message: str) -> None:
 def test_an_empty_slice_needs_no_server() -> None:
     array = RemoteArray(remote.RemoteFolder("s3://nowhere/a"), "tokens-00000.bin", 20, np.dtype("<u2"), None)
     assert array[3:3].size == 0
+
+
+def test_a_look_inside_and_the_two_files_of_a_hugging_face_tokenizer(
+    server: Server, emails: Path, hf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("looplm.data.dataset.default_cache", lambda: tmp_path / "cache")
+    build_dataset([emails], hf_folder, tmp_path / "with_hf")
+    address = server.upload(tmp_path / "with_hf")
+    dataset = TokenDataset.open(address)
+    assert dataset.tokenizer().fingerprint == TokenDataset.open(tmp_path / "with_hf").tokenizer().fingerprint
+    here, there = (list(describe(path, 2, verify=True)) for path in (tmp_path / "with_hf", address))
+    assert there[0].startswith(f"dataset {address}: ")
+    assert there[1:] == here[1:]

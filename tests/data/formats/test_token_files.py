@@ -195,5 +195,5 @@ def test_a_dataset_without_a_tokenizer_says_so(take, tmp_path: Path, tokenizer: 
     with pytest.raises(UserError, match="taken over without a tokenizer; build it again with --tokenizer"):
         dataset.tokenizer()
     dataset.check_tokenizer(None)
-    with pytest.raises(UserError, match="has no tokenizer and the other data a one"):
+    with pytest.raises(UserError, match="has no tokenizer; build all with --tokenizer, or all without"):
         dataset.check_tokenizer(tokenizer)
