@@ -44,15 +44,15 @@ def paragraphs(num: int, seed: int = 0) -> list[str]:
     return [" ".join(row[:length]) + "." for row, length in zip(drawn, lengths, strict=True)]
 
 
-def write_lines(path: Path, num_mb: float) -> list[str]:
-    """Writes so many MB of JSON lines, no two of them equal; returns the first 100 MB of their texts."""
+def write_lines(path: Path, num_mb: float, keep: int | None = None) -> list[str]:
+    """Writes so many MB of JSON lines, no two of them equal; returns their texts, or the first few."""
     texts, kept, num_bytes, number = paragraphs(5000), [], 0, 0
     with path.open("w") as file:
         while num_bytes < num_mb * 1e6:
             text = f"{number} {texts[number * 7919 % len(texts)]}"
             line = json.dumps({"id": number, "text": text}) + "\n"
             file.write(line)
-            if num_bytes < 100e6:
+            if keep is None or number < keep:
                 kept.append(text)
             num_bytes, number = num_bytes + len(line), number + 1
     return kept
@@ -115,7 +115,7 @@ def memory(mb: Annotated[list[float] | None, typer.Option()] = None, workers: in
     for size in mb or [200, 2000]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            file = train_tokenizer(write_lines(folder / "text.jsonl", size)[:1000], VOCAB_SIZE, folder)
+            file = train_tokenizer(write_lines(folder / "text.jsonl", size, keep=1000), VOCAB_SIZE, folder)
             words = ["--input", folder / "text.jsonl", "--tokenizer", file, "--out", folder / "out"]
             words += ["--workers", workers, "--dedup", "--validation-fraction", 0.01, *(["--shuffle", 1] * shuffle)]
             started = time.perf_counter()

@@ -41,6 +41,7 @@ class Reading:
 def make_reading(*, template: str | None = None, **options: Any) -> Reading:
     """Return the reading that options of a command line ask for; `template` may name a file.
 
+    Given in words, its `\\n` and `\\t` are line ends and tabs: a shell passes them on as they are written.
     Raises UserError for a value that is not one of those that there are.
     """
     for name, known in (("examples", (None, "pairs", "chat")), ("token_dtype", ("uint16", "uint32", "int32"))):
@@ -52,6 +53,8 @@ def make_reading(*, template: str | None = None, **options: Any) -> Reading:
             template = Path(template).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--template {template} is neither a format with {{}} nor a file: {error}") from None
+    elif template is not None:
+        template = template.replace("\\n", "\n").replace("\\t", "\t")
     return Reading(template=template, **options)
 
 

@@ -86,6 +86,11 @@ def test_pairs_in_a_template(build, tmp_path: Path) -> None:
     assert documents == [("<s>Q: Four.\nA: Two and two?\n{end}</s>", ["Two and two?\n{end}</s>"])]
 
 
+def test_a_template_in_words_of_a_shell(build) -> None:
+    _, documents = build(PAIRS[:1], examples="pairs", template=r"{prompt}\n\t{answer}")
+    assert documents == [("<s>Two and two?\n\tFour.</s>", ["Four.</s>"])]
+
+
 def test_chats(build) -> None:
     _, documents = build([{"messages": chat} for chat in CHATS], examples="chat")
     assert documents == [
