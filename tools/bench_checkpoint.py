@@ -93,9 +93,8 @@ def main(
     print(f"step            {1e3 * seconds:8.2f} ms")
     print(f"blocked         {1e3 * blocked_s:8.2f} ms  {blocked_s / seconds / every:.2%} of {every} steps")
     print(f"digest in it    {1e3 * digest_s:8.3f} ms  {digest_s / blocked_s:.2%} of blocked")
-    print(
-        f"digest, device  {1e3 * statistics.median(device):8.2f} ms  {num_bytes / 1e9 / statistics.median(device):.1f} GB/s"
-    )
+    device_s = statistics.median(device)
+    print(f"digest, device  {1e3 * device_s:8.2f} ms  {num_bytes / 1e9 / device_s:.1f} GB/s")
     print(f"behind          {1e3 * statistics.median(behind):8.2f} ms")
     print(f"files verified  {1e3 * verified:8.2f} ms")
     if with_save:

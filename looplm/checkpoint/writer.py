@@ -96,10 +96,16 @@ class CheckpointWriter:
             ocp.CompositeCheckpointHandler(**handlers), async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_S)
         )
 
-    def save(self, step: int, trees: Trees, metrics: Mapping[str, float] | None = None) -> bool:
+    def save(
+        self, step: int, trees: Trees, metrics: Mapping[str, float] | None = None, *, patience_s: float | None = None
+    ) -> bool:
         """Takes a snapshot and returns; the rest goes on behind. False, after a line of warning, when it could not
-        even begin."""
-        if obstacle := first_of_all(self._obstacle()):
+        even begin.
+
+        Args:
+            patience_s: how long to wait for the save before; PATIENCE_S when left out.
+        """
+        if obstacle := first_of_all(self._obstacle(PATIENCE_S if patience_s is None else patience_s)):
             self._fail(step, obstacle)
             return False
         self._failure, self._started, self._count = "", time.monotonic(), self._count + 1
@@ -138,10 +144,10 @@ class CheckpointWriter:
 
     # --- on the training thread --------------------------------------------------------------------------------------
 
-    def _obstacle(self) -> str:
+    def _obstacle(self, patience_s: float) -> str:
         """Why a save cannot begin; empty when it can."""
         if self._thread is not None:
-            self._thread.join(PATIENCE_S)
+            self._thread.join(patience_s)
             if self._thread.is_alive():
                 return f"the one before is still being written, {time.monotonic() - self._started:.0f} s by now"
             self._thread = None

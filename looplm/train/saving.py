@@ -12,7 +12,7 @@ from looplm.checkpoint.folder import set_aside
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.schedule import SaveSchedule
 from looplm.checkpoint.seal import Seal
-from looplm.checkpoint.writer import CheckpointWriter, Facts
+from looplm.checkpoint.writer import TIMEOUT_S, CheckpointWriter, Facts
 from looplm.config.load import to_json
 from looplm.data.mixture import Mixture
 from looplm.distributed import wait_for_all
@@ -63,11 +63,16 @@ class Saving:
     def is_due(self, step: int) -> bool:
         return self.schedule.is_due(step, jax.process_count())
 
-    def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> float:
-        """Starts a save. Returns the seconds for which it held the training thread up."""
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float], *, is_last: bool = False) -> float:
+        """Starts a save. Returns the seconds for which it held the training thread up.
+
+        Args:
+            is_last: there is no next try, so it waits for the save before however long that takes.
+        """
         assert self._writer is not None, "restore_or_create comes first"
         started = time.perf_counter()
-        self._writer.save(step, _trees(state), metrics)
+        is_last = is_last or step == self.run.num_steps
+        self._writer.save(step, _trees(state), metrics, patience_s=TIMEOUT_S if is_last else None)
         self.schedule.saved()
         return time.perf_counter() - started
 

@@ -52,6 +52,20 @@ from looplm.errors import UserError
             "set optim.schedule.warmup_steps=0, or more num_steps",
         ),
         (
+            {"checkpoint.best_metric": "eval/loss_depth_2"},
+            "checkpoint.best_metric=eval/loss_depth_2 has no part in checkpoint.keep_best=0; set that to 1 or more, or "
+            "leave it out",
+        ),
+        (
+            {"checkpoint.keep_best": 1},
+            "checkpoint.keep_best=1 needs evaluations to go by; set eval.every_steps, e.g. 2",
+        ),
+        (
+            {"checkpoint.keep_best": 1, "eval.every_steps": 2, "eval.depths": [1, 2]},
+            "checkpoint.best_metric=eval/loss_depth_3 is not measured; use one of eval/loss_depth_1, "
+            "eval/loss_depth_2, eval/bpb_depth_1, eval/bpb_depth_2",
+        ),
+        (
             {"loop.depth_per": "sequence"},
             "loop.depth_per=sequence has nothing to draw with loop.depth.kind=fixed; leave it at batch",
         ),
