@@ -6,6 +6,7 @@ options, not on the machine, the number of workers or interruptions.
 """
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def _write(
         account.skipped["duplicate"] += num_copies
     sources = [source for state in done for source in state.sources]
     # Often a mistake of collecting; without `dedup` they are taken as they are.
-    if num_copies := len(sources) - len({source.sha256 for source in sources}):
+    digests = [source.sha256 for source in sources if source.size]
+    if num_copies := len(digests) - len(set(digests)):
         account.notes["identical_file"] += num_copies
     if documents.table.size == 0:
         raise no_documents(inputs, account)
@@ -241,7 +243,7 @@ def _account_for(groups: Sequence[Group], done: Sequence[Done], account: Account
 def _locked(work: Path, out: Path) -> Iterator[None]:
     """Own the folder of a build; one that holds nothing finished is removed when the build is refused."""
     is_new = not work.exists()
-    made = [parent for parent in (work, *work.parents) if not parent.exists()]
+    made = [folder for folder in (work, *work.parents) if not folder.exists()]
     work.mkdir(parents=True, exist_ok=True)
     lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -253,8 +255,18 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
             yield
         except UserError:
             if is_new and not any(work.glob("units/*/*.unit")):
-                shutil.rmtree(made[-1], ignore_errors=True)
+                shutil.rmtree(work, ignore_errors=True)
+                with suppress(OSError):  # not empty: somebody else's
+                    for folder in made[1:]:
+                        folder.rmdir()
             raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"there is no space left for {work}, which needs twice the size of the tokens; "
+                "make some, and run the same command again: it goes on"
+            ) from None
     finally:
         os.close(lock)
 

@@ -1,11 +1,14 @@
+import errno
 import hashlib
 import json
+import multiprocessing
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from looplm.data.build import encode
 from looplm.data.dataset import TokenDataset
 from looplm.data.formats import read
 from looplm.data.formats.document import Reading
@@ -161,6 +164,55 @@ def test_a_target_taken_meanwhile_is_left_alone(emails: Path, tokenizer: Tokeniz
     with pytest.raises(UserError, match="cannot make"):
         build_dataset([emails], tokenizer.path, tmp_path / "out", progress=take)
     assert contents(tmp_path / "out") == {"theirs": b"x"}
+
+
+def test_a_full_disk_is_told_and_what_is_done_is_kept(
+    emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 1 << 14)
+    sizes = []
+
+    def write(self: encode.Encoder, *arguments: object) -> object:
+        if len(sizes) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sizes.append(1)
+        return real(self, *arguments)
+
+    real = encode.Encoder.write
+    monkeypatch.setattr(encode.Encoder, "write", write)
+    with pytest.raises(UserError, match=r"there is no space left for .*\.out\.partial, which needs twice .*it goes on"):
+        build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=1)
+    assert len(list(tmp_path.glob(".out.partial/units/*/*.unit"))) == 5
+
+
+def test_a_killed_worker_is_told(
+    emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 1 << 14)
+
+    def kill(progress: Progress) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(UserError, match=r"was killed from outside, .* fewer than --workers 2"):
+        build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=2, progress=kill)
+
+
+def test_a_refused_build_removes_only_what_it_made(
+    emails: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="texts need a tokenizer"):
+        build_dataset([emails], None, tmp_path / "a/b/out")
+    assert not list(tmp_path.iterdir())
+
+    def meanwhile(*arguments: object) -> None:
+        (tmp_path / "a/other").mkdir(parents=True)
+        raise UserError("refused")
+
+    monkeypatch.setattr("looplm.data.writer.encode_groups", meanwhile)
+    with pytest.raises(UserError, match="refused"):
+        build_dataset([emails], None, tmp_path / "a/b/out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "other"]
 
 
 def test_two_builds_of_one_target_do_not_meet(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

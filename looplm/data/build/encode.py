@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,6 +197,11 @@ def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -
             waiting.append(_Waiting(group, num_units=number + 1, sources=sources, account=account))
         while waiting:
             yield from _finish(waiting.popleft())
+    except BrokenProcessPool:
+        raise UserError(
+            "a process of the build was killed from outside, for its memory perhaps; run the same command again, with "
+            f"fewer than --workers {num_workers}: it goes on"
+        ) from None
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -113,6 +113,7 @@ class Skipped:
     """A record that is no document."""
 
     record: int
+    """-1 for a whole file."""
     reason: str
     detail: str = ""
 
@@ -130,7 +131,8 @@ class Account:
         self.skipped[skipped.reason] += 1
         shown = self.examples.setdefault(skipped.reason, [])
         if len(shown) < _MAX_EXAMPLES:
-            shown.append(f"{name}:{skipped.record + 1}{': ' * bool(skipped.detail)}{skipped.detail}")
+            place = f":{skipped.record + 1}" if skipped.record >= 0 else ""
+            shown.append(f"{name}{place}{': ' * bool(skipped.detail)}{skipped.detail}")
 
     def __iadd__(self, other: "Account") -> "Account":
         self.skipped += other.skipped

@@ -35,13 +35,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.files, self.path = files, path
         text = files[self.file_name].decode("utf-8", "replace")
         try:
-            # Two: what names special tokens in a text is part of the state of the object.
-            self._plain, self._template = (tokenizers.Tokenizer.from_str(text) for _ in range(2))
+            self._plain = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing more particular
             raise UserError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from None
-        for one in (self._plain, self._template):
-            one.no_truncation()
-            one.no_padding()
+        self._plain.no_truncation()
+        self._plain.no_padding()
         self._plain.encode_special_tokens = True
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.config: dict[str, Any] = _parse(files[CONFIG_FILE], path.with_name(CONFIG_FILE))
@@ -71,6 +69,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_template(self, text: str) -> np.ndarray:
         return _ids(self._call(self._template, [text])[0])
+
+    @cached_property
+    def _template(self) -> Any:
+        # Another one: whether names of special tokens mean them is part of the state of the object.
+        other = type(self._plain).from_str(self._plain.to_str())
+        other.encode_special_tokens = False
+        return other
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._plain.decode(self._checked(ids), skip_special_tokens=True)
