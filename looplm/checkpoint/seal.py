@@ -4,14 +4,16 @@
 to the file system: they are plain names below the checkpoint's folder, and what they name is a file, never a link.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -120,9 +122,9 @@ def read_seal(folder: Path) -> Seal:
 
 
 def digest_file(folder: Path, name: str) -> StoredFile:
-    """Reads a file. Raises Damaged when it is missing or is not a plain file below the folder."""
-    with os.fdopen(_open(folder, name), "rb") as file:
-        digest, size = xxhash.xxh3_128(), 0
+    """Reads a file. Raises Damaged when it is missing, cannot be read or is not a plain file below the folder."""
+    digest, size = xxhash.xxh3_128(), 0
+    with _opened(folder, name) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -147,7 +149,7 @@ def list_files(folder: Path) -> list[str]:
 
 def read_plain(folder: Path, name: str, *, limit: int) -> bytes:
     """The content of a small file. Raises Damaged as `digest_file`, and for one that is larger than `limit` bytes."""
-    with os.fdopen(_open(folder, name), "rb") as file:
+    with _opened(folder, name) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise Damaged(f"{name} is larger than {limit} bytes")
@@ -161,6 +163,16 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Inside, a disk that cannot read the file raises Damaged."""
+    with os.fdopen(_open(folder, name), "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from error
 
 
 def _open(folder: Path, name: str) -> int:
@@ -178,7 +190,8 @@ def _open(folder: Path, name: str) -> int:
     except FileNotFoundError:
         raise Damaged(f"{name} is missing") from None
     except OSError as error:
-        raise Damaged(f"{name} cannot be read ({error.strerror}); a link is not followed") from error
+        link = "; links are not followed" if error.errno in {errno.ELOOP, errno.ENOTDIR} else ""
+        raise Damaged(f"{name} cannot be read ({error.strerror}{link})") from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)

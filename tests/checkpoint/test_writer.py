@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from looplm.checkpoint import folder as names
+from looplm.checkpoint import seal as seal_module
 from looplm.checkpoint import writer as writer_module
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.seal import digest_file, list_files, read_seal
@@ -244,3 +245,34 @@ def test_a_named_step_is_taken_or_refused(writer_of, small, tmp_path: Path) -> N
         reader.restore(small, step=3)
     with pytest.raises(UserError, match="holds no checkpoint yet"):
         CheckpointReader(tmp_path).restore(small)
+
+
+def test_a_full_device_is_no_damage(writer_of, small, tmp_path: Path) -> None:
+    save(writer_of(), noise(small, 0), 1, 2)
+
+    def digest(arrays: list[jax.Array]) -> jax.Array:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        CheckpointReader(tmp_path / "checkpoints", pytest.fail).restore(small, digest=digest)
+
+
+def test_a_file_that_the_disk_cannot_read_is_passed_over(
+    writer_of, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(writer_of(), noise(small, 0), 1, 2)
+    original = seal_module.os.open
+
+    def fail(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == "config.json" and not failed:
+            failed.append(path)
+            raise OSError(5, "Input/output error")
+        return original(path, *arguments, **options)
+
+    failed: list[Any] = []
+    monkeypatch.setattr(seal_module.os, "open", fail)
+    lines: list[str] = []
+    assert CheckpointReader(tmp_path / "checkpoints", lines.append).restore(small).seal.step == 1
+    assert lines == [
+        "checkpoint 2 is passed over: config.json cannot be read (Input/output error), which affects no array"
+    ]
