@@ -51,6 +51,7 @@ def as_text(digest: np.ndarray) -> str:
     return "".join(f"{int(word):08x}" for word in digest)
 
 
+@jax.jit  # traced once for all arrays of a kind
 def _digest(array: jax.Array) -> jax.Array:
     word = _words(array)
     first = _mix(word ^ _place(word, FIRST))
