@@ -74,17 +74,6 @@ def test_a_token_depends_on_what_precedes_it_and_on_nothing_else(model_config, r
     assert np.all(np.asarray(influence[position + 1 :]) == 0)
 
 
-def test_documents_of_a_window_do_not_see_one_another(model_config, random_params, run_model, tokens_BS):
-    lm = FunctionalLM(model_config())
-    params = random_params(lm)
-    segments_BS = jnp.where(jnp.arange(11) < 4, 1, 2) * jnp.ones((2, 1), jnp.int32)
-    changed_BS = tokens_BS.at[:, :4].set((tokens_BS[:, :4] + 7) % 37)
-    run = jax.jit(lambda tokens_BS: run_model(lm, params, tokens_BS, Depth(3), segments_BS=segments_BS).hidden_RBSD)
-    before, after = run(tokens_BS), run(changed_BS)
-    np.testing.assert_array_equal(before[:, :, 4:], after[:, :, 4:])
-    assert not np.allclose(before[:, :, :4], after[:, :, :4])
-
-
 def test_one_loop_is_the_plain_stack_and_tying_shares_the_table(model_config):
     untied, tied = FunctionalLM(model_config()), FunctionalLM(model_config(tie_embeddings=True))
     assert untied.num_params - tied.num_params == 37 * 24
