@@ -204,6 +204,11 @@ class TokenDataset:
                 )
 
     @property
+    def is_remote(self) -> bool:
+        """Whether it is read from an address."""
+        return self._remote is not None
+
+    @property
     def has_tokenizer(self) -> bool:
         """False for token files that were taken over without one."""
         return self.manifest.tokenizer_file is not None

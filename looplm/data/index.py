@@ -7,10 +7,12 @@ reading, and which source's turn it is (`schedule`).
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
 _NUM_ROUNDS = 8
+_BLOCK = 1024
 
 
 def permute(index: np.ndarray | int, size: int, seed: int | str, epoch: int = 0) -> np.ndarray:
@@ -36,7 +38,18 @@ def shuffled(numbers: np.ndarray, size: int, seed: int | str) -> np.ndarray:
     Epoch after epoch, each a permutation of its own: in every run of `size` numbers that begins at a multiple of it,
     each thing occurs once.
     """
-    epochs, places = np.divmod(np.asarray(numbers, np.int64), size)
+    numbers = np.asarray(numbers, np.int64)
+    things, blocks = np.empty_like(numbers), numbers // _BLOCK
+    for block in np.unique(blocks).tolist():
+        here = blocks == block
+        things[here] = _shuffled_block(block, size, seed)[numbers[here] - block * _BLOCK]
+    return things
+
+
+@lru_cache(maxsize=64)
+def _shuffled_block(block: int, size: int, seed: int | str) -> np.ndarray:
+    # A permutation of a thousand numbers takes hardly longer than one of a few, and batches read on.
+    epochs, places = np.divmod(np.arange(block * _BLOCK, (block + 1) * _BLOCK), size)
     things = np.empty_like(places)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch

@@ -34,7 +34,9 @@ def train_loader(
     if start_step < 0:
         raise UserError(f"start_step={start_step} must not be negative; steps are counted from 0")
     source = _StepSource(mixture, _host_rows(mixture.batch_size, host, num_hosts), start_step)
-    options = grain.ReadOptions(num_threads=min(prefetch, _MAX_THREADS), prefetch_buffer_size=prefetch)
+    # Threads help where reading waits; where it computes, they only take the interpreter from one another.
+    threads = min(prefetch, _MAX_THREADS if mixture.is_remote else 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 

@@ -90,6 +90,11 @@ class Mixture:
         return next((dataset.tokenizer() for dataset in self.datasets if dataset.has_tokenizer), None)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network."""
+        return any(dataset.is_remote for dataset in self.datasets)
+
+    @property
     def padding(self) -> float:
         """The largest share of padding that a part has."""
         return max(part.windows.padding for part in self.parts)

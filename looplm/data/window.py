@@ -5,6 +5,7 @@ is dropped, packed or remembered. Deliberately absent: windows of whole document
 (`index`) and batches (`loader`).
 """
 
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -112,7 +113,9 @@ def read_windows(
     first_B = ids_B * S
     # One token more than a window has, for the last label.
     count_B = np.clip(dataset.num_tokens - first_B, 0, S + 1)
-    tokens_BS, labels_BS = np.zeros((B, S), np.int32), np.full((B, S), IGNORED, np.int32)
+    tokens_BS, labels_BS = np.empty((B, S), np.int32), np.empty((B, S), np.int32)
+    if (count_B <= S).any():  # else every position is written
+        tokens_BS[:], labels_BS[:] = 0, IGNORED
     for row, (stream, mask) in enumerate(dataset.read_many(first_B, first_B + count_B)):
         copy_labelled(stream, mask, tokens_BS[row], labels_BS[row])
     check_range(dataset, tokens_BS, labels_BS, ids_B)
@@ -169,10 +172,17 @@ def in_runs(start_N: np.ndarray, segment_N: np.ndarray, shape: tuple[int, int]) 
     size = shape[0] * shape[1]
     lengths_N = np.diff(start_N, append=size)
     segments = np.repeat(segment_N.astype(np.int32), lengths_N)
-    positions = np.arange(size, dtype=np.int32) - np.repeat(start_N.astype(np.int32), lengths_N)
+    positions = np.repeat(start_N.astype(np.int32), lengths_N)
+    # In place: fresh memory costs more than the arithmetic.
+    np.subtract(_counting(size), positions, out=positions)
     if segment_N.size and segment_N.min() == 0:
         positions *= segments > 0
     return {"segments": segments.reshape(shape), "positions": positions.reshape(shape)}
+
+
+@lru_cache(maxsize=8)
+def _counting(size: int) -> np.ndarray:
+    return np.arange(size, dtype=np.int32)
 
 
 def check_range(dataset: TokenDataset, tokens_BS: np.ndarray, labels_BS: np.ndarray, ids_B: np.ndarray) -> None:
