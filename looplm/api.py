@@ -22,7 +22,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.lm import Output, ReadLoops
 from looplm.model.loop import Depth
-from looplm.objective import Sums, build_objective, trained
+from looplm.objective import Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
@@ -42,6 +42,8 @@ class Result:
     """None without a gate."""
     exit_RBS: jax.Array | None
     """Exit distribution over these loops; sums to 1. None without a gate."""
+    router_logits_RLBSE: jax.Array | None
+    """What the routers of the block's layers with experts gave in each of these loops; None without such layers."""
     head_VD: jax.Array
     num_detached: int = field(metadata={"static": True})
     logit_softcap: float | None = field(metadata={"static": True})
@@ -102,12 +104,15 @@ class LoadedLM:
             initial_state: (B, S, D), overrides the first state.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
         """
-        output, head_VD = self._forward(self.params, tokens_BS, num_loops, num_detached, initial_state, segments)
-        log_exit_RBS = output.log_exit_RBS
+        output, head_VD = self._forward(
+            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, with_router_logits=True
+        )
+        log_exit_RBS, routing = output.log_exit_RBS, output.routing.get("block")
         return Result(
             at_least_fp32(output.hidden_RBSD),
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
+            None if routing is None else jnp.moveaxis(routing.logits_BSE, 2, 1),
             at_least_fp32(head_VD),
             num_detached,
             self.model.logit_softcap,
@@ -140,7 +145,7 @@ class LoadedLM:
             model = self.functional.bind(params)
             read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(0))
             output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None, read)
-            sums: Sums = loss(model, output, labels_BS, read)
+            sums: Sums = evaluate(loss, model, output, labels_BS, read)
             return sums.objective / jnp.maximum(sums.tokens, 1)
 
         return jax.value_and_grad(mean)(self.params)
@@ -212,6 +217,7 @@ class LoadedLM:
         initial_state: jax.Array | None,
         segments: jax.Array | None,
         read: ReadLoops = "all",
+        with_router_logits: bool = False,
     ) -> tuple[Output, jax.Array]:
         num_loops = self._loops(num_loops)
         tokens_BS = self._ids("tokens", tokens_BS)
@@ -233,6 +239,8 @@ class LoadedLM:
                 self_mask(self.model, segments_BS),
                 key=jax.random.key(0),
                 sequence_B=jnp.arange(tokens_BS.shape[0]),
+                with_routing=True,
+                with_router_logits=with_router_logits,
             ),
             Depth(num_loops - num_detached, num_detached=num_detached),
             dtype=compute_dtype(self.model),

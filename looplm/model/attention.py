@@ -9,7 +9,7 @@ from flax import nnx
 from looplm.config.schema import Model
 from looplm.model.context import Context, KeysValues
 from looplm.model.init import initializers
-from looplm.model.layers import Linear, RMSNorm, UnitNorm, parameter
+from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import lay_out, per_channel, use
@@ -33,7 +33,7 @@ class Heads(nnx.Module):
             if config.qk_bias
             else None
         )
-        self.norm = head_norm(config, H, rngs=rngs) if config.qk_norm else None
+        self.norm = head_norm(config, num_heads, H, axis, rngs=rngs) if config.qk_norm else None
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
         h_BSNH = self.project(x_BSD)
@@ -44,9 +44,11 @@ class Heads(nnx.Module):
         return rotary(h_BSNH, positions_BS, self.rope)
 
 
-def head_norm(config: Model, head_dim: int, *, rngs: nnx.Rngs) -> RMSNorm | UnitNorm:
+def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: nnx.Rngs) -> nnx.Module:
     if not config.qk_norm_scale:
         return UnitNorm()
+    if config.qk_norm_over == "all_heads":
+        return HeadsNorm(rngs, initializers(config)["norm"], (num_heads, head_dim), config.norm_eps, axis)
     return RMSNorm(rngs, initializers(config)["norm"], head_dim, config.norm_eps, axis="head_dim")
 
 
@@ -67,14 +69,15 @@ class Attention(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, x_BSD: jax.Array, context: Context, cache: KeysValues | None, mix: Mix | None = None
+        self, x_BSD: jax.Array, read_BSD: jax.Array, context: Context, cache: KeysValues | None, mix: Mix | None = None
     ) -> tuple[jax.Array, KeysValues | None]:
         """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache).
 
+        read_BSD: what queries and keys are made of, x but for the norm.
         mix: what else goes into the values.
         """
-        q_BSNH = self.query(x_BSD, context.positions_BS)
-        k_BTKH = self.key(x_BSD, context.positions_BS)
+        q_BSNH = self.query(read_BSD, context.positions_BS)
+        k_BTKH = self.key(read_BSD, context.positions_BS)
         v_BTKH = self.value(x_BSD)
         if mix is not None:
             v_BTKH = mix(v_BTKH, x_BSD)

@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from looplm.config.schema import Model
+from looplm.config import schema
+from looplm.config.schema import FeedForward, Model, Place
 from looplm.model.attention import Attention, Mix
 from looplm.model.context import Context, KeysValues
-from looplm.model.feed_forward import build_feed_forward
+from looplm.model.feed_forward import build_dense
 from looplm.model.layers import stacked
+from looplm.model.mixed import in_units, units
+from looplm.model.moe import MoE
 from looplm.model.residual import PLACEMENTS
+from looplm.model.routing import Routing
 from looplm.model.value_embedding import ValueGate, num_embedded
 from looplm.sharding.collective import gather_sequence, split_sequence
 
@@ -22,37 +26,66 @@ KEPT_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` keeps of every layer."""
 
 
+Visit = tuple[KeysValues | None, Routing | None]
+"""What is kept of a layer's visit: its cache, and what its router did."""
+Apply = Callable[[jax.Array, tuple], tuple[jax.Array, Visit]]
+"""(x, ((parameters, cache, sets of experts of the loop before), extra)) -> (x, visit)."""
+
+
 class Layer(nnx.Module):
     """Attention, then feed-forward, each a branch of the residual stream."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, feed_forward: FeedForward, *, rngs: nnx.Rngs):
         residual = PLACEMENTS[config.norm_placement]
         self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, rngs=rngs)
         self.feed_forward_residual = residual(config, rngs=rngs)
-        self.feed_forward = build_feed_forward(config, rngs=rngs)
+        moe = isinstance(feed_forward, schema.MoE)
+        self.feed_forward = (MoE if moe else build_dense)(config, feed_forward, rngs=rngs)
 
     def __call__(
-        self, x_BSD: jax.Array, context: Context, cache: KeysValues | None, mix: Mix | None = None
-    ) -> tuple[jax.Array, KeysValues | None]:
-        def attend(h_BSD: jax.Array) -> tuple[jax.Array, KeysValues | None]:
-            out_BSD, new_cache = self.attention(gather_sequence(h_BSD), context, cache, mix)
+        self,
+        x_BSD: jax.Array,
+        context: Context,
+        cache: KeysValues | None,
+        before_BSW: jax.Array | None,
+        mix: Mix | None = None,
+    ) -> tuple[jax.Array, Visit]:
+        def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, KeysValues | None]:
+            whole_BSD = gather_sequence(h_BSD)
+            read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
+            out_BSD, new_cache = self.attention(whole_BSD, read_BSD, context, cache, mix)
             return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), new_cache
 
-        def transform(h_BSD: jax.Array) -> tuple[jax.Array, None]:
-            out_BSD = self.feed_forward(gather_sequence(h_BSD))
-            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), None
+        def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
+            whole_BSD, routing = gather_sequence(h_BSD), None
+            if isinstance(self.feed_forward, MoE):
+                read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
+                out_BSD, routing = self.feed_forward(whole_BSD, read_BSD, context, before_BSW)
+            else:
+                out_BSD = self.feed_forward(whole_BSD)
+            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), routing
 
         x_BSD, cache = self.attention_residual(x_BSD, attend, context.residual_scale)
-        x_BSD, _ = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
-        return x_BSD, cache
+        x_BSD, routing = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
+        return x_BSD, (cache, routing)
 
 
 class Stack(nnx.Module):
     """Layers one after the other; their parameters are stacked on a leading dim and scanned over, so that compile time
-    does not grow with the number of layers."""
+    does not grow with the number of layers. Dense layers among such with experts are a stack of their own."""
 
-    def __init__(self, config: Model, num_layers: int, *, rngs: nnx.Rngs):
-        self.layers = stacked(lambda rngs: Layer(config, rngs=rngs), num_layers, rngs)
+    def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
+        feed_forward, num_layers = config.feed_forward_of(place), config.layers_of(place)
+        dense, kind = (), None
+        if isinstance(feed_forward, schema.MoE):
+            dense, kind = feed_forward.dense_layers, feed_forward.dense
+
+        def layers(feed_forward: FeedForward, count: int) -> Layer:
+            return stacked(lambda rngs: Layer(config, feed_forward, rngs=rngs), count, rngs)
+
+        self.layers = layers(feed_forward, num_layers - len(dense))
+        self.dense_layers = layers(kind, len(dense)) if dense and kind else None
+        self.units = units(tuple(i in dense for i in range(num_layers)))
         self.group_size = config.value_embedding.every if config.value_embedding else 1
         count = num_embedded(config, num_layers)
         self.value_gates = stacked(lambda rngs: ValueGate(config, rngs=rngs), count, rngs) if count else None
@@ -63,28 +96,42 @@ class Stack(nnx.Module):
         context: Context,
         cache: KeysValues | None = None,
         embedded_nBSKH: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
-        """Returns (out, cache).
+        before_BLSW: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        """Returns (out, cache, what the routers did).
 
         cache: (keys, values), each (num_layers, B, T, K, H), or None.
         embedded_nBSKH: for the layers that have a value embedding.
+        before_BLSW: sets of experts of the loop before, for the layers that have experts.
         """
         graph, parameters = nnx.split(self.layers)
         gate_graph, gates = nnx.split(self.value_gates)
 
-        def apply(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, KeysValues | None]:
-            (parameters, cache), embedded = xs
-            mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
-            return nnx.merge(graph, parameters)(x_BSD, context, cache, mix)
+        def applied(graph: nnx.GraphDef) -> Apply:
+            def apply(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, Visit]:
+                (parameters, cache, before_BSW), embedded = xs
+                mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
+                return nnx.merge(graph, parameters)(x_BSD, context, cache, before_BSW, mix)
 
-        if context.remat == "names":
-            apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES))
-        elif context.remat != "none":
-            apply = jax.checkpoint(apply)
-        layers = (parameters, cache)
-        if embedded_nBSKH is None:
-            return jax.lax.scan(apply, x_BSD, (layers, None), unroll=context.unroll)
-        return in_groups(apply, x_BSD, layers, (gates, embedded_nBSKH), self.group_size, unroll=context.unroll)
+            if context.remat == "names":
+                return jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES))
+            return apply if context.remat == "none" else jax.checkpoint(apply)
+
+        before_LBSW = None if before_BLSW is None else jnp.moveaxis(before_BLSW, 1, 0)
+        layers = (parameters, cache, before_LBSW)
+        if self.dense_layers is not None:
+            dense_graph, dense = nnx.split(self.dense_layers)
+            x_BSD, kept = in_units(
+                (applied(graph), applied(dense_graph)), x_BSD, (parameters, dense), cache, before_LBSW, self.units,
+                unroll=context.unroll,
+            )  # fmt: skip
+        elif embedded_nBSKH is None:
+            x_BSD, kept = jax.lax.scan(applied(graph), x_BSD, (layers, None), unroll=context.unroll)
+        else:
+            extras = (gates, embedded_nBSKH)
+            x_BSD, kept = in_groups(applied(graph), x_BSD, layers, extras, self.group_size, unroll=context.unroll)
+        cache, routing = kept
+        return x_BSD, cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), routing)
 
 
 def in_groups(

@@ -1,9 +1,10 @@
 """What every layer needs beside the activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 KeysValues = tuple[jax.Array, jax.Array]
 """Cached keys and values of one layer visit, both (B, T, K, H); slot t holds position t."""
@@ -25,5 +26,11 @@ class Context:
     """Random key of the step, for a state that is drawn."""
     sequence_B: jax.Array | None = None
     """Index of every sequence in the global batch: what is drawn for it does not depend on how the batch is split."""
+    loop_B: jax.Array = field(default_factory=lambda: jnp.zeros(1, jnp.int32))
+    """Number of the loop from 0: (B,), or (1,) for all sequences. 0 outside of the loops."""
+    with_routing: bool = False
+    """Whether layers with experts say what their router did."""
+    with_router_logits: bool = False
+    """Whether that includes the logits."""
     residual_scale: jax.Array | float = 1.0
     """What every branch is multiplied with before it is added. Set for the shared block only."""

@@ -12,6 +12,7 @@ from looplm.model.context import Context, KeysValues
 from looplm.model.init import initializers
 from looplm.model.injection import build_injection
 from looplm.model.layers import RMSNorm
+from looplm.model.routing import Routing
 
 
 class Core(nnx.Module):
@@ -19,7 +20,7 @@ class Core(nnx.Module):
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         self.injection = build_injection(config, rngs=rngs)
-        self.block = Stack(config, config.block_layers, rngs=rngs)
+        self.block = Stack(config, "block", rngs=rngs)
         norm = initializers(config)["norm"]
         self.end_norm = RMSNorm(rngs, norm, config.dim, config.norm_eps) if config.norm_at_loop_end else None
 
@@ -30,7 +31,15 @@ class Core(nnx.Module):
         context: Context,
         cache: KeysValues | None,
         embedded_nBSKH: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
-        """One loop. cache: (keys, values) of this loop, each (L, B, T, K, H), or None."""
-        x_BSD, cache = self.block(self.injection(state_BSD, input_BSD), context, cache, embedded_nBSKH)
-        return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache
+        before: Routing | None = None,
+    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        """One loop.
+
+        cache: (keys, values) of this loop, each (L, B, T, K, H), or None.
+        before: what the routers did in the loop before.
+        """
+        before_BLSW = before.experts_BSW if before else None
+        x_BSD, cache, routing = self.block(
+            self.injection(state_BSD, input_BSD), context, cache, embedded_nBSKH, before_BLSW
+        )
+        return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, routing

@@ -13,15 +13,18 @@ from looplm.model.layers import Linear
 class TwoMatrices(nnx.Module):
     """activation(x W_up) W_down."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        D, F = config.dim, config.hidden_dim
+    def __init__(self, config: Model, *, rngs: nnx.Rngs, hidden_dim: int | None = None):
+        D, F = config.dim, hidden_dim or config.hidden_dim
         init, out = initializers(config), ("batch", "sequence", "embed")
-        self.up = self.widen(config, rngs)
+        self.up = self.widen(config, F, rngs)
         self.down = Linear(rngs, init["residual_output"], "BSF,FD->BSD", (F, D), ("hidden", "embed"), out)
 
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        raise NotImplementedError("one of the subclasses")
+
     @staticmethod
-    def widen(config: Model, rngs: nnx.Rngs) -> Linear:
-        D, F = config.dim, config.hidden_dim
+    def widen(config: Model, F: int, rngs: nnx.Rngs) -> Linear:
+        D = config.dim
         out = ("batch", "sequence", "hidden")
         return Linear(rngs, initializers(config)["linear"], "BSD,DF->BSF", (D, F), ("embed", "hidden"), out)
 
@@ -29,9 +32,9 @@ class TwoMatrices(nnx.Module):
 class SwiGLU(TwoMatrices):
     """silu(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.gate = self.widen(config, rngs)
+    def __init__(self, config: Model, *, rngs: nnx.Rngs, hidden_dim: int | None = None):
+        super().__init__(config, rngs=rngs, hidden_dim=hidden_dim)
+        self.gate = self.widen(config, hidden_dim or config.hidden_dim, rngs)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD))
@@ -53,8 +56,10 @@ class SquaredReLU(TwoMatrices):
         return self.down(self.scale * jnp.square(jax.nn.relu(self.up(x_BSD))))
 
 
-def build_feed_forward(config: Model, *, rngs: nnx.Rngs) -> SwiGLU | GELU | SquaredReLU:
-    match config.feed_forward:
+def build_dense(
+    config: Model, kind: schema.SwiGLU | schema.GELU | schema.SquaredReLU, *, rngs: nnx.Rngs
+) -> TwoMatrices:
+    match kind:
         case schema.SwiGLU():
             return SwiGLU(config, rngs=rngs)
         case schema.GELU():

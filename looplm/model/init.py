@@ -37,6 +37,8 @@ def initializers(config: Model) -> dict[str, Any]:
         "linear": matrix,
         "residual_output": output,
         "head": matrix,
+        "router": matrix,
+        "router_bias": zeros,
         "norm": ones,
         "attention_bias": zeros,
         "value_embedding": normal(1.0),

@@ -79,6 +79,18 @@ class RMSNorm(nnx.Module):
         return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps), [scale], x)
 
 
+class HeadsNorm(nnx.Module):
+    """RMSNorm over the last two dims together, with a learned scale."""
+
+    def __init__(self, rngs: nnx.Rngs, init: Initializer, shape: tuple[int, int], eps: float, axis: str):
+        self.eps = eps
+        self.scale = parameter(rngs, init, shape, (axis, "head_dim"), elementwise=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
+        return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps, num_dims=2), [scale], x)
+
+
 class UnitNorm(nnx.Module):
     """RMSNorm without a scale."""
 

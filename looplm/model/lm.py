@@ -10,13 +10,13 @@ The number of loops is an argument. The model knows no steps, hosts or losses; n
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model
+from looplm.config.schema import Model, Place
 from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
 from looplm.model.block import Stack
 from looplm.model.context import Context, KeysValues
@@ -25,8 +25,10 @@ from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
 from looplm.model.layers import Embedding, Linear, RMSNorm, parameter
 from looplm.model.loop import Depth, run_loops
+from looplm.model.routing import Routing, nothing
 from looplm.model.state_init import initial_state
 from looplm.model.value_embedding import Embedded, ValueEmbedding
+from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
 from looplm.sharding.collective import Whole, gather_sequence, lay_out, split_sequence
 from looplm.sharding.rules import activation_spec
@@ -61,6 +63,11 @@ class Output:
     """Loops of the window, read or not."""
     statistics: LoopStatistics | None
     """Of the last loop; None when not asked for."""
+    routing: dict[Place, Routing]
+    """What routers did in every visit, leaves (T, B, L, ...): T = 1 for the prelude, the loops of the window, or what
+    was read by the coda. Empty when not asked for, or without experts."""
+    loops_RB: jax.Array
+    """Number of every loop of the window, from 0; see `Depth.numbers_RB`."""
 
     @property
     def log_exit_RBS(self) -> jax.Array | None:
@@ -75,13 +82,13 @@ class LoopLM(nnx.Module):
         def norm() -> RMSNorm:
             return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
 
-        def stack(num_layers: int) -> Stack | None:
-            return Stack(config, num_layers, rngs=rngs) if num_layers else None
+        def stack(place: Place) -> Stack | None:
+            return Stack(config, place, rngs=rngs) if config.layers_of(place) else None
 
         self.config = config
         self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
-        self.prelude, self.coda = stack(config.prelude_layers), stack(config.coda_layers)
+        self.prelude, self.coda = stack("prelude"), stack("coda")
         self.prelude_norm = norm() if config.prelude_norm else None
         self.core = Core(config, rngs=rngs)
         self.gate = ExitGate(config, rngs=rngs) if config.exit_gate else None
@@ -124,9 +131,12 @@ class LoopLM(nnx.Module):
         """
         embedded = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
         embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
-        x_BSD, prelude_cache = embedded_BSD, None
+        x_BSD, prelude_cache, routing = embedded_BSD, None, dict[Place, Any]()
         if self.prelude:
-            x_BSD, prelude_cache = self.prelude(x_BSD, context, cache.prelude if cache else None, embedded.prelude)
+            x_BSD, prelude_cache, routed = self.prelude(
+                x_BSD, context, cache.prelude if cache else None, embedded.prelude
+            )
+            routing["prelude"] = jax.tree.map(lambda leaf: leaf[None], routed)
         if self.prelude_norm:
             x_BSD = self.prelude_norm(x_BSD)
         if initial_state_BSD is None:
@@ -143,23 +153,28 @@ class LoopLM(nnx.Module):
 
         # The statistics compare the last three states: the driver carries two, which nothing differentiates.
         lookback = 2 if with_statistics else 0
-        first = (state_BSD, *(jax.lax.stop_gradient(state_BSD),) * lookback)
+        before = None
+        if context.with_routing:
+            before = nothing(
+                self.config, "block", tokens_BS, at_least_fp32(state_BSD).dtype, context.with_router_logits
+            )
+        first = (state_BSD, before, *(jax.lax.stop_gradient(state_BSD),) * lookback)
 
         def step(
-            parameters: nnx.State, states: tuple[jax.Array, ...], inputs: tuple, cache: KeysValues | None
-        ) -> tuple[tuple[jax.Array, ...], KeysValues | None]:
-            input_BSD, embedded_nBSKH = inputs
-            core = nnx.merge(core_graph, parameters)
-            state_BSD, cache = core.step(states[0], input_BSD, in_loop, cache, embedded_nBSKH)
-            return (state_BSD, *jax.lax.stop_gradient(states[:lookback])), cache
+            parameters: nnx.State, states: tuple, inputs: tuple, cache: KeysValues | None, t_B: jax.Array
+        ) -> tuple[tuple, KeysValues | None]:
+            (input_BSD, embedded_nBSKH), (state_BSD, before, *earlier) = inputs, states
+            core, this_loop = nnx.merge(core_graph, parameters), replace(in_loop, loop_B=t_B)
+            new_BSD, cache, routed = core.step(state_BSD, input_BSD, this_loop, cache, embedded_nBSKH, before)
+            return (new_BSD, routed, *jax.lax.stop_gradient((state_BSD, *earlier)[:lookback])), cache
 
         keep_states = exit_threshold is not None or not isinstance(read_loops, str) or read_loops == "all"
 
-        def collect(states: tuple[jax.Array, ...]) -> tuple:
-            state_BSD = states[0]
-            return state_BSD if keep_states else None, self.gate(state_BSD) if self.gate else None
+        def collect(states: tuple) -> tuple:
+            state_BSD, routed, *_ = states
+            return state_BSD if keep_states else None, self.gate(state_BSD) if self.gate else None, routed
 
-        (state_BSD, *earlier), (states_RBSD, gate_logits_RBS), block_cache = run_loops(
+        (state_BSD, _, *earlier), (states_RBSD, gate_logits_RBS, routing["block"]), block_cache = run_loops(
             step,
             core_parameters,
             first,
@@ -178,16 +193,28 @@ class LoopLM(nnx.Module):
         if exit_threshold is None and keep_states:
             assert cache is None, "the coda's cache belongs to one depth"
             wanted_RBSD = states_RBSD if isinstance(read_loops, str) else states_RBSD[read_loops]
-            hidden_RBSD = jax.lax.map(lambda state_BSD: self.read(state_BSD, context, embedded.coda)[0], wanted_RBSD)
+            hidden_RBSD, _, routing["coda"] = jax.lax.map(
+                lambda state_BSD: self.read(state_BSD, context, embedded.coda), wanted_RBSD
+            )
         else:
             if exit_threshold is not None:
                 exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS, depth.active_RB))
                 index_1BS1 = exit_loop(exit_RBS, exit_threshold)[None, :, :, None] - 1
                 state_BSD = jnp.take_along_axis(states_RBSD, index_1BS1, axis=0)[0]
-            hidden_BSD, coda_cache = self.read(state_BSD, context, embedded.coda, cache.coda if cache else None)
-            hidden_RBSD = hidden_BSD[None]
+            hidden_BSD, coda_cache, routed = self.read(state_BSD, context, embedded.coda, cache.coda if cache else None)
+            hidden_RBSD, routing["coda"] = jax.tree.map(lambda leaf: leaf[None], (hidden_BSD, routed))
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
-        return Output(hidden_RBSD, gate_logits_RBS, depth.active_RB, new_cache, depth.window, statistics)
+        routing = {place: routed for place, routed in routing.items() if routed is not None}
+        return Output(
+            hidden_RBSD,
+            gate_logits_RBS,
+            depth.active_RB,
+            new_cache,
+            depth.window,
+            statistics,
+            routing,
+            depth.numbers_RB,
+        )
 
     def read(
         self,
@@ -195,14 +222,16 @@ class LoopLM(nnx.Module):
         context: Context,
         embedded_nBSKH: jax.Array | None,
         cache: KeysValues | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
-        """From a loop's state to what the head reads: read-out, coda, final norm. Returns (hidden, coda's cache)."""
+    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        """From a loop's state to what the head reads: read-out, coda, final norm. Returns (hidden, coda's cache, what
+        its routers did)."""
         x_BSD = self.read_out(state_BSD) if self.read_out else state_BSD
         if self.config.norm_before_coda and self.final_norm:
             x_BSD = self.final_norm(x_BSD)
+        routed = None
         if self.coda:
-            x_BSD, cache = self.coda(x_BSD, context, cache, embedded_nBSKH)
-        return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache
+            x_BSD, cache, routed = self.coda(x_BSD, context, cache, embedded_nBSKH)
+        return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache, routed
 
     def contraction(self) -> dict[str, jax.Array]:
         """What the parameters alone say about how the state moves, by metric name."""

@@ -41,13 +41,18 @@ class Depth:
         return jnp.arange(self.window)[:, None] >= skipped[None, :]
 
     @property
+    def numbers_RB(self) -> jax.Array:
+        """Number of every iteration of the window among all loops, from 0: int32 (window, 1), or (window, B)."""
+        return jnp.arange(self.window)[:, None] + jnp.atleast_1d(self.num_loops - self.window)
+
+    @property
     def num_loops(self) -> int | jax.Array:
         """All loops."""
         return self.num_detached + (self.window if self.num_trained is None else self.num_trained)
 
 
 def run_loops(
-    step: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]],
+    step: Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]],
     parameters: Tree,
     state: Tree,
     inputs: Tree,
@@ -58,10 +63,11 @@ def run_loops(
     remat: Literal["none", "layer", "loop", "names", "offload"],
     unroll: bool,
 ) -> tuple[Tree, Tree, Tree]:
-    """Applies `state = step(parameters, state, inputs, per_loop[t])` so many times as `depth` says.
+    """Applies `state = step(parameters, state, inputs, per_loop[t], t)` so many times as `depth` says.
 
     Args:
-        step: returns (next state, what replaces this loop's entry of `per_loop`).
+        step: returns (next state, what replaces this loop's entry of `per_loop`); t is the loop's number from 0, (1,)
+            or (B,).
         parameters, inputs: the same for every loop; get their gradient from the trained loops only.
         collect: maps the state after a trained loop to what is kept of it.
         per_loop: a tree with leading dim `window` (a cache), or None.
@@ -79,7 +85,7 @@ def run_loops(
         detached_B = jnp.atleast_1d(depth.num_detached)
 
         def advance(t: jax.Array, state: Tree) -> Tree:
-            new = step(frozen[0], state, frozen[1], None)[0]
+            new = step(frozen[0], state, frozen[1], None, jnp.atleast_1d(t))[0]
             return new if detached_B.size == 1 else select(t < detached_B, new, state)
 
         advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(state))
@@ -87,18 +93,18 @@ def run_loops(
         always = isinstance(depth.num_detached, int)
         state = advanced if always else select(detached_B > 0, advanced, state)
 
-    def iterate(state: Tree, xs: tuple[Tree, Tree]) -> tuple[Tree, tuple[Tree, Tree]]:
-        active, loop_data = xs
+    def iterate(state: Tree, xs: tuple[Tree, Tree, jax.Array]) -> tuple[Tree, tuple[Tree, Tree]]:
+        active, loop_data, t_B = xs
         if active is None:
-            state, loop_data = step(parameters, state, inputs, loop_data)
+            state, loop_data = step(parameters, state, inputs, loop_data, t_B)
         elif active.size == 1:
             # cond and not where: an iteration that is skipped costs nothing.
             state, loop_data = jax.lax.cond(
-                active[0], lambda s, d: step(parameters, s, inputs, d), lambda s, d: (s, d), state, loop_data
+                active[0], lambda s, d: step(parameters, s, inputs, d, t_B), lambda s, d: (s, d), state, loop_data
             )
         else:
             assert loop_data is None, "sequences of different depth have no cache"
-            state = select(active, step(parameters, state, inputs, None)[0], state)
+            state = select(active, step(parameters, state, inputs, None, t_B)[0], state)
         return state, (collect(state), loop_data)
 
     body: Callable = iterate
@@ -109,7 +115,7 @@ def run_loops(
     state, (collected, per_loop) = jax.lax.scan(
         body,
         state,
-        (depth.active_RB, per_loop),
+        (depth.active_RB, per_loop, depth.numbers_RB),
         length=depth.window,
         unroll=depth.window if unroll else 1,
     )

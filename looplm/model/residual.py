@@ -1,16 +1,17 @@
-"""How a branch is normalised and added: the three placements of norms around x + f(x)."""
+"""How a branch is normalised and added: the placements of norms around x + f(x)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
 
 from looplm.config.schema import Model
-from looplm.model.context import KeysValues
 from looplm.model.init import initializers
 from looplm.model.layers import RMSNorm
 
-Branch = Callable[[jax.Array], tuple[jax.Array, KeysValues | None]]
+Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""(what is transformed, what queries, keys and routers read) -> (out, what is kept of the visit)."""
 
 
 class Pre(nnx.Module):
@@ -19,11 +20,10 @@ class Pre(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
 
-    def __call__(
-        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
-    ) -> tuple[jax.Array, KeysValues | None]:
-        out_BSD, cache = branch(self.norm(x_BSD))
-        return x_BSD + scaled(out_BSD, scale), cache
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        h_BSD = self.norm(x_BSD)
+        out_BSD, kept = branch(h_BSD, h_BSD)
+        return x_BSD + scaled(out_BSD, scale), kept
 
 
 class Sandwich(Pre):
@@ -33,21 +33,27 @@ class Sandwich(Pre):
         super().__init__(config, rngs=rngs)
         self.out_norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
 
-    def __call__(
-        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
-    ) -> tuple[jax.Array, KeysValues | None]:
-        out_BSD, cache = branch(self.norm(x_BSD))
-        return x_BSD + scaled(self.out_norm(out_BSD), scale), cache
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        h_BSD = self.norm(x_BSD)
+        out_BSD, kept = branch(h_BSD, h_BSD)
+        return x_BSD + scaled(self.out_norm(out_BSD), scale), kept
 
 
 class SandwichSum(Sandwich):
     """norm(x + f(norm(x))): the second norm on the residual stream (arXiv 2502.05171)."""
 
-    def __call__(
-        self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float
-    ) -> tuple[jax.Array, KeysValues | None]:
-        out_BSD, cache = branch(self.norm(x_BSD))
-        return self.out_norm(x_BSD + scaled(out_BSD, scale)), cache
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        h_BSD = self.norm(x_BSD)
+        out_BSD, kept = branch(h_BSD, h_BSD)
+        return self.out_norm(x_BSD + scaled(out_BSD, scale)), kept
+
+
+class Peri(Pre):
+    """x + f(x), where only what decides reads norm(x): queries, keys and routers (arXiv 2405.16039)."""
+
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        out_BSD, kept = branch(x_BSD, self.norm(x_BSD))
+        return x_BSD + scaled(out_BSD, scale), kept
 
 
 def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:
@@ -57,4 +63,4 @@ def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:
     return out_BSD * jax.numpy.asarray(scale, out_BSD.dtype)
 
 
-PLACEMENTS: dict[str, type[Pre]] = {"pre": Pre, "sandwich": Sandwich, "sandwich_sum": SandwichSum}
+PLACEMENTS: dict[str, type[Pre]] = {"pre": Pre, "sandwich": Sandwich, "sandwich_sum": SandwichSum, "peri": Peri}

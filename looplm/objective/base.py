@@ -5,9 +5,11 @@ from typing import NamedTuple, Protocol
 
 import jax
 
+from looplm.config.schema import Place
 from looplm.model.functional import Params
 from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.ops.cross_entropy import TokenScores, linear_cross_entropy
+from looplm.objective.router import RouterSums, router_loss, router_sums
+from looplm.ops.cross_entropy import IGNORED, TokenScores, linear_cross_entropy
 
 
 class Sums(NamedTuple):
@@ -21,6 +23,8 @@ class Sums(NamedTuple):
     """Scored tokens."""
     extra: dict[str, jax.Array]
     """More sums, by metric name; `(R,)` arrays are per iteration of the window."""
+    routers: dict[Place, RouterSums] = {}  # noqa: RUF012
+    """Of the sections that have experts."""
 
 
 class Objective(Protocol):
@@ -32,6 +36,17 @@ class Objective(Protocol):
 
     def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
         """`read`: what `read_loops` gave. Labels of `ops.cross_entropy.IGNORED` are not scored."""
+
+
+def evaluate(objective: Objective, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+    """The objective, and what the routers add to it."""
+    sums = objective(model, output, labels_BS, read)
+    if not output.routing:
+        return sums
+    if not objective.trains_gate_only:
+        scored_B = jax.numpy.sum(labels_BS != IGNORED, axis=1)
+        sums = sums._replace(objective=sums.objective + router_loss(model.config, output, scored_B))
+    return sums._replace(routers=router_sums(model.config, output))
 
 
 def trained(objective: Objective, params: Params) -> Params:

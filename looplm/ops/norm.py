@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from looplm.ops.precision import at_least_fp32
 
 
-def rms_norm(x: jax.Array, scale: jax.Array | float = 1.0, *, eps: float | None = None) -> jax.Array:
-    """Divides the last dim by its root mean square and multiplies by `scale`.
+def rms_norm(x: jax.Array, scale: jax.Array | float = 1.0, *, eps: float | None = None, num_dims: int = 1) -> jax.Array:
+    """Divides the last `num_dims` dims by their root mean square and multiplies by `scale`.
 
     Args:
         x: (..., D).
-        scale: (D,) or anything that broadcasts to x.
+        scale: (D,), the last dims, or anything that broadcasts to x.
         eps: added to the mean square; None means the machine epsilon of what it is computed in.
 
     Returns:
@@ -19,5 +19,5 @@ def rms_norm(x: jax.Array, scale: jax.Array | float = 1.0, *, eps: float | None 
     """
     wide = at_least_fp32(x)
     eps = float(jnp.finfo(wide.dtype).eps) if eps is None else eps
-    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=tuple(range(-num_dims, 0)), keepdims=True) + eps)
     return (wide * inverse_rms * scale).astype(x.dtype)

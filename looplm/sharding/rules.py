@@ -25,6 +25,8 @@ PARAMETER_AXES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "hidden": "tensor",
+    "experts": "expert",
+    "routes": None,  # experts as the router's outputs: every device scores all of them
     "vocab": "tensor",
     "value_vocab": "fsdp",  # of a table whose heads are split over `tensor`
     "channels": None,
@@ -43,6 +45,7 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "hidden": "tensor",
+    "routes": None,
     "vocab": "tensor",
     "one": None,
 }

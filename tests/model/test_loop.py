@@ -10,7 +10,7 @@ from looplm.model.layers import Linear
 from looplm.model.loop import Depth, run_loops
 
 
-def step(parameters, state, inputs, loop_data):
+def step(parameters, state, inputs, loop_data, t):
     return jnp.tanh(parameters * state + inputs), loop_data
 
 
@@ -88,7 +88,7 @@ def test_skipped_iterations_come_first_and_are_marked():
 
 
 def test_each_loop_gets_and_returns_its_own_data():
-    def counting(parameters, state, inputs, loop_data):
+    def counting(parameters, state, inputs, loop_data, t):
         return state + loop_data, loop_data * 10
 
     state, _, data = run_loops(
@@ -104,7 +104,7 @@ def test_gradients_are_summed_over_loops_in_float32():
     linear = Linear(nnx.Rngs(0), nnx.initializers.ones, "BSD,DE->BSE", (1, 1), ("embed", "embed_out"), ())
     graph, parameters = nnx.split(linear)
 
-    def constant_step(parameters, state, inputs, _):
+    def constant_step(parameters, state, inputs, *_):
         return nnx.merge(graph, parameters)(inputs), None
 
     def loss(parameters):
@@ -120,7 +120,7 @@ def test_gradients_are_summed_over_loops_in_float32():
 def test_activation_memory_of_a_loop_is_its_state_only():
     """With remat the backward pass keeps one state per loop, not the layers' inner values."""
 
-    def wide_step(parameters, state, inputs, _):
+    def wide_step(parameters, state, inputs, *_):
         return jnp.tanh(jnp.tile(state, (1, 16)) @ parameters), None
 
     def temporary_bytes(num_loops, remat):

@@ -33,8 +33,8 @@ class Official:
 
     name: str
     parts: tuple[Part, ...]
-    layer: int | None = None
-    """Which layer of our stacked leaves it belongs to; None where nothing is stacked."""
+    layer: int | tuple[int, int] | None = None
+    """Which layer of our stacked leaves it belongs to, or (layer, expert); None where nothing is stacked."""
 
 
 def to_params(tensors: Sequence[Official], get: Callable[[str], Any], shapes: Params, dtype: Any) -> Params:

@@ -18,6 +18,10 @@ from looplm.config.schema.loop import PoissonDepth as PoissonDepth
 from looplm.config.schema.loop import ScheduledDepth as ScheduledDepth
 from looplm.config.schema.loop import UniformDepth as UniformDepth
 from looplm.config.schema.model import Model as Model
+from looplm.config.schema.model import Place as Place
+from looplm.config.schema.moe import Balance as Balance
+from looplm.config.schema.moe import FeedForward as FeedForward
+from looplm.config.schema.moe import MoE as MoE
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy
 from looplm.config.schema.objective import GateImprovement as GateImprovement
@@ -35,7 +39,6 @@ from looplm.config.schema.parts import DepthScaledInit as DepthScaledInit
 from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import EmbeddingState as EmbeddingState
 from looplm.config.schema.parts import ExitGate as ExitGate
-from looplm.config.schema.parts import FeedForward as FeedForward
 from looplm.config.schema.parts import Init as Init
 from looplm.config.schema.parts import Injection as Injection
 from looplm.config.schema.parts import InputState as InputState

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
+from looplm.config.schema.moe import FeedForward
 from looplm.config.schema.parts import (
     ExitGate,
-    FeedForward,
     Init,
     Injection,
     InputState,
@@ -19,6 +19,8 @@ from looplm.config.schema.parts import (
     SwiGLU,
     ValueEmbedding,
 )
+
+Place = Literal["prelude", "block", "coda"]
 
 
 class Model(Section):
@@ -39,20 +41,27 @@ class Model(Section):
     """Layers in the shared block (L)."""
     coda_layers: NonNegativeInt = 0
     feed_forward: FeedForward = SwiGLU()
+    prelude_feed_forward: FeedForward | None = None
+    """Of the prelude's layers; None means `feed_forward`."""
+    coda_feed_forward: FeedForward | None = None
+    """Of the coda's layers; None means `feed_forward`."""
     attention_mask: Literal["causal", "prefix", "full"] = "causal"
     """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
     attention_window: PositiveInt | None = None
     """A token sees so many of the last tokens, itself included; None means all."""
     qk_norm: bool = False
     """RMSNorm on every head of queries and keys, before the rotation."""
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    """Whether that norm is of every head by itself, or of all heads together (OLMoE)."""
     qk_norm_scale: bool = True
     """Whether that norm has a learned scale; without one, its eps is the machine epsilon (Parcae)."""
     qk_bias: bool = False
     """A learned bias per head on queries and keys, before the rotation."""
     rope: Rope = Rope()
     value_embedding: ValueEmbedding | None = None
-    norm_placement: Literal["pre", "sandwich", "sandwich_sum"] = "pre"
-    """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn)."""
+    norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri"] = "pre"
+    """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
+    `peri`: x + f(x), where only queries, keys and routers read norm(x) (MoEUT)."""
     norm_eps: PositiveFloat = 1e-6
     prelude_norm: bool = False
     """RMSNorm on the prelude's output, before it is the loops' input (Parcae)."""
@@ -76,3 +85,11 @@ class Model(Section):
     init: Init = NormalInit()
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""
+
+    def feed_forward_of(self, section: Place) -> FeedForward:
+        """Of the prelude, the block or the coda."""
+        own = {"prelude": self.prelude_feed_forward, "coda": self.coda_feed_forward}.get(section)
+        return own or self.feed_forward
+
+    def layers_of(self, section: Place) -> int:
+        return {"prelude": self.prelude_layers, "block": self.block_layers, "coda": self.coda_layers}[section]

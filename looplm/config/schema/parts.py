@@ -83,9 +83,6 @@ class SquaredReLU(Section):
     scale: PositiveFloat = 1.0
 
 
-FeedForward = Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")]
-
-
 class NoScaling(Section):
     kind: Literal["none"] = "none"
 

@@ -1,0 +1,61 @@
+"""Mixture of experts: a feed-forward of which every token uses a part."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from looplm.config.schema.base import NonNegativeFloat, Section
+from looplm.config.schema.parts import GELU, SquaredReLU, SwiGLU
+
+
+class Balance(Section):
+    """What keeps the experts of a layer equally busy. Rules may be combined; all are off by default."""
+
+    bias_rate: NonNegativeFloat = 0.0
+    """After every step, a bias that only decides which experts are chosen moves by this much: up for experts with less
+    than the mean load, down for the others (arXiv 2412.19437: 0.001)."""
+    auxiliary_weight: NonNegativeFloat = 0.0
+    """Weight of E sum_e f_e P_e: share of tokens that use expert e times its mean normalised score (arXiv 2101.03961).
+    Its least value is about the number of experts per token."""
+    auxiliary_over: Literal["sequence", "batch", "model"] = "sequence"
+    """What f and P are means over: a sequence; all sequences of a micro-batch; those and all layers and loops (as the
+    library transformers has it). Only the first does not depend on how a batch is cut into micro-batches."""
+    entropy_weight: NonNegativeFloat = 0.0
+    """Weight of minus the entropy of softmax(logits), averaged over a sequence and all loops, summed over layers
+    (arXiv 2405.16039: 0.01)."""
+    z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the router's logits, which keeps them small (arXiv 2202.08906: 0.001)."""
+
+
+class MoE(Section):
+    """A router sends every token to some of the experts; their outputs are added, weighted by the router's scores."""
+
+    kind: Literal["moe"] = "moe"
+    num_experts: PositiveInt
+    """E."""
+    experts_per_token: PositiveInt
+    """How many of them a token uses."""
+    expert_dim: PositiveInt | None = None
+    """Inner width of an expert; None means model.hidden_dim."""
+    expert: Literal["swiglu", "relu"] = "swiglu"
+    """silu(x W_gate) * (x W_up) W_down, or relu(x W_up) W_down (sigma-MoE, arXiv 2405.16039)."""
+    shared_dim: NonNegativeInt = 0
+    """Inner width of an expert that every token uses, with weight 1; 0 means there is none."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the router's logits, over all experts or each for itself; float32."""
+    renormalise: bool = True
+    """Whether the scores of the chosen experts are divided by their sum."""
+    loop_biases: NonNegativeInt = 0
+    """A learned bias on the logits for each of so many loops, and balance biases of their own; later loops use the
+    last. 0 means that all loops share the router."""
+    capacity_factor: PositiveFloat | None = None
+    """An expert takes at most this times the mean load of every sequence, earlier tokens first; what is above is
+    dropped, and counted. None means nothing is dropped."""
+    dense_layers: tuple[NonNegativeInt, ...] = ()
+    """Layers of the section (from 0) that have the dense feed-forward of model.hidden_dim instead."""
+    dense: Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")] = SwiGLU()
+    """Theirs."""
+    balance: Balance = Balance()
+
+
+FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | MoE, Field(discriminator="kind")]

@@ -1,0 +1,159 @@
+"""The experts of a layer, and the way of tokens to them over devices.
+
+On a mesh every device holds E / mesh.expert of them, whole over `fsdp`, their width split over `tensor`. Written per
+device (`shard_map`), since rows are sorted on each device for itself. The kernels enter marked `reduced`, so their
+gradients stay partial sums like all others; over `expert` there is nothing to reduce.
+
+- Nothing dropped: a device gets the tokens of all devices along `expert`, lets its own experts work on what is meant
+  for them, and a sum that is scattered brings the outputs home. Buffers hold the worst case.
+- With a capacity: every expert has a fixed number of places for each sequence; two all-to-alls carry them there and
+  back.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config import schema
+from looplm.config.schema import Model
+from looplm.model.init import initializers
+from looplm.model.layers import parameter
+from looplm.ops.grouped_matmul import grouped_matmul
+from looplm.ops.permute import collect, limited_places, sorted_places, spread
+from looplm.sharding.collective import use
+from looplm.sharding.rules import MESH_AXES, activation_spec
+
+EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
+
+
+class Experts(nnx.Module):
+    """sum over the chosen experts of weight * f_e(x), f being SwiGLU or relu(x W_up) W_down."""
+
+    def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
+        init, D, E = initializers(config), config.dim, moe.num_experts
+        F = moe.expert_dim or config.hidden_dim
+        self.moe = moe
+
+        def kernel(role: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+            each = init[role]
+            draw = lambda key, shape, dtype: jax.vmap(lambda k: each(k, shape[1:], dtype))(jax.random.split(key, E))  # noqa: E731
+            return parameter(rngs, draw, (E, *shape), ("experts", *axes), gathers_itself=True)
+
+        self.up = kernel("linear", (D, F), ("embed", "hidden"))
+        self.gate = kernel("linear", (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None
+        self.down = kernel("residual_output", (F, D), ("hidden", "embed"))
+
+    def __call__(self, x_BSD: jax.Array, ids_BSk: jax.Array, weights_BSk: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (out (B, S, D), dropped choices of every sequence (B,) int32)."""
+        kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
+        if jax.sharding.get_abstract_mesh().empty:
+            return self._work(x_BSD, ids_BSk, weights_BSk, *kernels)
+        out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
+        return jax.shard_map(self._on_device, out_specs=out)(x_BSD, ids_BSk, weights_BSk, *kernels)
+
+    def _on_device(self, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (x, ids, weights), kernels = arrays[:3], arrays[3:]
+        # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
+        x, weights = (_vary(array, (TENSOR,)) for array in (x, weights))
+        kernels = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
+        out, dropped = self._work(x, ids, weights, *kernels, parts=jax.lax.axis_size(EXPERT))
+        return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
+
+    def _work(
+        self,
+        x_BSD: jax.Array,
+        ids_BSk: jax.Array,
+        weights_BSk: jax.Array,
+        *kernels: jax.Array,
+        parts: int | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """parts: devices along `expert`; None without a mesh."""
+        way = self._dropless if self.moe.capacity_factor is None else self._limited
+        return way(x_BSD, ids_BSk, weights_BSk, kernels, parts)
+
+    def _dropless(
+        self,
+        x_BSD: jax.Array,
+        ids_BSk: jax.Array,
+        weights_BSk: jax.Array,
+        kernels: Sequence[jax.Array],
+        parts: int | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        x_nD, group_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in (x_BSD, ids_BSk, weights_BSk))
+        held = self.moe.num_experts // (parts or 1)
+        if parts is not None:
+            x_nD, group_nk, weights_nk = (
+                jax.lax.all_gather(x, EXPERT, tiled=True) for x in (x_nD, group_nk, weights_nk)
+            )
+            group_nk -= held * jax.lax.axis_index(EXPERT)
+            group_nk = jnp.where((group_nk >= 0) & (group_nk < held), group_nk, held)
+        choice_M, places_nk, sizes_E = sorted_places(group_nk, held)
+        token_M = choice_M // ids_BSk.shape[-1]
+        weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1))
+        product = partial(grouped_matmul, sizes_E=sizes_E)
+        y_MD = self._expert(product, spread(x_nD, token_M, places_nk), weights_M1, kernels)
+        out_nD = collect(y_MD, token_M, places_nk)
+        if parts is not None:
+            out_nD = jax.lax.psum_scatter(out_nD, EXPERT, tiled=True)
+        return out_nD.reshape(x_BSD.shape), jnp.sum(0 * ids_BSk, axis=(1, 2))
+
+    def _limited(
+        self,
+        x_BSD: jax.Array,
+        ids_BSk: jax.Array,
+        weights_BSk: jax.Array,
+        kernels: Sequence[jax.Array],
+        parts: int | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
+        assert self.moe.capacity_factor is not None, "else nothing is limited"
+        cuts = 1 if parts is None else jax.lax.axis_size(CONTEXT)
+        C = math.ceil(self.moe.capacity_factor * S * cuts * k / E)
+        taken_BE = jnp.zeros_like(ids_BSk, shape=(B, E))
+        if cuts > 1:
+            ours_BE = jnp.sum(ids_BSk[..., None] == jnp.arange(E), axis=(1, 2), dtype=jnp.int32)
+            all_cBE = jax.lax.all_gather(ours_BE, CONTEXT)
+            earlier_c = jnp.arange(cuts) < jax.lax.axis_index(CONTEXT)
+            taken_BE = jnp.sum(jnp.where(earlier_c[:, None, None], all_cBE, 0), axis=0)
+        choice_BM, places_BSk = jax.vmap(lambda ids, taken: limited_places(ids, E, C, taken))(ids_BSk, taken_BE)
+        token_BM = choice_BM // k
+
+        def to_experts(rows_BMD: jax.Array) -> jax.Array:
+            rows_EBCD = jnp.moveaxis(rows_BMD.reshape(B, E, C, -1), 1, 0)
+            if parts is not None:
+                rows_EBCD = jax.lax.all_to_all(rows_EBCD, EXPERT, split_axis=0, concat_axis=1, tiled=True)
+            return rows_EBCD.reshape(rows_EBCD.shape[0], -1, rows_EBCD.shape[-1])
+
+        def home(rows_EMD: jax.Array) -> jax.Array:
+            rows_EBCD = rows_EMD.reshape(rows_EMD.shape[0], -1, C, D)
+            if parts is not None:
+                rows_EBCD = jax.lax.all_to_all(rows_EBCD, EXPERT, split_axis=1, concat_axis=0, tiled=True)
+            return jnp.moveaxis(rows_EBCD, 0, 1).reshape(B, E * C, D)
+
+        rows_BMD = jax.vmap(spread)(x_BSD, token_BM, places_BSk)
+        weights_BM1 = jax.vmap(spread)(weights_BSk.reshape(B, S * k, 1), choice_BM, places_BSk.reshape(B, S * k, 1))
+        product = partial(jnp.einsum, "EMD,EDF->EMF")
+        y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), kernels)
+        dropped_B = jnp.sum(places_BSk == E * C, axis=(1, 2), dtype=jnp.int32)
+        return jax.vmap(collect)(home(y_EMD), token_BM, places_BSk), dropped_B
+
+    def _expert(
+        self,
+        product: Callable[[jax.Array, jax.Array], jax.Array],
+        rows: jax.Array,
+        weights: jax.Array,
+        kernels: Sequence[jax.Array],
+    ) -> jax.Array:
+        """Rows of the layout through their experts. The weight is multiplied in before the last product, which is
+        linear: the gradient of a weight then needs what is kept anyway, and not the outputs."""
+        up, *gate, down = kernels
+        hidden = jax.nn.silu(product(rows, gate[0])) * product(rows, up) if gate else jax.nn.relu(product(rows, up))
+        return product((hidden * weights).astype(rows.dtype), down)
+
+
+def _vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
+    return jax.lax.pcast(x, tuple(axes), to="varying")

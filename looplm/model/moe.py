@@ -1,0 +1,39 @@
+"""The mixture of experts as a feed-forward branch: router, experts, and one that every token uses."""
+
+import jax
+from flax import nnx
+
+from looplm.config import schema
+from looplm.config.schema import Model
+from looplm.model.context import Context
+from looplm.model.experts import Experts
+from looplm.model.feed_forward import SwiGLU
+from looplm.model.router import Router
+from looplm.model.routing import Routing, summed
+
+
+class MoE(nnx.Module):
+    """sum over the chosen experts of weight * f_e(x), + f_shared(x)."""
+
+    def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
+        self.moe = moe
+        self.router, self.experts = Router(config, moe, rngs=rngs), Experts(config, moe, rngs=rngs)
+        self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None
+
+    def __call__(
+        self, x_BSD: jax.Array, routed_BSD: jax.Array, context: Context, before_BSW: jax.Array | None
+    ) -> tuple[jax.Array, Routing | None]:
+        """Returns (out, what the router did, if the context asks for it).
+
+        routed_BSD: what the router reads, x but for the norm.
+        before_BSW: sets of experts of the loop before.
+        """
+        ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
+        out_BSD, dropped_B = self.experts(x_BSD, ids_BSk, weights_BSk)
+        if self.shared is not None:
+            out_BSD += self.shared(x_BSD)
+        if not context.with_routing:
+            return out_BSD, None
+        return out_BSD, summed(
+            self.moe, logits_BSE, scores_BSE, ids_BSk, dropped_B, before_BSW, with_logits=context.with_router_logits
+        )

@@ -1,0 +1,123 @@
+"""What routers add to the objective, and what is counted of them: sums over a (micro-)batch.
+
+    auxiliary   E sum_e f_e P_e     f: choices of expert e a token, P: mean normalised score (arXiv 2101.03961)
+    entropy     -H(P')              P': mean of softmax(logits) over a sequence and all loops (arXiv 2405.16039)
+    z           mean of logsumexp(logits)^2                                              (arXiv 2202.08906)
+
+Means over the visits of a section (layers and loops; the entropy is summed over layers); each sequence counts as often
+as it has scored tokens, so that the weights stand beside a mean loss per token.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from looplm.config.schema import Balance, Model, MoE, Place
+from looplm.model.lm import Output
+from looplm.model.routing import Routing
+
+
+class RouterSums(NamedTuple):
+    """Of one section, over all tokens and not only the scored ones; T visits: see `Output.routing`."""
+
+    load_TLE: jax.Array
+    """Choices, int32; 0 in loops that did not run."""
+    load_rows_LWE: jax.Array
+    """The same by the row of the router's tables, which is the loop's number."""
+    kept_T: jax.Array
+    """Choices that the loop before had made for the same token."""
+    dropped: jax.Array
+
+
+def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
+    """What is added to the objective's sum. scored_B: scored tokens of every sequence."""
+    total = jnp.zeros((), jnp.float32)
+    for place, routing in output.routing.items():
+        moe = model.feed_forward_of(place)
+        assert isinstance(moe, MoE)
+        ran_TB = _ran(output, place, routing)
+        total += _auxiliary(moe, routing, ran_TB, scored_B) + _entropy(moe.balance, routing, ran_TB, scored_B)
+        if weight := moe.balance.z_loss_weight:
+            z_TB = jnp.mean(routing.z_B, axis=2) / _tokens(routing)
+            total += weight * jnp.sum(_mean(z_TB, ran_TB) * scored_B)
+    return total
+
+
+def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
+    sums: dict[Place, RouterSums] = {}
+    for place, routing in output.routing.items():
+        moe = model.feed_forward_of(place)
+        assert isinstance(moe, MoE)
+        ran_TB = _ran(output, place, routing)
+        load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
+        rows_TB = jnp.minimum(output.loops_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), _last_row(moe))
+        by_row = [
+            jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in _rows(moe)
+        ]
+        counted_TB1 = ran_TB[:, :, None]
+        sums[place] = RouterSums(
+            jnp.sum(load_TBLE, axis=1),
+            jnp.stack(by_row, axis=1),
+            jnp.sum(jnp.where(counted_TB1, routing.kept_B, 0), axis=(1, 2)).astype(jnp.int32),
+            jnp.sum(jnp.where(counted_TB1, routing.dropped_B, 0)),
+        )
+    return sums
+
+
+def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
+    balance = moe.balance
+    if not balance.auxiliary_weight:
+        return jnp.zeros((), jnp.float32)
+    load, score = (x / _tokens(routing) for x in (jax.lax.stop_gradient(routing.load_BE), routing.score_BE))
+    match balance.auxiliary_over:
+        case "sequence":
+            loss_B = _mean(jnp.mean(moe.num_experts * jnp.sum(load * score, axis=-1), axis=2), ran_TB)
+        case "batch":
+            share_TB = ran_TB / jnp.maximum(jnp.sum(ran_TB, axis=1, keepdims=True), 1)
+            f_TLE, P_TLE = (jnp.sum(share_TB[:, :, None, None] * x, axis=1) for x in (load, score))
+            loss_TL = moe.num_experts * jnp.sum(f_TLE * P_TLE, axis=-1)
+            some_T = jnp.any(ran_TB, axis=1)
+            loss_B = jnp.sum(jnp.where(some_T, jnp.mean(loss_TL, axis=1), 0)) / jnp.sum(some_T)
+        case "model":
+            share_TB = ran_TB / jnp.sum(ran_TB)
+            f_E, P_E = (jnp.sum(jnp.mean(share_TB[:, :, None, None] * x, axis=2), axis=(0, 1)) for x in (load, score))
+            loss_B = moe.num_experts * jnp.sum(f_E * P_E)
+    return balance.auxiliary_weight * jnp.sum(loss_B * scored_B)
+
+
+def _entropy(balance: Balance, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
+    if routing.softmax_BE is None:
+        return jnp.zeros((), jnp.float32)
+    mean_BLE = _mean(routing.softmax_BE / _tokens(routing), ran_TB)
+    negative_entropy_BL = jnp.sum(mean_BLE * jnp.log(mean_BLE), axis=-1)
+    return balance.entropy_weight * jnp.sum(jnp.sum(negative_entropy_BL, axis=1) * scored_B)
+
+
+def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
+    """(T, B): which visits took place."""
+    active_RB = output.active_RB if place == "block" else None
+    return (
+        jnp.ones_like(routing.z_B[:, :, 0], bool)
+        if active_RB is None
+        else jnp.broadcast_to(active_RB, routing.z_B.shape[:2])
+    )
+
+
+def _mean(x_TB: jax.Array, ran_TB: jax.Array) -> jax.Array:
+    """Over the visits that took place; x is (T, B, ...)."""
+    ran = ran_TB.reshape(*ran_TB.shape, *(1,) * (x_TB.ndim - 2))
+    return jnp.sum(jnp.where(ran, x_TB, 0), axis=0) / jnp.sum(ran, axis=0)
+
+
+def _tokens(routing: Routing) -> int:
+    """Of a sequence."""
+    return routing.experts_BSW.shape[-2]
+
+
+def _rows(moe: MoE) -> range:
+    return range(max(moe.loop_biases, 1))
+
+
+def _last_row(moe: MoE) -> int:
+    return _rows(moe)[-1]
