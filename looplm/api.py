@@ -112,7 +112,7 @@ class LoadedLM:
             at_least_fp32(output.hidden_RBSD),
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
-            None if routing is None else jnp.moveaxis(routing.logits_BSE, 2, 1),
+            None if routing is None else jnp.moveaxis(jnp.asarray(routing.logits_BSE), 2, 1),
             at_least_fp32(head_VD),
             num_detached,
             self.model.logit_softcap,

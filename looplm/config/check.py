@@ -8,7 +8,7 @@ vocabulary fit?) are where the data is opened.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from looplm.config.schema import (
     Chains,
@@ -20,8 +20,10 @@ from looplm.config.schema import (
     GateImprovement,
     InputState,
     Maze,
+    MoE,
     NoInjection,
     Optim,
+    Place,
     Run,
     Schedule,
     ScheduledDepth,
@@ -62,6 +64,11 @@ def _value_embedding(run: Run) -> Iterator[str]:
             f"model.value_embedding.gate_channels={embedding.gate_channels} is more than model.dim={dim}; "
             "use at most that"
         )
+    if embedding and any(getattr(run.model.feed_forward_of(p), "dense_layers", ()) for p in get_args(Place)):
+        yield (
+            "model.value_embedding with dense_layers among layers with experts is not built; "
+            "use one kind of layer in a section, or model.value_embedding=null"
+        )
 
 
 def _batch(run: Run) -> Iterator[str]:
@@ -96,6 +103,46 @@ def _depth(run: Run) -> Iterator[str]:
         yield (
             f"loop.depth.loops={depth.loops} has an entry at step {max(depth.loops)}, and num_steps={run.num_steps} "
             "ends before it; take it out, or train longer"
+        )
+
+
+def _experts(run: Run) -> Iterator[str]:
+    model = run.model
+    for place in get_args(Place):
+        key, num_layers = f"{place}_feed_forward", model.layers_of(place)
+        own = getattr(model, key, None)
+        if own is not None and not num_layers:
+            yield f"model.{key}={own.kind} has no layer to apply to: model.{place}_layers=0; leave it at null"
+        elif isinstance(moe := model.feed_forward_of(place), MoE) and num_layers:
+            name = f"model.{key}" if own is not None else "model.feed_forward"
+            yield from (fault.format(name=name) for fault in _layers_of(moe, place, num_layers, own is not None))
+
+
+def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[str]:
+    """Of one section; {name} stands for the key."""
+    if moe.experts_per_token > moe.num_experts:
+        yield (
+            f"{{name}}.experts_per_token={moe.experts_per_token} is more than num_experts={moe.num_experts}; "
+            "use at most that"
+        )
+    if outside := [i for i in moe.dense_layers if i >= num_layers]:
+        remedy = "take them out" if own or place == "block" else f"set model.{place}_feed_forward"
+        yield f"{{name}}.dense_layers={outside}: the {place} has layers 0 to {num_layers - 1}; {remedy}"
+    elif len(set(moe.dense_layers)) >= num_layers:
+        yield f"{{name}}.dense_layers={list(moe.dense_layers)} leaves no layer with experts; use kind={moe.dense.kind}"
+    elif list(moe.dense_layers) != sorted(set(moe.dense_layers)):
+        yield f"{{name}}.dense_layers={list(moe.dense_layers)} must be ascending, each layer once"
+    if moe.loop_biases and own:
+        yield f"{{name}}.loop_biases={moe.loop_biases}: the {place} runs once; leave it at 0"
+    if moe.balance.auxiliary_over != "sequence" and not moe.balance.auxiliary_weight:
+        yield (
+            f"{{name}}.balance.auxiliary_over={moe.balance.auxiliary_over} has no part in auxiliary_weight=0; "
+            "leave it at sequence"
+        )
+    if moe.experts_per_token == moe.num_experts and (moe.balance.bias_rate or moe.capacity_factor):
+        yield (
+            f"{{name}}.experts_per_token={moe.experts_per_token} uses every expert for every token: there is nothing "
+            "to balance or to limit; use fewer"
         )
 
 
@@ -277,7 +324,7 @@ def _tasks(run: Run) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
-    _heads, _model, _value_embedding, _input, _batch, _held_out, _mixture, _tasks, _depth, _objective, _eval,
+    _heads, _model, _value_embedding, _experts, _input, _batch, _held_out, _mixture, _tasks, _depth, _objective, _eval,
     _keep_best, _rates, _schedule,
 )  # fmt: skip
 

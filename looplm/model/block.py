@@ -39,8 +39,11 @@ class Layer(nnx.Module):
         residual = PLACEMENTS[config.norm_placement]
         self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, rngs=rngs)
         self.feed_forward_residual = residual(config, rngs=rngs)
-        moe = isinstance(feed_forward, schema.MoE)
-        self.feed_forward = (MoE if moe else build_dense)(config, feed_forward, rngs=rngs)
+        self.feed_forward = (
+            MoE(config, feed_forward, rngs=rngs)
+            if isinstance(feed_forward, schema.MoE)
+            else build_dense(config, feed_forward, rngs=rngs)
+        )
 
     def __call__(
         self,
@@ -59,7 +62,6 @@ class Layer(nnx.Module):
         def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
             whole_BSD, routing = gather_sequence(h_BSD), None
             if isinstance(self.feed_forward, MoE):
-                read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
                 out_BSD, routing = self.feed_forward(whole_BSD, read_BSD, context, before_BSW)
             else:
                 out_BSD = self.feed_forward(whole_BSD)
@@ -76,15 +78,15 @@ class Stack(nnx.Module):
 
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers = config.feed_forward_of(place), config.layers_of(place)
-        dense, kind = (), None
-        if isinstance(feed_forward, schema.MoE):
-            dense, kind = feed_forward.dense_layers, feed_forward.dense
+        dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
             return stacked(lambda rngs: Layer(config, feed_forward, rngs=rngs), count, rngs)
 
         self.layers = layers(feed_forward, num_layers - len(dense))
-        self.dense_layers = layers(kind, len(dense)) if dense and kind else None
+        self.dense_layers = (
+            layers(feed_forward.dense, len(dense)) if isinstance(feed_forward, schema.MoE) and dense else None
+        )
         self.units = units(tuple(i in dense for i in range(num_layers)))
         self.group_size = config.value_embedding.every if config.value_embedding else 1
         count = num_embedded(config, num_layers)

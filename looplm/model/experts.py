@@ -20,11 +20,11 @@ from flax import nnx
 
 from looplm.config import schema
 from looplm.config.schema import Model
-from looplm.model.init import initializers
+from looplm.model.init import initializers, of_each
 from looplm.model.layers import parameter
 from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
-from looplm.sharding.collective import use
+from looplm.sharding.collective import on_each_device, use
 from looplm.sharding.rules import MESH_AXES, activation_spec
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
@@ -39,9 +39,7 @@ class Experts(nnx.Module):
         self.moe = moe
 
         def kernel(role: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
-            each = init[role]
-            draw = lambda key, shape, dtype: jax.vmap(lambda k: each(k, shape[1:], dtype))(jax.random.split(key, E))  # noqa: E731
-            return parameter(rngs, draw, (E, *shape), ("experts", *axes), gathers_itself=True)
+            return parameter(rngs, of_each(init[role]), (E, *shape), ("experts", *axes), gathers_itself=True)
 
         self.up = kernel("linear", (D, F), ("embed", "hidden"))
         self.gate = kernel("linear", (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None
@@ -53,14 +51,14 @@ class Experts(nnx.Module):
         if jax.sharding.get_abstract_mesh().empty:
             return self._work(x_BSD, ids_BSk, weights_BSk, *kernels)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
-        return jax.shard_map(self._on_device, out_specs=out)(x_BSD, ids_BSk, weights_BSk, *kernels)
+        return on_each_device(self._on_device, x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
 
     def _on_device(self, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        (x, ids, weights), kernels = arrays[:3], arrays[3:]
+        x, ids, weights, *kernels = arrays
         # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
         x, weights = (_vary(array, (TENSOR,)) for array in (x, weights))
-        kernels = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = self._work(x, ids, weights, *kernels, parts=jax.lax.axis_size(EXPERT))
+        partly = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
+        out, dropped = self._work(x, ids, weights, *partly, parts=jax.lax.axis_size(EXPERT))
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
     def _work(

@@ -89,6 +89,17 @@ def identity(
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
+def of_each(matrix: Initializer) -> Initializer:
+    """Every matrix of a leading dim by itself."""
+
+    def draw(
+        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
+    ) -> jax.Array:
+        return jax.vmap(lambda key: matrix(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
+
+    return draw  # type: ignore[return-value]
+
+
 def _concat(config: Model, matrix: Initializer) -> Initializer:
     """[state; input] -> D as (2, D, D): random, or the identity on one of the halves."""
     injection = config.injection

@@ -10,6 +10,7 @@ from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.router import Router
 from looplm.model.routing import Routing, summed
+from looplm.sharding.collective import lay_out
 
 
 class MoE(nnx.Module):
@@ -25,11 +26,12 @@ class MoE(nnx.Module):
     ) -> tuple[jax.Array, Routing | None]:
         """Returns (out, what the router did, if the context asks for it).
 
-        routed_BSD: what the router reads, x but for the norm.
+        routed_BSD: what the router reads, x but for the norm; in the layout of the residual stream.
         before_BSW: sets of experts of the loop before.
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
-        out_BSD, dropped_B = self.experts(x_BSD, ids_BSk, weights_BSk)
+        whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
+        out_BSD, dropped_B = self.experts(x_BSD, *whole)
         if self.shared is not None:
             out_BSD += self.shared(x_BSD)
         if not context.with_routing:

@@ -9,7 +9,7 @@ from looplm.config.schema import Model
 from looplm.model.init import initializers
 from looplm.model.layers import parameter
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import lay_out, use
+from looplm.sharding.collective import per_channel, use
 from looplm.sharding.rules import activation_spec
 
 
@@ -28,23 +28,24 @@ class Router(nnx.Module):
         self.balance_bias = table() if moe.balance.bias_rate else None
 
     def __call__(self, x_BSD: jax.Array, loop_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns (ids of the chosen experts (B, S, k), their weights (B, S, k), scores (B, S, E), logits (B, S, E)).
+        """Returns (ids of the chosen experts (B, S, k), their weights (B, S, k), scores (B, S, E), logits (B, S, E)),
+        all in the layout of the residual stream.
 
         loop_B: number of the loop from 0; (B,), or (1,) for all sequences.
         """
         moe, x_BSD = self.moe, at_least_fp32(x_BSD)
         logits_BSE = jnp.einsum(
             "BSD,DE->BSE", x_BSD, use(self.kernel, x_BSD.dtype),
-            out_sharding=activation_spec("batch", "sequence", "routes"),
+            out_sharding=activation_spec("batch", "residual", "routes"),
             precision="highest",  # else float32 would be bfloat16 on a TPU
         )  # fmt: skip
         if self.loop_bias is not None:
-            logits_BSE += _row(self.loop_bias, loop_B, x_BSD)[:, None]
+            logits_BSE = _add_row(logits_BSE, use(self.loop_bias, x_BSD.dtype), loop_B)
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
         wanted_BSE = jax.lax.stop_gradient(scores_BSE)
         if self.balance_bias is not None:
             # Chooses, but does not weigh.
-            wanted_BSE += jax.lax.stop_gradient(_row(self.balance_bias, loop_B, x_BSD))[:, None]
+            wanted_BSE = _add_row(wanted_BSE, jax.lax.stop_gradient(use(self.balance_bias, x_BSD.dtype)), loop_B)
         ids_BSk = jax.lax.top_k(wanted_BSE, moe.experts_per_token)[1]
         weights_BSk = jnp.take_along_axis(scores_BSE, ids_BSk, axis=-1)
         if moe.renormalise:
@@ -52,8 +53,12 @@ class Router(nnx.Module):
         return ids_BSk, weights_BSk, scores_BSE, logits_BSE
 
 
-def _row(table: nnx.Param, loop_B: jax.Array, x_BSD: jax.Array) -> jax.Array:
-    """The row of the table for the loop of every sequence, (B, E)."""
-    rows_TE = use(table, x_BSD.dtype)
-    row_B = jnp.minimum(jnp.broadcast_to(loop_B, x_BSD.shape[:1]), rows_TE.shape[0] - 1)
-    return rows_TE.at[lay_out(row_B, "batch")].get(out_sharding=activation_spec("batch", "routes"))
+def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Array:
+    """Adds the row of the table that belongs to the loop of every sequence."""
+    row_B11 = jnp.minimum(loop_B, table_TE.shape[0] - 1).astype(x_BSE.dtype).reshape(-1, 1, 1)
+
+    def add(*arrays: jax.Array) -> jax.Array:
+        *rows, x_BSE, row_B11 = arrays
+        return x_BSE + sum(jnp.where(row_B11 == t, row, 0) for t, row in enumerate(rows))
+
+    return per_channel(add, list(table_TE), x_BSE, row_B11)

@@ -79,7 +79,7 @@ def nothing(
     def zeros(axes: tuple[str, ...], *shape: int, dtype: jax.typing.DTypeLike = dtype) -> jax.Array:
         return lay_out(jnp.zeros((B, L, *shape), dtype), "batch", "layers", *axes)
 
-    sums, of_token = ("routes",), ("sequence", "routes")
+    sums, of_token = ("routes",), ("residual", "routes")
     return Routing(
         load_BE=zeros(sums, E),
         score_BE=zeros(sums, E),

@@ -62,10 +62,11 @@ def matrix_dims(path: str, declaration: nnx.Param) -> MuonDimensionNumbers | Non
         query, key, value    embed | heads, head_dim        output    heads, head_dim | embed
         gate, up             embed | hidden                 down      hidden | embed
         injection            one, embed | embed_out         value gate    channels | kv_heads
+        router               embed | routes                 an expert's   as gate, up and down; every one a matrix
 
-    Counted from the end: a stack's leading dim belongs to neither side, so every layer is a matrix of its own.
+    Counted from the end: leading dims of layers and experts belong to neither side, so each is a matrix of its own.
     """
-    axes = declaration.axes
+    axes = tuple(axis for axis in declaration.axes if axis != "experts")
     if not declaration.decays or len(axes) < 2 or not path.startswith((*LAYERS, INJECTION)):
         return None
     read = "embed" if "embed" in axes else "channels"

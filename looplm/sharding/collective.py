@@ -11,6 +11,7 @@ With `sharding.gather = per_layer` the matrices of the layers stay split, and `u
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,30 @@ _per_channel.defvjp(_per_channel_forward, _per_channel_backward)
 
 def _unmarked(vector: jax.Array) -> jax.Array:
     return jax.sharding.reshard(vector, PartitionSpec(*jax.typeof(vector).sharding.spec.partitions))
+
+
+def on_each_device(function: Callable[..., Any], *arrays: jax.Array, out_specs: Any) -> Any:
+    """`jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`.
+
+    On a mesh of one device JAX (0.10.2 and 0.12.0.1) writes the function out in place and then refuses gradients that
+    are partial sums, so there the marks are taken off, and put on the gradient again.
+    """
+    if jax.sharding.get_abstract_mesh().size == 1:
+        arrays = tuple(_set_aside(array) if jax.typeof(array).sharding.spec.reduced else array for array in arrays)
+    return jax.shard_map(function, out_specs=out_specs)(*arrays)
+
+
+@jax.custom_vjp
+def _set_aside(parameter: jax.Array) -> jax.Array:
+    return _unmarked(parameter)
+
+
+def _set_aside_backward(parameter: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    spec = jax.typeof(parameter).sharding.spec
+    return (jax.sharding.reshard(cotangent, PartitionSpec(*spec.partitions, unreduced=spec.reduced)),)
+
+
+_set_aside.defvjp(lambda parameter: (_unmarked(parameter), parameter), _set_aside_backward)
 
 
 def lay_out(x: jax.Array, *axes: str) -> jax.Array:

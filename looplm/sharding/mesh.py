@@ -3,13 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from looplm.config.schema import Mesh, Model
+from looplm.config.schema import Mesh, Model, MoE, Place
 from looplm.errors import UserError
 from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES
 
@@ -71,10 +71,17 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
         (BATCH_AXES, "the sequences of a micro-batch", micro_batch),
         (SEQUENCE_AXES, "data.sequence_length", sequence_length),
     ]
+    for place in get_args(Place):
+        moe = model.feed_forward_of(place)
+        if isinstance(moe, MoE) and model.layers_of(place):
+            name = _name_of(model, place)
+            rules.append((("expert",), f"{name}.num_experts", moe.num_experts))
+            rules.append((("tensor",), f"{name}.expert_dim", moe.expert_dim or model.hidden_dim))
+            rules.append((("tensor",), f"{name}.shared_dim", moe.shared_dim))
     if model.value_embedding:
         rules.append((("fsdp",), "model.vocab_size", model.vocab_size))
-    faults = []
-    for axes, name, size in rules:
+    faults: list[str] = []
+    for axes, name, size in dict.fromkeys(rules):
         split = {axis: mesh.shape[axis] for axis in axes if mesh.shape[axis] > 1}
         if size % (parts := math.prod(split.values())):
             written = " x ".join(f"mesh.{axis}={count}" for axis, count in split.items())
@@ -83,6 +90,11 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
             faults.append(f"{written} does not divide {what}; use a divisor of {size}, or change {change}")
     if faults:
         raise UserError("; ".join(faults))
+
+
+def _name_of(model: Model, place: Place) -> str:
+    own = f"{place}_feed_forward"
+    return f"model.{own}" if getattr(model, own, None) else "model.feed_forward"
 
 
 class BatchPart(NamedTuple):

@@ -2,12 +2,15 @@
 
 import numpy as np
 
+from looplm.metrics.routers import router_numbers
+
 
 def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, float]:
     """Names and values as they are logged.
 
-    Arrays of the window (`train/loss_loop`, `gate/exit`) become one number per loop that ran, numbered from 1 at the
-    first loop of the step, and the expected depth. An update has no cosine with the one before where one loop ran.
+    Arrays of the window (`train/loss_loop`, `gate/exit`, the loads of experts) become one number per loop that ran,
+    numbered from 1 at the first loop of the step, and the expected depth. An update has no cosine with the one before
+    where one loop ran.
 
     Args:
         metrics: host arrays: scalars, or (window,) per iteration of the trained window.
@@ -16,7 +19,7 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
     """
     result = {name: value.item() for name, value in metrics.items() if value.ndim == 0}
     if drawn.ndim == 2:
-        return result | {"loop/num_loops": float(drawn.sum(axis=1).mean())}
+        return result | {"loop/num_loops": float(drawn.sum(axis=1).mean())} | router_numbers(metrics, None)
     detached, trained = (int(n) for n in drawn)
     result["loop/num_loops"] = detached + trained
     numbers = np.arange(detached + 1, detached + trained + 1)
@@ -27,4 +30,4 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
     if (exits := metrics.get("gate/exit")) is not None:
         result |= {f"gate/exit_loop_{t}": float(x) for t, x in zip(numbers, exits[-trained:], strict=True)}
         result["gate/expected_depth"] = float(numbers @ exits[-trained:])
-    return result
+    return result | router_numbers(metrics, numbers.tolist())

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from looplm.config.schema import Run
+from looplm.config.schema import Place, Run
 from looplm.metrics.loop_stats import scored_sums
+from looplm.metrics.routers import KEPT, LOAD
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params
-from looplm.objective import Sums, build_objective, trained
+from looplm.objective import RouterSums, Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
+from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
 from looplm.train.depth import DepthSchedule
@@ -57,11 +59,12 @@ def build_train_step(
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
             sequence_B=micro_batch["sequence"],
+            with_routing=True,
         )
         read = objective.read_loops(int(depths.window), step_key(run.seed, HEADS_PURPOSE, step))
         depth = depths.as_depth(micro_batch.get("depth", drawn))
         output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read, with_statistics=True)
-        result = objective(model, output, micro_batch["labels"], read)
+        result = evaluate(objective, model, output, micro_batch["labels"], read)
         assert output.statistics is not None, "with_statistics"
         extra = scored_sums(output.statistics, micro_batch["labels"] != IGNORED)
         return result.objective, result._replace(extra=result.extra | extra)
@@ -83,6 +86,9 @@ def build_train_step(
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        if not objective.trains_gate_only:
+            loads = {place: routers.load_rows_LWE for place, routers in total.routers.items()}
+            params = move_biases(run.model, params, loads)
         metrics = {
             "train/loss": total.loss / scored,
             "train/objective": total.objective / scored,
@@ -90,11 +96,21 @@ def build_train_step(
             "train/grad_norm": optax.tree.norm(gradient),
             "optim/learning_rate": schedule(state.step),
             **{name: value / scored for name, value in total.extra.items()},
+            **router_metrics(total.routers),
             **lm.bind(state.params).contraction(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def router_metrics(routers: dict[Place, RouterSums]) -> Metrics:
+    """See `metrics.routers`."""
+    if not routers:
+        return {}
+    dropped = sum((sums.dropped for sums in routers.values()), start=jnp.zeros((), jnp.int32))
+    loads = {f"{LOAD}{place}": sums.load_TLE for place, sums in routers.items()}
+    return loads | {f"{KEPT}{place}": sums.kept_T for place, sums in routers.items()} | {"moe/dropped": dropped}
 
 
 def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:

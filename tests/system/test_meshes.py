@@ -42,7 +42,25 @@ CONTRACTING = {
 TELLING = (("replica", "fsdp", "tensor"), ("data", "context", "tensor"), ("fsdp", "context", "tensor"))
 """Run by default; all the others are slow tests."""
 AXES = ("replica", "data", "fsdp", "context", "tensor")
-ALONE = {f"mesh.{axis}": 1 for axis in AXES}
+ALONE = {f"mesh.{axis}": 1 for axis in (*AXES, "expert")}
+WITH_EXPERTS = {
+    "num_steps": NUM_STEPS,
+    "optim.learning_rate": 1e-3,
+    "optim.optimizer.eps": 1e-4,
+    "model.block_layers": 2,
+    "model.feed_forward": {
+        "kind": "moe",
+        "num_experts": 8,
+        "experts_per_token": 2,
+        "expert_dim": 8,
+        "shared_dim": 8,
+        "loop_biases": 2,
+        "dense_layers": [1],
+        "balance": {"bias_rate": 0.05, "auxiliary_weight": 0.1, "entropy_weight": 0.1, "z_loss_weight": 0.01},
+    },
+    "model.norm_placement": "peri",
+    "loop.depth": {"kind": "uniform", "max_loops": 3},
+}
 
 
 class Trained(NamedTuple):
@@ -52,7 +70,7 @@ class Trained(NamedTuple):
 
 def train(run: Run) -> Trained:
     """A few steps on so many devices as the mesh asks for."""
-    num_devices = math.prod(getattr(run.mesh, axis) for axis in AXES)
+    num_devices = math.prod(getattr(run.mesh, axis) for axis in (*AXES, "expert"))
     program = Program(run, build_mesh(run.mesh, jax.devices()[:num_devices]))
     state, step = program.create_state(), program.compile()
     batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)
@@ -119,3 +137,41 @@ def test_one_axis_and_other_ways(on_one_device: Trained, tiny_run: Callable[...,
 def test_depth_by_sequence_and_a_contracting_injection(tiny_run: Callable[..., Run]) -> None:
     alone, split = {**MODEL, **CONTRACTING, **ALONE}, {"mesh.data": 2, "mesh.context": 2, "mesh.tensor": 2}
     assert_same(train(tiny_run(**alone | split)), train(tiny_run(**alone)))
+
+
+@pytest.fixture(scope="module")
+def experts_on_one_device(tiny_run: Callable[..., Run]) -> Trained:
+    return train(tiny_run(**WITH_EXPERTS | ALONE))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+        pytest.param({"mesh.expert": 4, "mesh.context": 2}, marks=pytest.mark.slow),
+        pytest.param({"mesh.expert": 4, "mesh.fsdp": 2, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
+        pytest.param({"mesh.expert": 2, "mesh.data": 2, "data.accumulation_steps": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["fsdp-tensor", "context", "per-layer", "accumulated"],
+)
+def test_experts_over_devices(experts_on_one_device: Trained, tiny_run: Callable[..., Run], changes: dict) -> None:
+    assert_same(train(tiny_run(**WITH_EXPERTS | ALONE | changes)), experts_on_one_device)
+
+
+def test_experts_are_used_and_their_biases_move(experts_on_one_device: Trained) -> None:
+    trained = experts_on_one_device
+    tokens = trained.metrics[0]["moe/load/block"].sum(axis=-1).max() // 2
+    assert tokens == 8 * 16
+    for row in trained.metrics:
+        assert row["moe/dropped"] == 0
+        load_RLE = row["moe/load/block"]
+        assert set(load_RLE.sum(axis=-1).reshape(-1)) <= {0, 2 * tokens}  # 0 in loops that did not run
+    # By the rule, from what was logged: loop t has row t - 1 of the table, the last one also all later loops.
+    bias_LTE = np.zeros((1, 2, 8), np.float32)
+    for row in trained.metrics:
+        ran = [load_LE for load_LE in row["moe/load/block"] if load_LE.sum()]
+        for rows, load_LE in ((0, ran[0]), (1, sum(ran[1:], start=np.zeros_like(ran[0])))):
+            bias_LTE[:, rows] += 0.05 * np.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
+    router = trained.params["core"]["block"]["layers"]["feed_forward"]["router"]
+    np.testing.assert_allclose(router["balance_bias"], bias_LTE, atol=1e-6)
+    assert np.any(router["loop_bias"] != 0)

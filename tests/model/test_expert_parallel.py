@@ -1,0 +1,140 @@
+"""Experts spread over devices give what one device gives: values and all gradients, however skewed the routing is."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from looplm.config.schema import Balance, Mesh, Model, MoE
+from looplm.model.context import Context
+from looplm.model.moe import MoE as Layer
+from looplm.sharding.collective import gather, reduce_gradient, split_sequence
+from looplm.sharding.mesh import build_mesh
+from looplm.sharding.rules import BATCH_AXES, parameter_spec
+
+B, S, D, E, K = 8, 6, 8, 8, 2
+BIASES = {
+    "even": np.zeros(E),
+    "all_to_two": np.array([0, 0, 0, 9, 8, 0, 0, 0]),
+    "one_has_none": np.array([0, 0, 0, 0, 0, -9, 0, 0]),
+}
+"""Of the choice."""
+MESHES = [
+    {"expert": 2},
+    {"expert": 4},
+    {"expert": 8},
+    {"expert": 2, "tensor": 2, "fsdp": 2},
+    {"expert": 2, "context": 2},
+]
+LIMITS = {"dropless": None, "limited": 1.0}
+
+
+class Result(NamedTuple):
+    out: np.ndarray
+    load: np.ndarray
+    dropped: np.ndarray
+    grads: dict
+
+
+def layer(limit):
+    moe = MoE(
+        num_experts=E, experts_per_token=K, expert_dim=4, shared_dim=4, capacity_factor=limit,
+        balance=Balance(bias_rate=0.1),
+    )  # fmt: skip
+    model = Model(vocab_size=8, dim=D, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
+    return nnx.split(nnx.eval_shape(lambda: Layer(model, moe, rngs=nnx.Rngs(0))))
+
+
+def numbers(graph, state, bias):
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    params = jax.tree.map(lambda leaf: np.asarray(jax.random.normal(next(keys), leaf.shape)), nnx.to_pure_dict(state))
+    params["router"]["balance_bias"] = np.float32(bias)[None]
+    return params, np.asarray(jax.random.normal(next(keys), (2, B, S, D)))
+
+
+def result(graph, state, params, x_BSD, weight_BSD):
+    """Under the present mesh, if there is one: parameters are gathered outside, as in a training step."""
+    variables = dict(nnx.to_flat_state(state))
+
+    def loss(whole, x_BSD):
+        values = {path: variable.replace(_at(whole, path)) for path, variable in variables.items()}
+        context = Context(jnp.zeros((B, S), jnp.int32), jnp.zeros(()), with_routing=True)
+        out_BSD, routing = nnx.merge(graph, nnx.from_flat_state(values))(x_BSD, split_sequence(x_BSD), context, None)
+        return jnp.sum(out_BSD * weight_BSD), (out_BSD, routing)
+
+    axes = {path: variable.axes for path, variable in variables.items()}
+    whole = jax.tree_util.tree_map_with_path(lambda path, leaf: gather(leaf, axes[_names(path)]), params)
+    (_, (out, routing)), (grads, dx) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(whole, x_BSD)
+    return Result(out, routing.load_BE, routing.dropped_B, jax.tree.map(reduce_gradient, grads, params) | {"x": dx})
+
+
+def _names(path):
+    return tuple(key.key for key in path)
+
+
+def _at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+@pytest.fixture(scope="module", params=LIMITS)
+def alone(request):
+    """A layer, and what one device gives for every kind of routing."""
+    graph, state = layer(LIMITS[request.param])
+    compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
+    expected = {name: compiled(params, *xs) for name, (params, xs) in cases(graph, state)}
+    return graph, state, expected
+
+
+def cases(graph, state):
+    return [(name, numbers(graph, state, bias)) for name, bias in BIASES.items()]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(f"{axis}{n}" for axis, n in sizes.items()))
+def test_values_and_gradients_are_those_of_one_device(alone, sizes):
+    graph, state, expected = alone
+    count = int(np.prod(list(sizes.values())))
+    mesh = build_mesh(Mesh(**{"fsdp": 1} | sizes), jax.devices()[:count])
+    axes = {path: variable.axes for path, variable in dict(nnx.to_flat_state(state)).items()}
+
+    def place(path, leaf):
+        return jax.device_put(leaf, NamedSharding(mesh, parameter_spec(axes[_names(path)], leaf.shape)))
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
+        for name, (params, xs) in cases(graph, state):
+            placed = jax.tree_util.tree_map_with_path(place, params)
+            tokens = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))) for x in xs]
+            found = compiled(placed, *tokens)
+            for (path, ours), wanted in zip(
+                jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected[name]), strict=True
+            ):
+                scale = max(1.0, np.abs(wanted).max())
+                message = f"{name} {jax.tree_util.keystr(path)}"
+                np.testing.assert_allclose(np.asarray(ours) / scale, wanted / scale, atol=1e-5, err_msg=message)
+
+
+def test_the_routing_was_as_skewed_as_meant(alone):
+    _, _, expected = alone
+    load = expected["all_to_two"].load.sum(axis=0)
+    np.testing.assert_array_equal(load, [0, 0, 0, B * S, B * S, 0, 0, 0])
+    assert expected["one_has_none"].load.sum(axis=0)[5] == 0
+    grads = expected["one_has_none"].grads["experts"]
+    assert all(np.all(grads[name][5] == 0) and np.any(grads[name][4] != 0) for name in grads)
+
+
+def test_what_is_dropped_is_counted(alone):
+    """A sequence has S K choices; with a factor of 1 an expert takes S K / E of them, rounded up."""
+    _, _, expected = alone
+    room = -(-S * K // E)
+    for found in expected.values():
+        dropped = np.maximum(np.asarray(found.load) - room, 0).sum(axis=1)
+        if np.any(found.dropped):
+            np.testing.assert_array_equal(found.dropped, dropped)
+    limited = np.any(expected["all_to_two"].dropped)
+    assert limited == (expected["even"].dropped.sum() > 0)
