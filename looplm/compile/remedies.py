@@ -93,10 +93,11 @@ def _predicted(program: Program, run: Run, per_layer: bool) -> float:
         mesh = {axis: program.mesh.size // known if size == -1 else size for axis, size in mesh.items()}
     itemsize, model, S = program.dtype.itemsize, run.model, run.data.sequence_length
     split = mesh["fsdp"] * mesh["tensor"]
-    layers, rest = program.lm.num_params_of_layers, program.lm.num_params - program.lm.num_params_of_layers
+    experts, rest = program.lm.num_params_of_experts, program.lm.num_params - program.lm.num_params_of_layers
+    layers = program.lm.num_params_of_layers - experts + experts / mesh["expert"]
     sums = FLOAT32 * (2 if run.data.accumulation_steps > 1 else 1)
     whole = (rest + (0 if per_layer else layers)) * (itemsize + sums) / mesh["tensor"]
-    state = 3 * FLOAT32 * program.lm.num_params / split + (layers * sums / split if per_layer else 0)
+    state = 3 * FLOAT32 * (layers + rest) / split + (layers * sums / split if per_layer else 0)
 
     rows = run.data.batch_tokens // S // run.data.accumulation_steps / _shards(mesh)
     scores = 3 * FLOAT32 * model.num_heads / mesh["tensor"] * (S / mesh["context"]) * S

@@ -27,6 +27,8 @@ class CompileReport:
     remat: str
     accumulation_steps: int
     num_params: int
+    num_active_params: int
+    """That a token passes: of the experts only those it uses."""
     memory: Memory
     """Bytes of a device."""
     memory_available: int | None
@@ -89,6 +91,7 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         remat=run.loop.remat,
         accumulation_steps=run.data.accumulation_steps,
         num_params=program.lm.num_params,
+        num_active_params=program.lm.num_active_params,
         memory=step.memory,
         memory_available=available,
         flops_per_token=model.total,
@@ -106,8 +109,9 @@ def lines(result: CompileReport) -> Iterator[str]:
     """The report as text."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in result.mesh.items()) or "one device"
     yield f"{result.topology}: {result.num_devices} x {result.device_kind}; mesh {mesh}"
+    active = f" ({result.num_active_params:,} active)" if result.num_active_params < result.num_params else ""
     yield (
-        f"{result.num_params:,} parameters; gather {result.gather}, remat {result.remat}, "
+        f"{result.num_params:,} parameters{active}; gather {result.gather}, remat {result.remat}, "
         f"{result.accumulation_steps} micro-batches"
     )
     yield memory_line(result.memory, find(result.device_kind))

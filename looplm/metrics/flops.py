@@ -3,7 +3,9 @@
 Only matrix products are counted, a multiplication and an addition each; everything is per token of a sequence.
 XLA's own count is no use: it counts the body of a scan once (5-35 % of a looped model).
 
-    layer      a = 2 (2 D N H + 2 D K H + m D F) + 4 N H k     m = 3 for SwiGLU, else 2; k keys that a query meets
+    layer      a = 2 (2 D N H + 2 D K H + f) + 4 N H k         k keys that a query meets
+    dense      f = m D F                                       m = 3 for SwiGLU, else 2
+    experts    f = D E + n m D F_e + 3 D F_s                   router; the n experts of a token; the shared expert
     value gate v = 2 C K, for the layers that have a value embedding: A(x) = x a + (those of x layers) v
     injection  i = 2 (2 D) D concat, 2 D D diagonal, else 0
     read-out   r = 2 D D, gate g = 2 D, head h = 2 D V, embeddings 0
@@ -22,6 +24,7 @@ sight for one that skips the rest (`causal=True`). MFU takes the latter; figures
 
 The tests hold this equal to a count of the traced training step at fixed depth. Known deviations from what runs:
 - Norms, softmax, rotary positions, the optimizer and the padding of the chunked head are not counted.
+- With a capacity the experts' products are over all places, empty ones too: capacity_factor times what is counted.
 - Packed documents see less than the causal half, a prefix more; neither is known here.
 - At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
   depth all run the window; average these counts over them for what was useful.
@@ -38,12 +41,15 @@ from looplm.config.schema import (
     ConcatInjection,
     DiagonalInjection,
     ExpectedCrossEntropy,
+    FeedForward,
     FinalCrossEntropy,
     GateImprovement,
     InputState,
     Model,
+    MoE,
     NoInjection,
     Objective,
+    Place,
     SwiGLU,
 )
 
@@ -97,12 +103,12 @@ def forward_flops(model: Model, *, sequence_length: int, num_loops: int, num_rea
     """A forward pass in which coda and head read `num_reads` loops (a depth sweep: all), and the gate all loops."""
     keys = visible_keys(model, sequence_length) if causal else sequence_length
     return Flops(
-        prelude=Part(_layers(model, model.prelude_layers, keys)),
-        loops=Part(num_loops * _layers(model, model.block_layers, keys)),
+        prelude=Part(_stack(model, "prelude", keys)),
+        loops=Part(num_loops * _stack(model, "block", keys)),
         injection=Part(num_loops * _injection(model)),
         gate=Part(num_loops * _gate(model)),
         read_out=Part(num_reads * 2.0 * model.dim**2 if model.read_out else 0.0),
-        coda=Part(num_reads * _layers(model, model.coda_layers, keys)),
+        coda=Part(num_reads * _stack(model, "coda", keys)),
         head=Part(num_reads * 2.0 * model.dim * model.vocab_size),
     )
 
@@ -148,14 +154,11 @@ def rematerialised(
     Approximate: XLA may drop or add recomputation, and a flash kernel computes q k again on its own. The gate-only
     objective needs no recomputation, but the program runs its loops again under `loop`, `names` and `offload`.
     """
-    layer = flops.loops.forward / (num_loops * model.block_layers)
-    kept = 2.0 * model.dim * model.hidden_dim if model.norm_placement == "pre" or remat == "names" else 0.0
-    if remat == "names":
-        kept += 2.0 * model.dim * model.num_heads * _head_dim(model)
-
+    once = {"prelude": flops.prelude.forward, "loops": flops.loops.forward / num_loops, "coda": flops.coda.forward}
+    places: dict[str, Place] = {"prelude": "prelude", "loops": "block", "coda": "coda"}
     times = {"head": 1.0}
     if remat != "none":
-        times |= dict.fromkeys(("prelude", "loops", "coda"), 1 - kept / layer)
+        times |= {name: 1 - _kept(model, places[name], remat) / cost for name, cost in once.items() if cost}
     if remat in ("loop", "names", "offload"):
         times |= {"loops": times["loops"] + 1, "injection": 1.0}
     # What was done forward for the part that has a gradient is half of its backward cost.
@@ -170,15 +173,43 @@ def visible_keys(model: Model, sequence_length: int) -> float:
     return 2 * past - 1 if model.attention_mask == "full" else past
 
 
-def _layers(model: Model, count: int, keys: float) -> float:
-    """A stack of so many layers."""
-    heads, kv_heads = model.num_heads, model.num_kv_heads or model.num_heads
-    matrices = 3 if isinstance(model.feed_forward, SwiGLU) else 2
-    weights = model.dim * (2 * _head_dim(model) * (heads + kv_heads) + matrices * model.hidden_dim)
-    layer = 2 * weights + 4 * heads * _head_dim(model) * keys
+def _stack(model: Model, place: Place, keys: float) -> float:
+    """The layers of prelude, block or coda, once."""
+    heads, kv_heads, count = model.num_heads, model.num_kv_heads or model.num_heads, model.layers_of(place)
+    attention = 4 * model.dim * _head_dim(model) * (heads + kv_heads) + 4 * heads * _head_dim(model) * keys
+    total = count * attention + sum(_feed_forward(model, kind) for kind in _kinds(model, place))
     if (embedding := model.value_embedding) is None:
-        return count * layer
-    return count * layer + math.ceil(count / embedding.every) * 2 * embedding.gate_channels * kv_heads
+        return total
+    return total + math.ceil(count / embedding.every) * 2 * embedding.gate_channels * kv_heads
+
+
+def _kinds(model: Model, place: Place) -> list[FeedForward]:
+    """The feed-forward of every layer."""
+    kind = model.feed_forward_of(place)
+    dense = kind.dense_layers if isinstance(kind, MoE) else ()
+    return [kind.dense if isinstance(kind, MoE) and i in dense else kind for i in range(model.layers_of(place))]
+
+
+def _feed_forward(model: Model, kind: FeedForward) -> float:
+    if isinstance(kind, MoE):
+        matrices = 3 if kind.expert == "swiglu" else 2
+        widths = matrices * kind.experts_per_token * (kind.expert_dim or model.hidden_dim) + 3 * kind.shared_dim
+        return 2.0 * model.dim * (kind.num_experts + widths)
+    return 2.0 * model.dim * model.hidden_dim * (3 if isinstance(kind, SwiGLU) else 2)
+
+
+def _kept(model: Model, place: Place, remat: str) -> float:
+    """Last products of the branches of a stack that are not done again where a layer is."""
+    kept = 0.0
+    if model.norm_placement in ("pre", "peri") or remat == "names":
+        for kind in _kinds(model, place):
+            width = model.hidden_dim
+            if isinstance(kind, MoE):
+                width = kind.experts_per_token * (kind.expert_dim or model.hidden_dim) + kind.shared_dim
+            kept += 2.0 * model.dim * width
+    if remat == "names":
+        kept += 2.0 * model.dim * model.num_heads * _head_dim(model) * model.layers_of(place)
+    return kept
 
 
 def _head_dim(model: Model) -> int:

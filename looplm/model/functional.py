@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Model
+from looplm.config.schema import Model, MoE
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
@@ -79,9 +79,27 @@ class FunctionalLM:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
     @cached_property
+    def num_active_params(self) -> int:
+        """That a token passes: of the experts only those it uses."""
+
+        def active(path: Any, leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> int:
+            place: Any = "block" if path[0].key == "core" else path[0].key
+            moe = self.config.feed_forward_of(place) if "experts" in axes else None
+            return leaf.size * moe.experts_per_token // moe.num_experts if isinstance(moe, MoE) else leaf.size
+
+        axes = self.map(lambda _, variable: variable.axes, self.shapes)
+        return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(active, self.shapes, axes)))
+
+    @cached_property
     def num_params_of_layers(self) -> int:
         """Of the matrices that may be gathered layer by layer."""
         sizes = self.map(lambda leaf, variable: leaf.size if variable.gathers_itself else 0, self.shapes)
+        return sum(jax.tree.leaves(sizes))
+
+    @cached_property
+    def num_params_of_experts(self) -> int:
+        """Of them, those that are split over `expert`."""
+        sizes = self.map(lambda leaf, variable: leaf.size if "experts" in variable.axes else 0, self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     def map(self, function: Callable[[Any, nnx.Param], Any], tree: dict[str, Any]) -> dict[str, Any]:

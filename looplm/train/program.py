@@ -38,7 +38,9 @@ class Program:
         if gather != "auto" or device is None:
             return gather == "per_layer"
         bytes_each = self.dtype.itemsize + 4  # the weight, and its gradient in float32
-        whole = self.lm.num_params_of_layers * bytes_each / self.mesh.shape["tensor"]
+        experts = self.lm.num_params_of_experts
+        held = self.lm.num_params_of_layers - experts + experts / self.mesh.shape["expert"]
+        whole = held * bytes_each / self.mesh.shape["tensor"]
         return self.mesh.shape["fsdp"] > 1 and self.run.loop.remat != "none" and whole > device.memory_bytes / 3
 
     def create_state(self) -> TrainState:

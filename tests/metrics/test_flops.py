@@ -31,6 +31,8 @@ SIZES = dict(vocab_size=160, dim=48, num_heads=6, num_kv_heads=2, head_dim=10, h
 """Every dim is another, and the head size is not dim / num_heads."""
 ENDS = dict(prelude_layers=3, coda_layers=1)
 GATE = dict(exit_gate=ExitGate())
+SHAPE = dict(num_experts=7, experts_per_token=3, expert_dim=26)
+EXPERTS = schema.MoE(**SHAPE, shared_dim=14, balance=schema.Balance(bias_rate=0.1, auxiliary_weight=0.1))
 
 
 class Case(NamedTuple):
@@ -79,6 +81,16 @@ CASES = {
     "read_out": Case(dict(read_out=schema.ReadOut(), **ENDS), WeightedCrossEntropy(), window=3),
     "value_embedding": Case(dict(value_embedding=schema.ValueEmbedding(gate_channels=9), **ENDS), window=2),
     "every_value": Case(dict(value_embedding=schema.ValueEmbedding(every=1, gate_channels=9), **ENDS)),
+    "experts": Case(dict(feed_forward=EXPERTS, **ENDS)),
+    "experts_among_dense": Case(
+        dict(
+            feed_forward=schema.MoE(**SHAPE, expert="relu", dense_layers=(1,), dense=schema.GELU(), loop_biases=2),
+            coda_feed_forward=schema.SwiGLU(),
+            prelude_feed_forward=EXPERTS,
+            **ENDS,
+        ),
+        window=2,
+    ),
     "tied": Case(dict(tie_embeddings=True, **GATE), ExpectedCrossEntropy()),
 }
 
@@ -92,8 +104,12 @@ def products(jaxpr: Jaxpr, trips: int) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             length = math.prod(equation.invars[0].aval.shape[dim] for dim in contracted)
             total += 2 * math.prod(equation.outvars[0].aval.shape) * length
+        elif name == "ragged_dot_general":
+            rows, _ = (variable.aval.shape for variable in equation.invars[:2])
+            total += 2 * math.prod(rows) * equation.outvars[0].aval.shape[-1]
         elif name == "cond":
-            total += max(inner)
+            # Where the platform decides, the last branch is that of accelerators.
+            total += inner[-1] if equation.params.get("branches_platforms") else max(inner)
         else:
             total += {"scan": equation.params.get("length"), "while": trips}.get(name, 1) * sum(inner)
     return total

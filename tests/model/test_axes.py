@@ -15,18 +15,23 @@ from looplm.model.loop import Depth
 from looplm.objective import build_objective
 from looplm.ops.attention import self_mask
 
+MOE = schema.MoE(
+    num_experts=5, experts_per_token=2, expert_dim=8, loop_biases=2,
+    balance=schema.Balance(bias_rate=0.01, auxiliary_weight=0.01, z_loss_weight=0.001),
+)  # fmt: skip
 AXES = {
     "injection": [
         schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(), schema.ConcatInjection(init="input"),
         schema.DiagonalInjection(),
     ],
     "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],
-    "norm_placement": ["pre", "sandwich", "sandwich_sum"],
+    "norm_placement": ["pre", "sandwich", "sandwich_sum", "peri"],
     "norm_at_loop_end": [False, True],
     "norm_before_coda": [False, True],
     "prelude_norm": [False, True],
     "qk_norm": [False, True],
     "qk_norm_scale": [True, False],
+    "qk_norm_over": ["head", "all_heads"],
     "value_embedding": [
         None, schema.ValueEmbedding(gate_channels=8), schema.ValueEmbedding(every=1, gate_channels=16),
         schema.ValueEmbedding(every=3, gate_channels=8),
@@ -38,7 +43,7 @@ AXES = {
         schema.Rope(scaling=schema.RampScaling(factor=8.0, original_length=64)),
     ],
     "residual_step": ["one", "inverse_loops"],
-    "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU(), schema.SquaredReLU(scale=0.5)],
+    "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU(scale=0.5), MOE],
     "tie_embeddings": [False, True],
     "embedding_scale": [1.0, 4.0],
     "logit_softcap": [None, 15.0],
