@@ -154,7 +154,12 @@ def rematerialised(
     Approximate: XLA may drop or add recomputation, and a flash kernel computes q k again on its own. The gate-only
     objective needs no recomputation, but the program runs its loops again under `loop`, `names` and `offload`.
     """
-    once = {"prelude": flops.prelude.forward, "loops": flops.loops.forward / num_loops, "coda": flops.coda.forward}
+    num_reads = flops.head.forward / (2 * model.dim * model.vocab_size)
+    once = {
+        "prelude": flops.prelude.forward,
+        "loops": flops.loops.forward / num_loops,
+        "coda": flops.coda.forward / num_reads,
+    }
     places: dict[str, Place] = {"prelude": "prelude", "loops": "block", "coda": "coda"}
     times = {"head": 1.0}
     if remat != "none":

@@ -100,7 +100,13 @@ class Trainer:
         batches = self.loader(start_step=done)
         train_step = self.compiled.step
         log = StepLog(
-            self.run, sinks, {"perf/compile_s": self.compiled.seconds, "model/num_parameters": self.lm.num_params}
+            self.run,
+            sinks,
+            {
+                "perf/compile_s": self.compiled.seconds,
+                "model/num_parameters": self.lm.num_params,
+                "model/num_active_parameters": self.lm.num_active_params,
+            },
         )
         before: Dispatched | None = None
         upcoming = self.place_next(batches, done + 1)

@@ -93,7 +93,7 @@ def test_a_wrong_key_names_the_right_one(load, override: str, message: str) -> N
         ("model=3", "model=3: input should be a valid dictionary"),
         (
             "model.norm_placement=post",
-            "model.norm_placement='post': input should be 'pre', 'sandwich' or 'sandwich_sum'",
+            "model.norm_placement='post': input should be 'pre', 'sandwich', 'sandwich_sum' or 'peri'",
         ),
         ("model.injection=gated", "model.injection: input tag 'gated' found using 'kind' does not match"),
         ("model.exit_gate.initial_exit_probability=2", "model.exit_gate.initial_exit_probability=2: input should be"),

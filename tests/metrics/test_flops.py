@@ -87,6 +87,7 @@ CASES = {
             feed_forward=schema.MoE(**SHAPE, expert="relu", dense_layers=(1,), dense=schema.GELU(), loop_biases=2),
             coda_feed_forward=schema.SwiGLU(),
             prelude_feed_forward=EXPERTS,
+            injection=schema.AddInjection(),
             **ENDS,
         ),
         window=2,
@@ -173,7 +174,7 @@ def test_every_shipped_config_costs_what_the_formula_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("remat", ["none", "layer", "loop", "names", "offload"])
-@pytest.mark.parametrize("name", ["expected", "extras", "truncated_concat", "read_out"])
+@pytest.mark.parametrize("name", ["expected", "extras", "truncated_concat", "read_out", "experts_among_dense"])
 def test_recomputation_costs_what_the_formula_says(name: str, remat: Any) -> None:
     case = CASES[name]
     formula = rematerialised(case.flops, case.model, remat, num_loops=R)
