@@ -9,8 +9,13 @@ build       the parts of a build: groups of files, units, putting together, repo
 writer      build a dataset, or a train and a validation dataset, all or nothing, and go on after a kill
 inspect     what is in a dataset, for people
 dataset     open, check and read a dataset folder
+remote      read files at addresses: byte ranges, a local cache
 window      window number -> tokens, labels, segments, positions
-index       training step -> window numbers, by arithmetic
+packing     windows of whole documents, by best fit
+synthetic   tasks whose right answers are computed, as windows without files
+index       the order of a source's windows, by arithmetic
+schedule    which source every example of a mixture is from, by arithmetic
+mixture     training step -> examples, from one source or several
+held_out    what a depth sweep reads
 loader      batches of this host, for training and for evaluation
-synthetic   tasks whose right answers are computed, as batches without files
 """
