@@ -60,11 +60,11 @@ class Layer(nnx.Module):
             return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), new_cache
 
         def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
-            whole_BSD, routing = gather_sequence(h_BSD), None
+            routing = None
             if isinstance(self.feed_forward, MoE):
-                out_BSD, routing = self.feed_forward(whole_BSD, read_BSD, context, before_BSW)
+                out_BSD, routing = self.feed_forward(gather_sequence(h_BSD), read_BSD, context, before_BSW)
             else:
-                out_BSD = self.feed_forward(whole_BSD)
+                out_BSD = self.feed_forward(gather_sequence(read_BSD))
             return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), routing
 
         x_BSD, cache = self.attention_residual(x_BSD, attend, context.residual_scale)

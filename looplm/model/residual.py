@@ -11,7 +11,7 @@ from looplm.model.init import initializers
 from looplm.model.layers import RMSNorm
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(what is transformed, what queries, keys and routers read) -> (out, what is kept of the visit)."""
+"""(what values and experts read, what all else does) -> (out, what is kept of the visit)."""
 
 
 class Pre(nnx.Module):
@@ -49,7 +49,7 @@ class SandwichSum(Sandwich):
 
 
 class Peri(Pre):
-    """x + f(x), where only what decides reads norm(x): queries, keys and routers (arXiv 2405.16039)."""
+    """x + f(x), where values and experts read x, all else norm(x): queries, keys, routers (arXiv 2405.16039)."""
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         out_BSD, kept = branch(x_BSD, self.norm(x_BSD))

@@ -61,7 +61,7 @@ class Model(Section):
     value_embedding: ValueEmbedding | None = None
     norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
-    `peri`: x + f(x), where only queries, keys and routers read norm(x) (MoEUT)."""
+    `peri`: values and experts read x, all else norm(x), and x is added (MoEUT)."""
     norm_eps: PositiveFloat = 1e-6
     prelude_norm: bool = False
     """RMSNorm on the prelude's output, before it is the loops' input (Parcae)."""
