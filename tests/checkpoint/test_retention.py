@@ -2,6 +2,7 @@
 
 import pytest
 
+from looplm.checkpoint import schedule as schedule_module
 from looplm.checkpoint.retention import to_remove
 from looplm.checkpoint.schedule import SaveSchedule
 from looplm.config.schema import Checkpoint
@@ -44,3 +45,19 @@ def test_steps_and_minutes() -> None:
     assert not schedule.is_due(103)
     assert schedule.next_one(102) == "the next try is at step 200, or in 2 minutes"
     assert schedule.next_one(200) == "the next try is at step 250, or in 2 minutes"
+
+
+def test_several_processes_agree_on_the_time_at_common_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clock is late: all save, at a step at which all ask."""
+    now, asked = [0.0], []
+
+    def first_of_all(text: str) -> str:
+        asked.append(text)
+        return "due" if now[0] else text  # the other process, whose clock is ahead
+
+    monkeypatch.setattr(schedule_module, "first_of_all", first_of_all)
+    schedule = SaveSchedule(Checkpoint(every_steps=1000, every_minutes=1), 2000, clock=lambda: 0.0)
+    assert not any(schedule.is_due(step, 2) for step in range(1, 25))
+    now[0] = 61.0
+    assert [step for step in range(25, 42) if schedule.is_due(step, 2)] == [30, 40]
+    assert asked == [""] * 4
