@@ -1,6 +1,7 @@
 """Damaged checkpoints and disks that fail, as a run meets them."""
 
 import io
+import json
 import shutil
 import subprocess
 import time
@@ -13,8 +14,8 @@ import pytest
 from rich.console import Console
 
 import looplm
+from looplm.checkpoint.seal import _to_bytes
 from looplm.config.schema import Mesh, Run
-from looplm.data.dataset import TokenDataset
 from looplm.errors import UserError
 from looplm.metrics.sinks import read_metrics
 from looplm.sharding.mesh import build_mesh
@@ -126,20 +127,13 @@ def test_the_list_and_the_last_one_that_verifies(whole: Path, tmp_path: Path, co
         assert (code, message in stderr) == (2, True), stderr
 
 
-def test_other_data_is_refused(whole: Path, tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch) -> None:
+def test_other_data_is_refused(whole: Path, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(whole, tmp_path / "run"))
-    run, original = tiny_run(**CHANGES), TokenDataset.open
-
-    def opened(path: str) -> TokenDataset:
-        dataset = original(path)
-        dataset.fingerprint = "f" * 64
-        return dataset
-
-    monkeypatch.setattr(TokenDataset, "open", opened)
-    with pytest.raises(
-        UserError, match=r"was trained on another dataset than .*here ffffffffffff\); put that one back"
-    ):
-        train(run, workdir)
+    for seal in workdir.glob("checkpoints/*/seal.json"):
+        body = json.loads(seal.read_bytes())["seal"]
+        seal.write_bytes(_to_bytes(body | {"data": "f" * 64}))
+    with pytest.raises(UserError, match=r"9 in .* was trained on another dataset than .*manifest ffffffffffff, here "):
+        train(tiny_run(**CHANGES), workdir)
 
 
 @pytest.fixture
@@ -154,8 +148,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_full_for_a_while(disk: Path, whole: Path, tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full after step 3, and until step 7: the run goes on, and the next save is the next try."""
-    fill_while_stepping(disk, {4: True, 7: False}, monkeypatch)
+    """Full from step 3 on, and until step 7: the run goes on, and the next save is the next try."""
+    fill_while_stepping(disk, {4: True, 8: False}, monkeypatch)
     shown = train(tiny_run(**CHANGES), disk / "run")
     for step in (4, 6):
         assert f"checkpoint {step} was not saved: {disk}" in shown
@@ -179,7 +173,7 @@ def test_a_disk_that_stays_full(disk: Path, whole: Path, tiny_run, monkeypatch: 
 
 
 def fill_while_stepping(disk: Path, full: dict[int, bool], patch: pytest.MonkeyPatch) -> None:
-    """Fills the disk, or makes room, as the batch of a step is taken."""
+    """Fills the disk, or makes room, as the batch of a step is taken, during the step before."""
     original, steps = BatchLayout.place, iter(range(1, 100))
 
     def place(*arguments: object) -> object:
