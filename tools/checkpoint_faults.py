@@ -172,13 +172,13 @@ def link(target: Target) -> Path:
 
 def other_digest(target: Target) -> Path:
     """As if an array had been damaged between memory and disk: files are as sealed, one array is not."""
-    from looplm.checkpoint.seal import _to_bytes
+    from looplm.checkpoint.seal import seal_bytes
 
     body = json.loads((target.newest / SEAL_FILE).read_bytes())["seal"]
     leaves = body["arrays"][target.draw.choice(list(body["arrays"]))]
     leaf = leaves[target.draw.choice(list(leaves))]
     leaf["digest"] = f"{int(leaf['digest'], 16) ^ (1 << target.draw.randrange(64)):016x}"
-    (target.newest / SEAL_FILE).write_bytes(_to_bytes(body))
+    (target.newest / SEAL_FILE).write_bytes(seal_bytes(body))
     return target.newest / SEAL_FILE
 
 

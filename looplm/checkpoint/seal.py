@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -90,7 +90,7 @@ class Seal(Record):
 def write_seal(folder: Path, seal: Seal) -> None:
     """Writes the seal and waits until the disk has it."""
     with (folder / SEAL_FILE).open("xb") as file:
-        file.write(_to_bytes(seal.model_dump(mode="json")))
+        file.write(seal_bytes(seal.model_dump(mode="json")))
         file.flush()
         os.fsync(file.fileno())
     sync(folder)
@@ -107,7 +107,7 @@ def read_seal(folder: Path) -> Seal:
                 f"{folder / SEAL_FILE} has format {body['format']}, and this looplm reads {FORMAT}; update looplm"
             )
         # Compared as bytes: nothing in the file may differ from what was written.
-        if content != _to_bytes(body):
+        if content != seal_bytes(body):
             raise Damaged(f"{SEAL_FILE} does not match its own digest")
         seal = Seal.model_validate_json(json.dumps(body))
     except UserError:
@@ -201,6 +201,7 @@ def _open(folder: Path, name: str) -> int:
     return found
 
 
-def _to_bytes(body: dict) -> bytes:
+def seal_bytes(body: dict[str, Any]) -> bytes:
+    """The content of a seal's file, with its digest."""
     text = json.dumps(body, sort_keys=True)
     return json.dumps({"seal": body, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1).encode() + b"\n"

@@ -128,9 +128,9 @@ def test_a_sealed_name_that_leads_elsewhere_is_refused(folder: Path, tmp_path: P
 
 def write_forged(folder: Path, body: dict) -> None:
     """With the digest that belongs to it."""
-    from looplm.checkpoint.seal import _to_bytes
+    from looplm.checkpoint.seal import seal_bytes
 
-    (folder / SEAL_FILE).write_bytes(_to_bytes(body))
+    (folder / SEAL_FILE).write_bytes(seal_bytes(body))
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "step", "pipe"])

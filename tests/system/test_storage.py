@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import looplm
-from looplm.checkpoint.seal import _to_bytes
+from looplm.checkpoint.seal import seal_bytes
 from looplm.config.schema import Mesh, Run
 from looplm.errors import UserError
 from looplm.metrics.sinks import read_metrics
@@ -131,7 +131,7 @@ def test_other_data_is_refused(whole: Path, tiny_run: Callable[..., Run], tmp_pa
     workdir = Path(shutil.copytree(whole, tmp_path / "run"))
     for seal in workdir.glob("checkpoints/*/seal.json"):
         body = json.loads(seal.read_bytes())["seal"]
-        seal.write_bytes(_to_bytes(body | {"data": "f" * 64}))
+        seal.write_bytes(seal_bytes(body | {"data": "f" * 64}))
     with pytest.raises(UserError, match=r"9 in .* was trained on another dataset than .*manifest ffffffffffff, here "):
         train(tiny_run(**CHANGES), workdir)
 
