@@ -31,8 +31,10 @@ class SaveSchedule:
     def next_one(self, step: int) -> str:
         """For a message, after a save at `step` has failed."""
         if step >= self.num_steps:
-            return "start the same command again once there is room"
+            return "it was the last one of the run"
         every = self.config.every_steps
         later = min(self.num_steps, (step // every + 1) * every)
         timed = self.config.every_minutes
-        return f"the next try is at step {later}" + (f", or in {timed:g} minutes" if timed is not None else "")
+        return f"training goes on, the next try is at step {later}" + (
+            f", or in {timed:g} minutes" if timed is not None else ""
+        )

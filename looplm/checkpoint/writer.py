@@ -5,6 +5,7 @@ then does it get its name. Whatever goes wrong on the way leaves the checkpoints
 goes on: the next save is the next try.
 """
 
+import itertools
 import os
 import shutil
 import threading
@@ -41,6 +42,8 @@ from looplm.errors import UserError
 
 PATIENCE_S = 30.0
 """How long a save that is due waits for the one before it; then it is left out."""
+SAVES = itertools.count(1)
+"""Of this process: names what the processes tell each other about a save."""
 TIMEOUT_S = 1200
 """After which processes that wait for each other to finish a save give it up."""
 
@@ -68,7 +71,7 @@ class CheckpointWriter:
         digest: Digest = digests,
         best_metric: str = "",
         protected: int | None = None,
-        next_one: Callable[[int], str] = lambda step: "the next save is the next try",
+        next_one: Callable[[int], str] = lambda step: "training goes on, the next save is the next try",
         report: Callable[[str], None] = to_stderr,
     ):
         """Args:
@@ -76,7 +79,7 @@ class CheckpointWriter:
         digest: `digests`, or the same compiled for the leaves of these trees, by item and name.
         best_metric: what `keep_best` goes by.
         protected: a step that was read back and found right, and stays.
-        next_one: says when the next save after a step comes, for messages.
+        next_one: says what comes after a save that failed, for messages.
         """
         self.folder, self.config, self.facts, self.report = folder, config, facts, report
         self.best_metric, self.protected, self.next_one = best_metric, protected, next_one
@@ -88,7 +91,6 @@ class CheckpointWriter:
         self._num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in self._leaves.values())
         self._thread: threading.Thread | None = None
         self._started = 0.0
-        self._count = 0
         self._saved = self._seals_on_disk()
         absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what is reported here, with its stack
         handlers = {item: ocp.StandardCheckpointHandler() for item in abstract}
@@ -108,7 +110,7 @@ class CheckpointWriter:
         if obstacle := first_of_all(self._obstacle(PATIENCE_S if patience_s is None else patience_s)):
             self._fail(step, obstacle)
             return False
-        self._failure, self._started, self._count = "", time.monotonic(), self._count + 1
+        self._failure, self._started, number = "", time.monotonic(), next(SAVES)
         digest = self._digest(list(leaves_of(trees).values()))  # of what is in memory now, before anything is copied
         path = names.writing(self.folder.absolute(), step)
         args = ocp.args.Composite(**{item: ocp.args.StandardSave(tree) for item, tree in trees.items()})
@@ -117,7 +119,7 @@ class CheckpointWriter:
         except (OSError, ValueError, RuntimeError) as error:
             self._fail(step, first_line(error))
             return False
-        what = (step, self._count, digest, dict(metrics or {}))
+        what = (step, number, digest, dict(metrics or {}))
         self._thread = threading.Thread(target=self._finish, args=what, name="looplm-checkpoint", daemon=True)
         self._thread.start()
         return True
@@ -157,14 +159,17 @@ class CheckpointWriter:
             return f"{self.folder} is gone"
         if not os.access(self.folder, os.W_OK | os.X_OK):
             return f"{self.folder} cannot be written to"
-        free = shutil.disk_usage(self.folder).free
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            return f"{self.folder} does not answer ({error.strerror})"
         if free < self._num_bytes:
             return f"{self.folder} has {free / 1e6:.0f} MB free, and {self._num_bytes / 1e6:.0f} MB are needed"
         return ""
 
     def _fail(self, step: int, reason: str) -> None:
         self._failure = reason
-        self.report(f"checkpoint {step} was not saved: {reason}; training goes on, {self.next_one(step)}")
+        self.report(f"checkpoint {step} was not saved: {reason}; {self.next_one(step)}")
 
     def _seals_on_disk(self) -> dict[int, dict[str, float]]:
         """Evaluation metrics by step; what has no seal is not this class's to remove."""
@@ -178,10 +183,10 @@ class CheckpointWriter:
 
     # --- behind ------------------------------------------------------------------------------------------------------
 
-    def _finish(self, step: int, count: int, digest: jax.Array, metrics: dict[str, float]) -> None:
+    def _finish(self, step: int, number: int, digest: jax.Array, metrics: dict[str, float]) -> None:
         try:
             self._orbax.wait_until_finished()
-            self._commit(step, count, np.asarray(digest), metrics)
+            self._commit(step, number, np.asarray(digest), metrics)
         except Exception as error:  # whatever a disk or a library comes up with
             self._fail(step, first_line(error))
             if jax.process_index() == 0:
@@ -191,10 +196,10 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             self._prune()
 
-    def _commit(self, step: int, count: int, digest: np.ndarray, metrics: dict[str, float]) -> None:
+    def _commit(self, step: int, number: int, digest: np.ndarray, metrics: dict[str, float]) -> None:
         written = names.writing(self.folder, step)
         files = {name: digest_file(written, name) for name in list_files(written)[_share()]}
-        key = f"looplm/seal/{count}"
+        key = f"looplm/seal/{number}"
         if jax.process_index() != 0:
             publish(f"{key}/{jax.process_index()}", _pack(files))
             self.last_saved = step

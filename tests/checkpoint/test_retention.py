@@ -43,8 +43,9 @@ def test_steps_and_minutes() -> None:
     assert schedule.is_due(102)
     schedule.saved()
     assert not schedule.is_due(103)
-    assert schedule.next_one(102) == "the next try is at step 200, or in 2 minutes"
-    assert schedule.next_one(200) == "the next try is at step 250, or in 2 minutes"
+    assert schedule.next_one(102) == "training goes on, the next try is at step 200, or in 2 minutes"
+    assert schedule.next_one(250) == "it was the last one of the run"
+    assert schedule.next_one(200) == "training goes on, the next try is at step 250, or in 2 minutes"
 
 
 def test_several_processes_agree_on_the_time_at_common_steps(monkeypatch: pytest.MonkeyPatch) -> None:
