@@ -45,6 +45,21 @@ def clean(folder: Path, report: Callable[[str], None]) -> None:
         report(f"removed {folder / name}, the remains of a save or removal that was cut off")
 
 
+def refusal(folder: Path, num_bytes: int) -> str:
+    """Why so many bytes cannot be written into the folder; empty when they can, as far as one can tell."""
+    if not folder.is_dir():
+        return f"{folder} is gone"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written to"
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder} does not answer ({error.strerror})"
+    if free < num_bytes:
+        return f"{folder} has {free / 1e6:.0f} MB free, and {num_bytes / 1e6:.0f} MB are needed"
+    return ""
+
+
 def remove(folder: Path, name: str) -> None:
     """Takes the name away first: a removal that is cut off leaves nothing that looks like a checkpoint."""
     unnamed = folder / f"{name.split('.', maxsplit=1)[0]}.deleting"

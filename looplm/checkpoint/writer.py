@@ -153,19 +153,7 @@ class CheckpointWriter:
             if self._thread.is_alive():
                 return f"the one before is still being written, {time.monotonic() - self._started:.0f} s by now"
             self._thread = None
-        if jax.process_index() != 0:
-            return ""
-        if not self.folder.is_dir():
-            return f"{self.folder} is gone"
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            return f"{self.folder} cannot be written to"
-        try:
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            return f"{self.folder} does not answer ({error.strerror})"
-        if free < self._num_bytes:
-            return f"{self.folder} has {free / 1e6:.0f} MB free, and {self._num_bytes / 1e6:.0f} MB are needed"
-        return ""
+        return names.refusal(self.folder, self._num_bytes) if jax.process_index() == 0 else ""
 
     def _fail(self, step: int, reason: str) -> None:
         self._failure = reason
