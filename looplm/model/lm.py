@@ -9,7 +9,7 @@
 The number of loops is an argument. The model knows no steps, hosts or losses; names of dims are in `__init__.py`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -48,6 +48,7 @@ class Cache:
     coda: KeysValues | None
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
     """What a forward pass gives; R counts the collected loops, the last of which is the last loop."""
@@ -59,7 +60,7 @@ class Output:
     active_RB: jax.Array | None
     """(R, 1) or (R, B), False for loops of the window that did not run; None when all did."""
     cache: Cache | None
-    window: int
+    window: int = field(metadata={"static": True})
     """Loops of the window, read or not."""
     statistics: LoopStatistics | None
     """Of the last loop; None when not asked for."""

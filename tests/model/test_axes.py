@@ -122,7 +122,7 @@ def test_every_pair_of_values_learns(case) -> None:
         output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read, with_statistics=True)
         return evaluate(objective, model, output, tokens_BS, read).objective
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(jax.jit(lm.init)(jax.random.key(3)))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(lm.init(jax.random.key(3)))
     assert np.isfinite(value)
     for path, leaf in jax.tree.leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)

@@ -62,6 +62,6 @@ def test_full_threshold_means_full_depth():
 
 def test_depth_is_used_at_initialisation(model_config, run_model, tokens_BS):
     lm = FunctionalLM(model_config(exit_gate=ExitGate(initial_exit_probability=0.02)))
-    output = run_model(lm, jax.jit(lm.init)(jax.random.key(0)), tokens_BS, Depth(4))
+    output = run_model(lm, lm.init(jax.random.key(0)), tokens_BS, Depth(4))
     expected_depth = np.sum(np.exp(output.log_exit_RBS) * np.arange(1, 5)[:, None, None], axis=0)
     assert expected_depth.min() > 3.8

@@ -19,7 +19,7 @@ def params():
         injection=DiagonalInjection(), read_out=ReadOut(), init=OrthogonalInit(),
         value_embedding=ValueEmbedding(gate_channels=9),
     )  # fmt: skip
-    return jax.tree.map(np.asarray, jax.jit(FunctionalLM(config).init)(jax.random.key(0)))
+    return jax.tree.map(np.asarray, FunctionalLM(config).init(jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

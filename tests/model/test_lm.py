@@ -1,5 +1,7 @@
 """The whole model against a second implementation, and properties that every variant must have."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,18 +43,18 @@ def test_logits_gates_and_gradients_equal_a_plain_implementation(
         logits, gates = jax.vmap(lambda tokens_S: plain.forward(config, params, tokens_S, num_loops))(tokens_BS)
         return jnp.moveaxis(logits, 1, 0), None if gates is None else jnp.moveaxis(gates, 1, 0)
 
-    def loss(function):
-        def scalar(params):
+    def run(function):
+        def loss(params):
             logits_RBSV, gates_RBS = function(params)
             nll = sum(jnp.sum(cross_entropy(logits_BSV, tokens_BS)[0]) for logits_BSV in logits_RBSV)
-            return nll + (0 if gates_RBS is None else jnp.sum(jnp.sin(gates_RBS)))
+            return nll + (0 if gates_RBS is None else jnp.sum(jnp.sin(gates_RBS))), (logits_RBSV, gates_RBS)
 
-        return jax.jit(jax.value_and_grad(scalar))
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    for ours, theirs in zip(jax.jit(engine)(params), reference(params), strict=True):
-        if theirs is not None:
-            np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    (our_loss, ours), (their_loss, theirs) = loss(engine)(params), loss(reference)(params)
+    ((our_loss, our_outputs), ours), ((their_loss, their_outputs), theirs) = run(engine), run(reference)
+    for mine, other in zip(our_outputs, their_outputs, strict=True):
+        if other is not None:
+            np.testing.assert_allclose(mine, other, atol=2e-5)
     np.testing.assert_allclose(our_loss, their_loss, rtol=1e-6)
     for (path, mine), other in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         scale = float(jnp.max(jnp.abs(other)))
@@ -69,7 +71,7 @@ def test_a_token_depends_on_what_precedes_it_and_on_nothing_else(model_config, r
         embedded = {**params, "embedding": {"table": table_VD}}
         return jnp.sum(run_model(lm, embedded, jnp.arange(11)[None], Depth(3)).hidden_RBSD[-1, 0, position] ** 2)
 
-    influence = jnp.sum(jnp.abs(jax.grad(hidden)(params["embedding"]["table"])), axis=-1)
+    influence = jnp.sum(jnp.abs(jax.jit(jax.grad(hidden))(params["embedding"]["table"])), axis=-1)
     assert np.all(np.asarray(influence[: position + 1]) > 0)
     assert np.all(np.asarray(influence[position + 1 :]) == 0)
 
@@ -89,7 +91,7 @@ def test_how_it_runs_does_not_change_what_it_computes(option, model_config, rand
         output = run_model(lm, params, tokens_BS, Depth(2, num_detached=1), **options)
         return jnp.sum(output.hidden_RBSD**2) + jnp.sum(output.gate_logits_RBS)
 
-    expected, actual = jax.grad(loss)(params), jax.grad(lambda params: loss(params, **option))(params)
+    expected, actual = (jax.jit(jax.grad(partial(loss, **how)))(params) for how in ({}, option))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, expected)
 
 
@@ -118,7 +120,7 @@ def test_a_single_loop_has_no_update_before_it(model_config, random_params, run_
 
 def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
     lm = FunctionalLM(model_config(injection=DiagonalInjection()))
-    params = jax.jit(lm.init)(jax.random.key(0))
+    params = lm.init(jax.random.key(0))
     generator = np.random.default_rng(0)
     rate_D, bias_D = (generator.normal(size=24).astype(np.float32) for _ in range(2))
     params["core"]["injection"] |= {"log_rate": rate_D, "step_bias": bias_D}

@@ -32,7 +32,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def params(lm):
-    params = jax.jit(lm.init)(jax.random.key(0))
+    params = lm.init(jax.random.key(0))
     params["gate"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 1))
     return params
 
