@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from looplm.errors import UserError, show
+from looplm.errors import RunEnded, UserError, show
+from looplm.masking import masked_output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
@@ -168,28 +169,35 @@ def train(
     config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/demo_cpu.py.")],
     workdir: Annotated[Path, typer.Option(help="Run directory; a run that is there is resumed.")],
     set: Overrides = None,
+    sdc_check: Annotated[
+        int | None, typer.Option(help="Look for silent data corruption every so many steps (optim.guard.sdc_check).")
+    ] = None,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
 ) -> None:
-    """Train, or resume what is in the workdir."""
+    """Train, or resume what is in the workdir. Exit code 75: saved after a signal, start again; 76: stopped itself."""
     from looplm.config.load import given, leaves, load_config
 
-    run = load_config(config, set or ())
+    checks = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
+    run = load_config(config, [*(set or ()), *checks])
     with _several(coordinator, num_processes, process_id):
         import jax
 
         from looplm.compilation import keep_compiled
+        from looplm.compile.out_of_memory import explained
+        from looplm.metrics.timing import process_started
         from looplm.train.machine import for_machine
         from looplm.train.trainer import Trainer
 
         keep_compiled(compiled, workdir)
         run = for_machine(run, jax.devices(), given(set or ()))
-        trainer = Trainer(run, workdir, console)
+        trainer = Trainer(run, workdir, console, process_started())
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")
-        trainer.train()
+        with explained(trainer):
+            trainer.train()
 
 
 @app.command()
@@ -334,13 +342,22 @@ def _several(coordinator: str | None, num_processes: int | None, process_id: int
 
 
 def main() -> None:
-    """Entry point: 0 done, 2 the user's mistake, anything else a crash."""
+    """Entry point: 0 done, 2 the user's mistake, 75 and 76 a run that ended on purpose, anything else a crash."""
+    with masked_output():
+        _main()
+
+
+def _main() -> None:
     code = None
     try:
         code = app(prog_name="looplm", standalone_mode=False)
     except UserError as error:
         show(error)
         code = 2
+    except RunEnded as error:
+        if not console.quiet:
+            show(error)
+        code = error.code
     except UsageError as error:
         messages.print(_usage(error))
         code = 2

@@ -52,10 +52,13 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
     announce("training")
     import jax
 
+    from looplm.compile.out_of_memory import explained
     from looplm.train.machine import for_machine
     from looplm.train.trainer import Trainer
 
-    Trainer(for_machine(run, jax.devices(), given(overrides)), workdir, console).train()
+    trainer = Trainer(for_machine(run, jax.devices(), given(overrides)), workdir, console)
+    with explained(trainer):
+        trainer.train()
 
     announce("scoring held-out files at all depths")
     from looplm.eval.command import evaluate, print_sweep

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that the command line knows: a mistake that the user can mend, and a run that ended on purpose."""
 
 import sys
 
@@ -11,7 +11,25 @@ class UserError(ValueError):
     """
 
 
-def show(error: UserError) -> None:
+class RunEnded(Exception):
+    """Training ended before its last step, on purpose. The message is one line; `code` is the process's exit code."""
+
+    code: int
+
+
+class Preempted(RunEnded):
+    """Somebody asked the run to stop. It is saved; started again it goes on."""
+
+    code = 75
+
+
+class StoppedItself(RunEnded):
+    """Going on would be no use, and as a rule starting again would not be either."""
+
+    code = 76
+
+
+def show(error: Exception) -> None:
     """One line on stderr."""
     print(f"looplm: {error}", file=sys.stderr)
 

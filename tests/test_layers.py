@@ -17,7 +17,7 @@ LAYERS = (
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
     {"looplm.sharding", "looplm.data"},
-    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.distributed", "looplm.compilation"},
+    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.masking", "looplm.distributed", "looplm.compilation"},
 )
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {
@@ -25,10 +25,11 @@ SIDEWAYS = {
     ("looplm.train", "looplm.eval"),
     ("looplm.eval", "looplm.infer"),
     ("looplm.config", "looplm.errors"),
+    ("looplm.config", "looplm.masking"),
     ("looplm.distributed", "looplm.errors"),
 }
 """What may be imported within a layer; in the top layer everything may."""
-WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors")
+WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors", "looplm.masking")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 OUTSIDE = {"tools", "launch", "tests", "configs"}
 MODEL_NAMES = ("ouro", "huginn", "llama", "qwen", "parcae")

@@ -62,6 +62,12 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
     return code if code > 0 else 128 - code  # a signal, as shells say it
 
 
+def send(running: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Passes a signal on: training saves and ends by itself."""
+    for process in running:
+        process.send_signal(number)
+
+
 def end(running: Sequence[subprocess.Popen[bytes]], deadline: float) -> None:
     """Lets processes end by themselves until the deadline, and kills what is left."""
     while any(process.poll() is None for process in running) and time.monotonic() < deadline:
@@ -79,7 +85,8 @@ def main() -> int:
     running = start(arguments.command, arguments.processes, arguments.devices)
     # Ctrl-C reaches every process of the terminal; each of them ends by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: end(running, 0.0))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: send(running, number))
     readers = [threading.Thread(target=show, args=pair) for pair in enumerate(running)]
     for reader in readers:
         reader.start()

@@ -30,13 +30,20 @@ def compile_step(program: Program) -> CompiledStep:
         try:
             compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
-            if (needed := NEEDED.search(str(error))) is None:
+            if (memory := memory_needed(program, error)) is None:
                 raise
-            temporaries = int(float(needed[1]) * 1024 ** (" KMGT".index(needed[2])))
-            return CompiledStep(None, Memory(_bytes_per_device(program), temporaries, 0, 0))
+            return CompiledStep(None, memory)
         (path,) = Path(folder).glob("*train_step*after_optimizations.txt")
         text = path.read_text()
     return CompiledStep(Module(text, unknown_trips=mean_detached_loops(program)), memory_of(compiled))
+
+
+def memory_needed(program: Program, error: Exception) -> Memory | None:
+    """What the compiler said when it stopped because the step does not fit; None if that is not what it said."""
+    if (needed := NEEDED.search(str(error))) is None:
+        return None
+    temporaries = int(float(needed[1]) * 1024 ** (" KMGT".index(needed[2])))
+    return Memory(_bytes_per_device(program), temporaries, 0, 0)
 
 
 def mean_detached_loops(program: Program) -> float:

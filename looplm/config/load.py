@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from looplm.config.check import check
 from looplm.config.schema import Run, Section
 from looplm.errors import UserError
+from looplm.masking import mask_tree
 
 SHIPPED_CONFIGS = (
     Path(__file__).parents[2] / "configs",  # a checkout
@@ -67,7 +68,9 @@ def from_dict(tree: Mapping[str, Any]) -> Run:
 def from_json(path: Path) -> Run:
     """Reads a `config.json` written by `to_json`; runs no code."""
     try:
-        return from_dict(json.loads(path.read_text()))
+        return Run.model_validate(json.loads(path.read_text()))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, Run)}; restore it from the checkpoint's copy") from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; is {path.parent} a run directory of `looplm train`?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -75,11 +78,17 @@ def from_json(path: Path) -> Run:
 
 
 def to_json(run: Run) -> str:
-    return run.model_dump_json(indent=2) + "\n"
+    """As it is written: without secrets."""
+    return masked(run).model_dump_json(indent=2) + "\n"
+
+
+def masked(run: Run) -> Run:
+    """The run as it may be shown and written: what looks like a password or a key is `***`."""
+    return Run.model_validate(mask_tree(run.model_dump()))
 
 
 def leaves(run: Run) -> dict[str, Any]:
-    """All leaves as {dotted name: value}, in the order of the schema."""
+    """All leaves as {dotted name: value}, in the order of the schema; without secrets."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
@@ -88,7 +97,7 @@ def leaves(run: Run) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(walk("", run.model_dump(mode="json")))
+    return dict(walk("", masked(run).model_dump(mode="json")))
 
 
 def _call_config(path: Path) -> object:
@@ -145,6 +154,9 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
         node = node[name]
     _require(cls, last, ".".join(parents))
     variants = _variants(cls, last)
+    if isinstance(value, bool) and cls is not None and not _holds_bool(cls.model_fields[last].annotation):
+        # Pydantic would read true as 1.
+        raise UserError(f"{dotted}={str(value).lower()}: input should not be true or false")
     if last == "kind":
         node.clear()  # another variant of a union has other fields
     elif isinstance(value, str) and (kinds := [_kind(v) for v in variants if "kind" in v.model_fields]):
@@ -188,6 +200,10 @@ def _forms(annotation: Any) -> list[Any]:
     return [form for argument in get_args(annotation) for form in _forms(argument)]
 
 
+def _holds_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_holds_bool(argument) for argument in get_args(annotation))
+
+
 def _nearest(name: str, cls: type[BaseModel], prefix: str) -> str:
     close = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
     if close:
@@ -218,6 +234,13 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
             lines.append(f"{_join(prefix, name)}: unknown key{_nearest(name, cls, prefix)}")
         elif fault["type"] == "missing":
             lines.append(f"{_join(prefix, name)} is missing; {cls.__name__} requires it")
+        elif fault["type"] == "union_tag_invalid":
+            context = fault["ctx"]
+            lines.append(f"{_join(prefix, name)}={context['tag']!r} is not known; use {context['expected_tags']}")
+        elif fault["type"] in ("model_type", "model_attributes_type"):
+            section = _variants(cls, name)[0] if name in cls.model_fields else root
+            fields = ", ".join(section.model_fields)
+            lines.append(f"{_join(prefix, name)}={fault['input']!r} is a section and no value; it has {fields}")
         else:
             value = f"={fault['input']!r}" if not isinstance(fault["input"], dict) else ""
             lines.append(f"{_join(prefix, name)}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}")

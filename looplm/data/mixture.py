@@ -132,6 +132,15 @@ class Mixture:
                 batch.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))[here] = value
         return batch
 
+    def numbers(self, step: int) -> dict[str, list[int]]:
+        """Return which windows of every part the global batch of `step` holds, as `Windows.read` numbers them."""
+        source_B, number_B = self._schedule.locate(step * self.batch_size, self.batch_size)
+        return {
+            part.name: shuffled(number_B[source_B == source], len(part.windows), part.seed).tolist()
+            for source, part in enumerate(self.parts)
+            if (source_B == source).any()
+        }
+
     def progress(self, num_steps: int) -> dict[str, float]:
         """What the first `num_steps` steps have read: epochs, and for a mixture both tokens and epochs of every part.
 

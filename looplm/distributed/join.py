@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import NoReturn
 
 from looplm.distributed.watch import Watch
-from looplm.errors import UserError, show
+from looplm.errors import RunEnded, UserError, show
 
 HEARTBEAT_TIMEOUT_S = 40
 """After so long without a heartbeat the JAX runtime ends every process, the hung or unreachable one named in its log.
@@ -56,6 +57,9 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
         if watch is not None:
             watch.fail("interrupted")
         raise
+    except RunEnded:
+        _finish(watch)  # all of them end so
+        raise
     except UserError as error:
         if watch is not None:
             watch.fail(str(error))
@@ -67,6 +71,19 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
             watch.fail(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         _leave(1)
+    _finish(watch)
+
+
+def end_process(code: int, reason: str) -> NoReturn:
+    """From any thread: tells the other processes why, and ends this one at once."""
+    if (watch := Watch.current) is not None:
+        watch.fail(reason)
+    _leave(code)
+
+
+def _finish(watch: Watch | None) -> None:
+    import jax
+
     assert watch is not None
     watch.finish()
     jax.distributed.shutdown()
@@ -145,7 +162,7 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
         raise UserError(f"process {process_id} could not join at {coordinator or 'the cluster'}: {reason}") from error
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Not sys.exit: at its end jax would wait minutes for the others."""
     sys.stdout.flush()
     sys.stderr.flush()

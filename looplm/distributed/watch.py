@@ -32,7 +32,11 @@ class Watch:
     Raises UserError when process 0 cannot be reached.
     """
 
+    current: "Watch | None" = None
+    """The one of this process."""
+
     def __init__(self, index: int, count: int):
+        Watch.current = self
         self.index, self.count = index, count
         self._leaving = False
         self._all_done = threading.Event()

@@ -6,7 +6,7 @@ from looplm.checkpoint.reader import CheckpointReader
 from looplm.config.schema import Run
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
-from looplm.optim.build import build_optimizer
+from looplm.optim.build import build_guarded
 from looplm.optim.ema import abstract_ema, ema_params
 
 
@@ -26,7 +26,7 @@ def restore_weights(
             f"the run in {workdir} keeps no moving average of its weights (optim.ema_decay=None); "
             "ask for the weights themselves, or train with e.g. optim.ema_decay=0.999"
         )
-    optimizer = build_optimizer(run.optim, lm, run.num_steps)
+    optimizer = build_guarded(run.optim, lm, run.num_steps)
     restored = checkpoints.restore({"opt_state": abstract_ema(optimizer, lm.shapes, abstract_params)}, step=step)
     averaged = ema_params(restored.trees["opt_state"])
     assert averaged is not None, "optim.ema_decay is set"

@@ -56,8 +56,8 @@ class JsonlSink:
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_after(path, resume_step)
+        self.reached = _drop_after(path, resume_step) if path.exists() else 0
+        """The last step that was ever written, dropped or not."""
         self._path, self._file = path, path.open("ab", buffering=0)
         self._pending, self._is_failing = b"", False
 
@@ -191,13 +191,18 @@ class ConsoleSink:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)  # above the bar, if there is one
 
 
-def _drop_after(path: Path, step: int) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
+def _drop_after(path: Path, step: int) -> int:
+    """Returns the largest step that the file held."""
+    temporary, reached = path.with_name(f"{path.name}.tmp"), 0
     with temporary.open("wb") as file:
-        file.writelines(line.rstrip(b"\n") + b"\n" for line, row in _rows(path) if row["step"] <= step)
+        for line, row in _rows(path):
+            reached = max(reached, int(row["step"]))
+            if row["step"] <= step:
+                file.write(line.rstrip(b"\n") + b"\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return reached
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from looplm.errors import UserError
+from looplm.masking import mask
 
 FILE_NAME = re.compile(r"depth_sweep-(\d+)\.json")
 
@@ -112,7 +113,8 @@ class Sweep(Stored):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"depth_sweep-{self.step}{'-ema' * self.ema}.json"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
+        shown = self.model_copy(update={"data": mask(self.data)})
+        temporary.write_text(shown.model_dump_json(indent=1) + "\n")
         os.replace(temporary, path)
         return path
 

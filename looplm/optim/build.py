@@ -9,8 +9,16 @@ from looplm.config.schema import AdamW, Muon, Optim
 from looplm.model.functional import FunctionalLM
 from looplm.optim.ema import track_ema
 from looplm.optim.groups import decay_mask, learning_rates, muon_dims, muon_labels
+from looplm.optim.guard import guarded
 from looplm.optim.muon import scale_by_muon
 from looplm.optim.schedule import build_schedule
+
+
+def build_guarded(
+    config: Optim, lm: FunctionalLM, num_steps: int, *, gate_only: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """`build_optimizer`, with bad updates left out: what a run's state belongs to."""
+    return guarded(build_optimizer(config, lm, num_steps, gate_only=gate_only), config.guard)
 
 
 def build_optimizer(

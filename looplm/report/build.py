@@ -2,14 +2,17 @@
 
 import json
 import os
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from looplm.config.load import from_json, leaves
 from looplm.config.schema import Run, UniformDepth
 from looplm.errors import UserError
+from looplm.metrics.events import read_events
 from looplm.metrics.sinks import read_metrics
 from looplm.metrics.sweep import Sweep, read_sweeps
+from looplm.metrics.timing import PARTS, TIME, goodput, whole
 from looplm.report import pieces, plots
 from looplm.report.history import History
 from looplm.report.page import page
@@ -31,7 +34,8 @@ def write_report(workdir: Path) -> Path:
     if not rows:
         raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
     sweeps = read_sweeps(workdir / "eval")
-    html = build_report(workdir.resolve().name, from_json(workdir / "config.json"), History(rows), sweeps)
+    seconds = whole([event for event in read_events(workdir / "events.jsonl") if event["kind"] == TIME])
+    html = build_report(workdir.resolve().name, from_json(workdir / "config.json"), History(rows), sweeps, seconds)
     target = workdir / "report.html"
     temporary = workdir / "report.html.tmp"
     # The name of a folder may hold bytes that are no UTF-8.
@@ -40,14 +44,19 @@ def write_report(workdir: Path) -> Path:
     return target
 
 
-def build_report(name: str, run: Run, history: History, sweeps: list[Sweep]) -> str:
-    """Returns the HTML; `sweeps` are ordered by step, and the last one is shown in full."""
+def build_report(
+    name: str, run: Run, history: History, sweeps: list[Sweep], seconds: Mapping[str, float] | None = None
+) -> str:
+    """Returns the HTML; `sweeps` are ordered by step, and the last one is shown in full.
+
+    seconds: where the wall-clock went, see `metrics.timing`.
+    """
     sweep = sweeps[-1] if sweeps else None
     found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
     header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
     header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
     sections = [_depths(sweep), _training(run, history), _exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
-    sections += [_facts(run, history), _config(run)]
+    sections += [_facts(run, history), _time(seconds or {}), _config(run)]
     return page(escape(f"looplm report: {name}"), "\n".join(header), [part for part in sections if part])
 
 
@@ -167,6 +176,20 @@ def _facts(run: Run, history: History) -> str:
         facts["steps whose loss is not finite"] = f"{broken:,}"
     rows = [(name, value) for name, value in facts.items() if value != "-"]
     return pieces.section("Run", pieces.table(("fact", "value"), rows, kind="plain"))
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return ""
+    total = sum(seconds.values())
+    parts = sorted(((value, part) for part, value in seconds.items() if value), reverse=True)
+    rows = [
+        (PARTS[part], pieces.number(value, 1), f"{pieces.number(100 * value / total, 1)} %") for value, part in parts
+    ]
+    rows.append(("all", pieces.number(total, 1), "100.0 %"))
+    caption = "Wall-clock of the run over all its starts."
+    told = pieces.table(("part", "seconds", "share"), rows, caption=caption, marked=len(rows) - 1)
+    return pieces.section("Where the time went", pieces.paragraph(f"Goodput: {goodput(seconds):.1%}."), told)
 
 
 def _config(run: Run) -> str:

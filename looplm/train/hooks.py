@@ -21,6 +21,7 @@ from looplm.metrics.sinks import Sink
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import Params, compute_dtype
 from looplm.optim.ema import ema_params
+from looplm.train.corruption import Digests
 from looplm.train.metrics import readable
 from looplm.train.program import Program
 from looplm.train.state import TrainState
@@ -35,6 +36,10 @@ class Dispatched(NamedTuple):
     drawn: np.ndarray
     data: Mapping[str, float]
     """How long its batch was waited for, and what has been read by then."""
+    asked: jax.Array | None
+    """See `Preemption.ask`."""
+    digests: Digests | None
+    """Of the steps in which devices are checked."""
 
 
 class StepLog:

@@ -1,8 +1,13 @@
 """From what a step returns on the device to the numbers of `metrics.jsonl`."""
 
+import math
+
 import numpy as np
 
 from looplm.metrics.routers import router_numbers
+
+LIMITS = ("optim/max_loss", "optim/max_grad_norm")
+"""Of a good update; absent while there is none."""
 
 
 def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, float]:
@@ -18,6 +23,9 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
             which leaves the numbers per loop out.
     """
     result = {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+    for name in LIMITS:
+        if math.isinf(result.get(name, 0.0)):
+            del result[name]
     if drawn.ndim == 2:
         return result | {"loop/num_loops": float(drawn.sum(axis=1).mean())} | router_numbers(metrics, None)
     detached, trained = (int(n) for n in drawn)

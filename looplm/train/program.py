@@ -9,7 +9,7 @@ from looplm.config.schema import Run
 from looplm.hardware import find as find_device
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import build_objective
-from looplm.optim.build import build_optimizer
+from looplm.optim.build import build_guarded
 from looplm.sharding.mesh import check_fit
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
@@ -29,7 +29,7 @@ class Program:
         self.lm = FunctionalLM(run.model)
         self.dtype = compute_dtype(run.model, mesh.devices.flat[0].platform)
         gate_only = build_objective(run.objective).trains_gate_only
-        self.optimizer = build_optimizer(run.optim, self.lm, run.num_steps, gate_only=gate_only)
+        self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, gate_only=gate_only)
 
     @property
     def gathers_per_layer(self) -> bool:

@@ -15,6 +15,7 @@ from looplm.model.functional import FunctionalLM, Params
 from looplm.objective import RouterSums, Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
+from looplm.optim.guard import GuardState, limits
 from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
@@ -29,23 +30,11 @@ STATE_PURPOSE, HEADS_PURPOSE = 2, 3
 """Keep the streams of random numbers of a step apart."""
 
 
-def build_train_step(
-    run: Run,
-    lm: FunctionalLM,
-    optimizer: optax.GradientTransformation,
-    depths: DepthSchedule,
-    *,
-    dtype: jax.typing.DTypeLike,
-    per_layer: bool = False,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated.
-
-    Args:
-        dtype: type of the matrix products.
-        per_layer: gather the matrices of the layers where they are used instead of once.
-    """
+def build_loss(
+    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike
+) -> Callable[..., tuple[jax.Array, Sums]]:
+    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step) -> (objective, all sums) of a micro-batch."""
     objective = build_objective(run.objective)
-    schedule = build_schedule(run.optim, run.num_steps)
 
     def sums(
         stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
@@ -69,6 +58,27 @@ def build_train_step(
         extra = scored_sums(output.statistics, micro_batch["labels"] != IGNORED)
         return result.objective, result._replace(extra=result.extra | extra)
 
+    return sums
+
+
+def build_train_step(
+    run: Run,
+    lm: FunctionalLM,
+    optimizer: optax.GradientTransformationExtraArgs,
+    depths: DepthSchedule,
+    *,
+    dtype: jax.typing.DTypeLike,
+    per_layer: bool = False,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated.
+
+    Args:
+        dtype: type of the matrix products.
+        per_layer: gather the matrices of the layers where they are used instead of once.
+    """
+    objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype)
+    schedule = build_schedule(run.optim, run.num_steps)
+
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
         whole = lm.gather(state.params, dtype, per_layer=per_layer)
         stand_ins = jax.tree.map(stand_in, whole, state.params)
@@ -84,17 +94,29 @@ def build_train_step(
         scored = jnp.maximum(total.tokens, 1)
         gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / scored, gradient, state.params)
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        loss, grad_norm = total.loss / scored, optax.tree.norm(gradient)
+        before: GuardState = state.opt_state.guard
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm)
         params: Any = optax.apply_updates(state.params, updates)
+        after: GuardState = opt_state.guard
+        max_loss, max_grad_norm = limits(before, run.optim.guard)
         if not objective.trains_gate_only:
             loads = {place: routers.load_rows_LWE for place, routers in total.routers.items()}
-            params = move_biases(run.model, params, loads)
+            moved = move_biases(run.model, params, loads)
+            # Not in a step whose update is not made.
+            params = jax.tree.map(
+                lambda new, old: old if new is old else jax.lax.select(after.in_a_row == 0, new, old), moved, params
+            )
         metrics = {
-            "train/loss": total.loss / scored,
+            "train/loss": loss,
             "train/objective": total.objective / scored,
             "train/tokens": total.tokens,
-            "train/grad_norm": optax.tree.norm(gradient),
-            "optim/learning_rate": schedule(state.step),
+            "train/grad_norm": grad_norm,
+            "optim/learning_rate": schedule(before.num_good),
+            "optim/skipped": after.skipped,
+            "optim/skipped_in_a_row": after.in_a_row,
+            "optim/max_loss": max_loss,
+            "optim/max_grad_norm": max_grad_norm,
             **{name: value / scored for name, value in total.extra.items()},
             **router_metrics(total.routers),
             **lm.bind(state.params).contraction(),

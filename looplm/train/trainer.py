@@ -22,17 +22,28 @@ from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
 from looplm.distributed import wait_for_all
+from looplm.errors import Preempted, StoppedItself
 from looplm.hardware import find as find_device
+from looplm.metrics.events import Events
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from looplm.metrics.timing import Timekeeper, line
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
+from looplm.train.corruption import CorruptionCheck, Digests
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
 from looplm.train.memory import memory_line, memory_of
+from looplm.train.preemption import Preemption
 from looplm.train.program import Program
+from looplm.train.rewind import Batches
 from looplm.train.saving import Saving
+from looplm.train.skipped import IN_A_ROW, SkippedUpdates, Spoiled, why
 from looplm.train.state import TrainState
+from looplm.train.watchdog import Watchdog
 from looplm.train.workdir import Workdir
+
+NOTE_EVERY_S = 60.0
+"""The times are written down at least so often: what a killed process did since its last note counts as down."""
 
 
 class Compiled(NamedTuple):
@@ -55,10 +66,14 @@ class Trainer:
     """One run in one workdir. Everything that can be wrong with the request raises UserError in the constructor,
     before anything is written or computed."""
 
-    def __init__(self, run: Run, workdir: Path, console: Console):
+    def __init__(self, run: Run, workdir: Path, console: Console, started: float | None = None):
+        """started: time.time() from which the run's wall-clock counts; now when left out."""
         self.run, self.workdir, self.console = run, Workdir(workdir), console
+        self.events = Events(self.workdir.events, writes=jax.process_index() == 0)
+        self.time = Timekeeper(self.events, started)
+        self.batches = Batches(self.events)
         self.mixture = open_mixture(run.data, seed=run.seed)
-        self.mixture.check(vocab_size=run.model.vocab_size, num_steps=run.num_steps)
+        self.mixture.check(vocab_size=run.model.vocab_size, num_steps=self.batches.of(run.num_steps) + 1)
         self.validation = open_held_out(run.data.validation, run.data) if run.data.validation else None
         if self.validation:
             self.validation.check_tokenizer(self.mixture.tokenizer)
@@ -69,10 +84,15 @@ class Trainer:
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
+        self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, console)
         self.loader(start_step=0)  # refuses a batch that the hosts do not divide
 
     def train(self) -> TrainState:
-        """Trains from the newest checkpoint, or from the seed, to the last step."""
+        """Trains from the newest checkpoint, or from the seed, to the last step.
+
+        Raises Preempted when a signal asked for the end, StoppedItself when going on would be no use; what is saved is
+        whole either way.
+        """
         for note in self.notes():
             self.console.print(f"note: {note}", highlight=False)
         tokenizer = self.mixture.tokenizer
@@ -81,24 +101,45 @@ class Trainer:
             clean(self.workdir.checkpoints, self.console.print)
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
+        with Preemption(self.mesh) as self.preemption:
+            while True:
+                try:
+                    return self.go_on()
+                except Spoiled as spoiled:
+                    step, reason = spoiled.step, spoiled.reason
+                # Outside of the handler, whose traceback holds the old state.
+                self.rewind(step, reason)
+
+    def go_on(self) -> TrainState:
+        """Trains from the newest checkpoint to the last step, or until it has to stop."""
+        self.time.switch("init")
         if self.saving.newest() < self.run.num_steps:
-            self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
-            self.console.print(memory_line(memory_of(self.compiled.step), find_device(jax.devices()[0].device_kind)))
-        state, first_step = self.saving.restore_or_create()  # only now is anything allocated
+            with self.time.during("compile"):
+                self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
+                memory = memory_of(self.compiled.step)
+                self.console.print(memory_line(memory, find_device(jax.devices()[0].device_kind)))
+                if self.run.optim.guard.sdc_check:
+                    self.corruption.compile()
+        with self.time.during("restore"):
+            state, first_step = self.saving.restore_or_create()  # only now is anything allocated
+        if first_step >= self.run.num_steps:
+            self.console.print(f"nothing to do: step {first_step} of {self.run.num_steps} is done")
+            self.saving.close()
+            return state
+        self.done = first_step
         sinks = self.open_sinks(first_step)
         try:
             return self.run_steps(state, first_step, sinks)
         finally:
-            self.saving.close()
+            with self.time.during("checkpoint"):
+                self.saving.close()
             for sink in sinks:
                 sink.close()
+            self.time.note(self.done)
+            self.console.print(line(self.time.whole()))
 
     def run_steps(self, state: TrainState, done: int, sinks: list[Sink]) -> TrainState:
-        if done >= self.run.num_steps:
-            self.console.print(f"nothing to do: step {done} of {self.run.num_steps} is done")
-            return state
-        batches = self.loader(start_step=done)
-        train_step = self.compiled.step
+        batches = self.batches.read(self.loader, done + 1)
         log = StepLog(
             self.run,
             sinks,
@@ -108,26 +149,57 @@ class Trainer:
                 "model/num_active_parameters": self.lm.num_active_params,
             },
         )
+        watchdog = Watchdog(self.workdir.root, self.note_hang)
         before: Dispatched | None = None
-        upcoming = self.place_next(batches, done + 1)
-        for step in range(done + 1, self.run.num_steps + 1):
-            placed = upcoming
-            state, metrics = train_step(state, placed.batch, placed.depth)
-            if step < self.run.num_steps:
-                upcoming = self.place_next(batches, step + 1)  # travels while the devices work
-            if before is not None:
-                log.write(before)
-            before = Dispatched(step, metrics, placed.drawn, placed.data)
+        saves = False
+        with self.time.during("data_wait"):
+            upcoming = self.place_next(batches, done + 1)
+        with watchdog:
+            for step in range(done + 1, self.run.num_steps + 1):
+                self.time.begin(step)
+                placed = upcoming
+                digests = self.check_devices(state, placed, step)
+                state, metrics = self.compiled.step(state, placed.batch, placed.depth)
+                asked = self.preemption.ask()
+                if step < self.run.num_steps:
+                    self.time.credit()
+                    upcoming = self.place_next(batches, step + 1)  # travels while the devices work
+                    if metrics["train/loss"].is_ready():
+                        self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
+                if before is not None:
+                    self.finish(before, log, watchdog)
+                stops = self.preemption.agreed(before and before.asked)
+                before = Dispatched(step, metrics, placed.drawn, placed.data, asked, digests)
 
-            if (saves := self.saving.is_due(step)) or self.evaluate.is_due(step):
+                is_last, evaluates, due = (
+                    step == self.run.num_steps,
+                    self.evaluate.is_due(step),
+                    self.saving.is_due(step),
+                )
+                saves = saves or due
+                if not (saves or evaluates or stops):
+                    continue
                 # What a checkpoint has behind it is written before it, so that a resume misses nothing.
-                log.write(before)
+                row = self.finish(before, log, watchdog)
                 before = None
-                scores = self.evaluate(state, step, sinks) if self.evaluate.is_due(step) else {}
-                if saves:
-                    log.extra["ckpt/blocked_s"] = self.saving.save(step, state, scores)
+                with watchdog.suspended():
+                    scores = {}
+                    if evaluates:
+                        with self.time.during("evaluation"):
+                            scores = self.evaluate(state, step, sinks)
+                    # While updates are skipped the newest checkpoint stays the one to go back to.
+                    if is_last or stops or (saves and not row[IN_A_ROW]):
+                        saves = False
+                        with self.time.during("checkpoint"):
+                            log.extra["ckpt/blocked_s"] = self.saving.save(step, state, scores)
+                            if is_last or stops:
+                                self.saving.require(step)
                 log.restart_clock()
-        self.saving.require(self.run.num_steps)
+                if stops and not is_last:
+                    self.events.add("preempted", step=step, reason=self.preemption.reason)
+                    raise Preempted(f"{self.preemption.reason}: saved after step {step}; start again to go on")
+        if row[IN_A_ROW]:
+            raise StoppedItself(f"the last {row[IN_A_ROW]:.0f} updates of the run were not made: {why(row)}")
         return state
 
     # --- set-up ------------------------------------------------------------------------------------------------------
@@ -144,8 +216,10 @@ class Trainer:
         if jax.process_index() != 0:
             return []
         run = self.run
+        lines = JsonlSink(self.workdir.metrics, resume_step=first_step)
+        self.time.reached = max(self.time.reached, lines.reached)
         sinks: list[Sink] = [
-            JsonlSink(self.workdir.metrics, resume_step=first_step),
+            lines,
             ConsoleSink(self.console, num_steps=run.num_steps, start_step=first_step, every_steps=run.log.every_steps),
         ]
         if run.log.tensorboard:
@@ -181,7 +255,53 @@ class Trainer:
         started = time.perf_counter()
         drawn, rows = self.program.depths.draw(step - 1), next(batches)
         batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
-        data = {"data/wait_s": time.perf_counter() - started, **self.mixture.progress(step)}
+        data = {"data/wait_s": time.perf_counter() - started, **self.mixture.progress(self.batches.of(step) + 1)}
         if self.mixture.padding:
             data["data/padding"] = float(np.mean(rows["segments"] == 0))
         return Placed(batch, depth, drawn, data)
+
+    def finish(self, dispatched: Dispatched, log: StepLog, watchdog: Watchdog) -> dict[str, float]:
+        """Waits for a dispatched step, writes its numbers and looks at them. Returns the numbers."""
+        step = dispatched.step
+        if step % self.run.log.every_steps == 0 or step == self.run.num_steps:
+            log.extra |= self.time.metrics()
+        row = log.write(dispatched)
+        self.done = step
+        watchdog.beat(step)
+        self.time.note(step, every_s=NOTE_EVERY_S)
+        if dispatched.digests is not None and (faults := self.corruption.faults(dispatched.digests)):
+            self.events.add("corrupted", step=step, faults=faults)
+            raise StoppedItself(
+                f"step {step}: silent data corruption: {'; '.join(faults)}; take the device out of service and start "
+                f"again, the newest checkpoint is of step {self.saving.newest()}"
+            )
+        self.skipped.look(step, row)
+        return row
+
+    @cached_property
+    def corruption(self) -> CorruptionCheck:
+        return CorruptionCheck(self.program)
+
+    def check_devices(self, state: TrainState, placed: Placed, step: int) -> Digests | None:
+        every = self.run.optim.guard.sdc_check
+        if not every or step % every:
+            return None
+        return self.corruption.start(state.params, placed.batch, placed.depth, state.step)
+
+    def rewind(self, step: int, reason: str) -> None:
+        """Passes over what was read since the newest checkpoint. Raises StoppedItself when that was done too often."""
+        wait_for_all("everything is saved")
+        allowed, done, newest = self.run.optim.guard.rewinds, len(self.batches.rewinds), self.saving.newest()
+        if done >= allowed:
+            raise StoppedItself(
+                f"step {step}: {reason}; the newest checkpoint is of step {newest}, the batches are in "
+                f"{self.workdir.events}. Go on past them with --set optim.guard.rewinds={done + 1}, or train anew with "
+                f"a lower optim.learning_rate={self.run.optim.learning_rate:g}"
+            )
+        batches = self.batches.pass_over(newest, step)
+        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.batches.of(self.run.num_steps) + 1)
+        self.console.print(f"step {step}: {reason}; back to step {newest}, passing over {batches} batches")
+
+    def note_hang(self, limit_s: float, stacks: str) -> None:
+        self.time.note(self.done)
+        self.events.add("hung", limit_s=round(limit_s, 1), stacks=stacks)

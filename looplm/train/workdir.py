@@ -9,7 +9,7 @@ from looplm.errors import UserError
 
 FREE_TO_CHANGE = (
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
-    "data.cache_dir", "data.cache_gb", "data.validation", "checkpoint.", "eval.", "log.",
+    "data.cache_dir", "data.cache_gb", "data.validation", "optim.guard.", "checkpoint.", "eval.", "log.",
 )  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
 
@@ -21,6 +21,7 @@ class Workdir:
         self.root = root
         self.config = root / "config.json"
         self.metrics = root / "metrics.jsonl"
+        self.events = root / "events.jsonl"
         self.checkpoints = root / "checkpoints"
         self.eval = root / "eval"
         self.tensorboard = root / "tensorboard"

@@ -21,6 +21,7 @@ from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
 from looplm.objective.base import scores_of_loops
 from looplm.ops.attention import self_mask
+from looplm.optim.guard import guarded
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
 from looplm.train.step import build_train_step
@@ -141,7 +142,7 @@ def traced_step(run: schema.Run) -> float:
     """FLOPs per token of the real training step, the optimizer left out; the detached loops are as many as at the mean
     depth."""
     length, depths = run.data.sequence_length, DepthSchedule(run)
-    lm, optimizer = FunctionalLM(run.model), optax.sgd(1.0)
+    lm, optimizer = FunctionalLM(run.model), guarded(optax.sgd(1.0), run.optim.guard)
     step = build_train_step(run, lm, optimizer, depths, dtype=jnp.float32)
     state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes))
     batch = dict.fromkeys(("tokens", "labels", "segments", "positions"), int32(A, B, length))

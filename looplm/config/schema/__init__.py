@@ -28,6 +28,7 @@ from looplm.config.schema.objective import GateImprovement as GateImprovement
 from looplm.config.schema.objective import Objective as Objective
 from looplm.config.schema.objective import WeightedCrossEntropy as WeightedCrossEntropy
 from looplm.config.schema.optim import AdamW as AdamW
+from looplm.config.schema.optim import Guard as Guard
 from looplm.config.schema.optim import Muon as Muon
 from looplm.config.schema.optim import Optim as Optim
 from looplm.config.schema.optim import Optimizer as Optimizer

@@ -44,6 +44,25 @@ class Schedule(Section):
     """The rate of the last step, as a fraction of the peak."""
 
 
+class Guard(Section):
+    """Which updates are not made: those with a loss or gradient norm that is not finite, and these."""
+
+    spike_deviations: PositiveFloat | None = 20.0
+    """A value that is so many robust standard deviations above the median of the last 128 good ones is a spike (32 are
+    needed); None: only what is not finite or above a ceiling is bad."""
+    max_loss: PositiveFloat | None = None
+    """Ceiling of the loss, from the first step on; None means none."""
+    max_grad_norm: PositiveFloat | None = None
+    """Ceiling of the gradient norm (before clipping), from the first step on; None means none."""
+    stop_after: PositiveInt = 10
+    """So many bad updates in a row stop the run with exit code 76."""
+    rewinds: NonNegativeInt = 0
+    """Instead of stopping, go back to the last checkpoint and pass over the batches since; so many times at most."""
+    sdc_check: NonNegativeInt = 0
+    """Every so many steps look for silent data corruption: one gradient is computed twice, copies of the weights are
+    compared; 0 means never."""
+
+
 class Optim(Section):
     learning_rate: PositiveFloat
     """Peak learning rate."""
@@ -57,3 +76,5 @@ class Optim(Section):
     """Learning rate of the injection, as a multiple."""
     ema_decay: Fraction | None = None
     """Keep an exponential moving average of the weights with this decay a step; None means no."""
+    guard: Guard = Guard()
+    """Updates that would spoil the weights are skipped."""

@@ -1,0 +1,68 @@
+"""Parts of the wall-clock sum to what a clock outside says, over a restart too, and land where they belong."""
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from looplm.checkpoint.writer import CheckpointWriter
+from looplm.config.schema import Run
+from looplm.metrics.events import read_events
+from looplm.metrics.sinks import read_metrics
+from looplm.metrics.timing import whole
+from looplm.train.batch import BatchLayout
+from looplm.train.hooks import Evaluation
+from looplm.train.trainer import Trainer
+from tools import faults
+
+CHANGES = {"num_steps": 6, "checkpoint.every_steps": 3, "eval.every_steps": 3, "log.every_steps": 2, "mesh.data": 8}
+SLEEP_S = 1.0
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_the_parts_sum_to_the_whole(
+    tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep() -> None:
+        time.sleep(SLEEP_S)
+
+    # One save and one evaluation that take long, and one batch.
+    faults.before_call(CheckpointWriter, "save", 1, sleep, patch=monkeypatch.setattr)
+    faults.before_call(Evaluation, "__call__", 1, sleep, patch=monkeypatch.setattr)
+    faults.before_call(BatchLayout, "place", 2, sleep, patch=monkeypatch.setattr)
+
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        faults.when_written(5, stop, patch=patch.setattr)
+        with pytest.raises(Stopped):
+            Trainer(tiny_run(**CHANGES), tmp_path, Console(file=io.StringIO())).train()
+    between = time.monotonic()
+    sleep()
+    console = Console(file=io.StringIO(), width=500)
+    Trainer(tiny_run(**CHANGES), tmp_path, console).train()
+    total = time.monotonic() - began
+
+    seconds = whole([event for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "time"])
+    assert sum(seconds.values()) == pytest.approx(total, rel=0.01)
+    for part in ("data_wait", "checkpoint", "evaluation", "down"):
+        assert seconds[part] >= SLEEP_S, part
+    assert seconds["down"] < SLEEP_S + 0.5
+    assert seconds["compile"] > 0.1
+    assert seconds["lost"] > 0, "steps 4 and 5 were done again"
+    assert seconds["step"] > 0
+    assert between - began < total
+
+    assert "\ngoodput " in console.file.getvalue()  # type: ignore[attr-defined]
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "metrics.jsonl") if "goodput/fraction" in row}
+    assert list(rows) == [2, 4, 6]
+    assert rows[6]["goodput/step_s"] == pytest.approx(seconds["step"], abs=0.5)

@@ -1,0 +1,71 @@
+"""Secrets are found by name and by shape, and nothing else is."""
+
+import io
+import sys
+
+import pytest
+
+from looplm.masking import mask, mask_tree, masked_output
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://KEY:pa$$word@bucket/data", "s3://***@bucket/data"),
+        ("dataset s3:/KEY:word@bucket is no folder", "dataset s3:/***@bucket is no folder"),
+        ("https://host/x?X-Amz-Signature=abcdef&part=1", "https://host/x?X-Amz-Signature=***&part=1"),
+        ("--set data.api_key=xyz", "--set data.api_key=***"),
+        ("{'password': 'two words', 'n': 1}", "{'password': ***, 'n': 1}"),
+        ('{"access_key": "zz"}', '{"access_key": ***}'),
+        ("hf_abcdefghijklmnopqrstuvwx", "***"),
+        ("ghp_0123456789abcdefghijklmnop is refused", "*** is refused"),
+        ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("sk-proj-0123456789abcdef", "***"),
+        ("Bearer eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeKKF2QT4", "Bearer ***"),
+    ],
+)
+def test_what_looks_like_a_secret_is_replaced(text: str, shown: str) -> None:
+    assert mask(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data.batch_tokens = 128",
+        "step 3/9  loss 2.1  5.1k tokens/s",
+        "num_tokens=5, tokenizer=x, tokens: 'abc'",
+        "gs://bucket/folder@2/file",
+        "token 17 is not below the vocabulary",
+        "runs/mine/checkpoints/12",
+    ],
+)
+def test_what_does_not_is_left_alone(text: str) -> None:
+    assert mask(text) == text
+
+
+def test_values_of_secret_variables_are_found_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "canary-4711")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel-canary")
+    monkeypatch.setenv("SHORT_PASSWORD", "no")
+    assert mask("/data/canary-4711/x parallel-canary no") == "/data/***/x parallel-canary no"
+
+
+def test_strings_under_a_secret_name_are_replaced() -> None:
+    tree = {"token": "a", "batch_tokens": 3, "list": ["x", {"api_key": "b"}], "path": "s3://u:p@h/d"}
+    assert mask_tree(tree) == {
+        "token": "***",
+        "batch_tokens": 3,
+        "list": ["x", {"api_key": "***"}],
+        "path": "s3://***@h/d",
+    }
+
+
+def test_output_and_tracebacks_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with masked_output():
+        print("api_token=abc", file=sys.stderr)
+        sys.excepthook(ValueError, ValueError("password=def"), None)
+    assert sys.stderr is stream
+    assert "abc" not in stream.getvalue()
+    assert "ValueError: password=***" in stream.getvalue()
