@@ -1,6 +1,7 @@
 """The examples of a run are a function of the step, whatever reads them: the claims of `mixture`, by brute force."""
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_proportions_hold_in_every_prefix_of_a_stage(mixture: Mixture) -> None:
         weights = [Fraction(part.weights[stage]) for part in mixture.parts]
         for i, weight in enumerate(weights):
             assert abs(read[i] - before[i] - weight / sum(weights) * (n + 1 - start)) < 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(mixture=mixtures())
+def test_the_size_of_a_batch_cuts_the_same_stream(mixture: Mixture) -> None:
+    parts = [replace(part, weights={0: part.weights[0]}) for part in mixture.parts]
+    small = Mixture(parts, batch_size=6, sequence_length=S)
+    large = Mixture(parts, batch_size=15, sequence_length=S)
+    steps = min(10, (small._schedule.end or 150) // 30 * 2)
+    assert rows(small, 0, 5 * steps // 2) == rows(large, 0, steps)
 
 
 def test_what_is_mixed_with_a_source_changes_nothing_in_it() -> None:
