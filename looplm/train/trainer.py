@@ -77,7 +77,7 @@ class Trainer:
         self.validation = open_held_out(run.data.validation, run.data) if run.data.validation else None
         if self.validation:
             self.validation.check_tokenizer(self.mixture.tokenizer)
-        self.workdir.check_ours(run)
+        self.workdir.check_ours(run, lambda step: self.batches.of(step) + 1)
         self.program = Program(run, build_mesh(run.mesh))
         if run.init_from is not None:
             check_source(Path(run.init_from), self.program)

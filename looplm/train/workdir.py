@@ -1,6 +1,7 @@
 """The run directory: whose it is, and what a resume may change."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from looplm.config.load import from_json, leaves, to_json
@@ -26,8 +27,11 @@ class Workdir:
         self.eval = root / "eval"
         self.tensorboard = root / "tensorboard"
 
-    def check_ours(self, run: Run) -> None:
-        """Raises UserError when the folder holds a run with another config; writes nothing."""
+    def check_ours(self, run: Run, batches_of: Callable[[int], int] = int) -> None:
+        """Raises UserError when the folder holds a run with another config; writes nothing.
+
+        `batches_of`: how many batches have been read after so many steps; as many when left out.
+        """
         nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"workdir {self.root} cannot be made: {nearest} is a file; give a folder")
@@ -42,7 +46,7 @@ class Workdir:
         before = from_json(self.config)
         stored, wanted = leaves(before), leaves(run)
         if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
-            self._check_read(before, run, max(steps))
+            self._check_read(before, run, batches_of(max(steps)))
             wanted["data.train"] = stored["data.train"]
         changed = [
             f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
@@ -55,13 +59,13 @@ class Workdir:
                 "give another --workdir, or the stored values to resume"
             )
 
-    def _check_read(self, before: Run, run: Run, step: int) -> None:
-        """Other weights are welcome from `step` on; what was read stays what it was."""
-        if before.data.read_before(step) != run.data.read_before(step):
+    def _check_read(self, before: Run, run: Run, batches: int) -> None:
+        """Other weights are welcome from here on; what was read stays what it was."""
+        if before.data.read_before(batches) != run.data.read_before(batches):
             raise UserError(
-                f"workdir {self.root} has trained {step} steps, and data.train would have read other examples in them; "
-                f"keep its sources, and change a weight from here on as weight={{0: OLD, {step}: NEW}} "
-                f"(a new source: {{{step}: NEW}})"
+                f"workdir {self.root} has read {batches} batches, and data.train would have other examples in them; "
+                f"keep its sources, and change a weight from here on as weight={{0: OLD, {batches}: NEW}} "
+                f"(a new source: {{{batches}: NEW}})"
             )
 
     def _steps(self) -> list[int]:

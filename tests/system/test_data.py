@@ -118,7 +118,7 @@ def test_weights_may_change_when_a_run_goes_on(train, sources, tmp_path: Path) -
     before = train(sources(text=0.75, sums=0.25), tmp_path, stop_at=4, **changes)
     assert losses(before) == losses(whole)[:3]
     for wrong in (sources(text=0.5, sums=0.25), sources(text=0.75), sources(text=0.75, sums=0.25, other={2: 1.0})):
-        with pytest.raises(UserError, match=r"has trained 3 steps, and data\.train would have read other examples"):
+        with pytest.raises(UserError, match=r"has read 3 batches, and data\.train would have other examples"):
             train(wrong, tmp_path, **changes)
     after = train(sources(other={3: 0.25}, sums=0.25, text={0: 0.75, 3: 0.5}), tmp_path, **changes)
     assert losses(after) == losses(whole)

@@ -39,7 +39,7 @@ class Source(Section):
         Discriminator(_constant_or_staged),
     ] = 1.0
     """Share of the examples, in proportion to the other weights; {step: weight} for one that changes, 0 before the
-    first entry."""
+    first entry. Where a rewind has passed batches over, its steps count them."""
     max_epochs: PositiveFloat | None = None
     """Read it at most so often; its share then goes to the others. None: as often as the weight asks for."""
 
