@@ -42,6 +42,7 @@ class SourceFile:
     size: int
     """Bytes on disk."""
     mtime_ns: int
+    """When it was changed, or its index was."""
     kind: Kind
     compression: Literal["gz", "zst"] | None
 
@@ -71,8 +72,7 @@ def find_files(inputs: Sequence[Path], notes: Counter[str] | None = None) -> lis
                 continue
             seen.add(real)
             kind, compression = _kind(path)
-            stat = path.stat()
-            files.append(SourceFile(path, name, stat.st_size, stat.st_mtime_ns, kind, compression))
+            files.append(SourceFile(path, name, path.stat().st_size, _changed(path), kind, compression))
     if not files:
         raise UserError(
             f"no text file in {', '.join(map(str, inputs)) or 'an empty list of inputs'}; folders are searched for "
@@ -95,6 +95,12 @@ def _kind(path: Path) -> tuple[Kind, Literal["gz", "zst"] | None]:
     if compression and kind in ("parquet", "tokens"):
         raise UserError(f"input {path}: {suffix} files are read by position; decompress it first")
     return kind, compression  # type: ignore[return-value]
+
+
+def _changed(path: Path) -> int:
+    index = path.with_suffix(".idx")
+    beside = index.stat().st_mtime_ns if path.suffix == ".bin" and index.is_file() else 0
+    return max(path.stat().st_mtime_ns, beside)
 
 
 def _walk(root: Path) -> Iterator[Path]:

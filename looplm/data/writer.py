@@ -29,8 +29,9 @@ from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
 from looplm.data.formats.document import Account, Reading, no_documents
 from looplm.data.formats.read import PLAIN
+from looplm.data.formats.stream import FileStream
 from looplm.data.formats.template import CHAT_TEMPLATE, PAIRS_TEMPLATE, check_template
-from looplm.data.manifest import MANIFEST_FILE, Manifest
+from looplm.data.manifest import MANIFEST_FILE, SOURCES_FILE, Manifest
 from looplm.data.shard import FolderWriter, sync_folder, token_dtype
 from looplm.data.source import SourceFile, find_files
 from looplm.data.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def build_dataset(
     options = _Options(reading, fingerprint, vocab_size, validation_fraction, shuffle_seed, dedup)
     build = _build_digest(options, files)
     work = out.absolute().parent / f".{out.name}.partial"
-    if (report := _there_already(out, build)) is not None:
+    if (report := _there_already(out, build, files)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return report
 
@@ -209,8 +210,11 @@ def _build_digest(options: _Options, files: Sequence[SourceFile]) -> str:
     return hashlib.sha256(json.dumps([FORMAT, asdict(options), listed]).encode()).hexdigest()
 
 
-def _there_already(out: Path, build: str) -> BuildReport | None:
-    """Return the report of the dataset at `out` if this very build made it. Raises UserError for anything else."""
+def _there_already(out: Path, build: str, files: Sequence[SourceFile]) -> BuildReport | None:
+    """Return the report of the dataset at `out` if this very build made it, of the very bytes that the files hold.
+
+    Raises UserError for anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -218,13 +222,20 @@ def _there_already(out: Path, build: str) -> BuildReport | None:
         same = fields["build"] == build
     except (OSError, ValueError, KeyError, TypeError):
         same = False
-    if not same:
-        raise UserError(f"output {out} exists already and holds something else; remove it or choose another folder")
     folders = sorted(path.parent.relative_to(out).as_posix() for path in out.glob(f"*/{MANIFEST_FILE}")) or [WHOLE]
+    if not same or not _made_of(out / folders[0] / SOURCES_FILE, files):
+        raise UserError(f"output {out} exists already and holds something else; remove it or choose another folder")
     datasets = {part: TokenDataset.open(out / part).manifest for part in folders}
     return BuildReport(
         out, datasets, fields["skipped"], fields["notes"], fields["examples"], fields["num_files"], 0.0, 0, True
     )
+
+
+def _made_of(listed: Path, files: Sequence[SourceFile]) -> bool:
+    """Whether the files have the digests of a sources.jsonl: names and sizes may be the same after an edit."""
+    with listed.open() as lines:
+        pairs = zip(lines, files, strict=True)
+        return all(json.loads(line)["sha256"] == FileStream(file).finish() for line, file in pairs)
 
 
 def _account_for(groups: Sequence[Group], done: Sequence[Done], account: Account) -> int:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import multiprocessing
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,10 +111,17 @@ def test_progress_and_what_was_left_out_are_reported(tokenizer: Tokenizer, tmp_p
 def test_the_same_build_again_finds_its_dataset(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     first = build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
-    before = contents(tmp_path)
     again = build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
     assert again.was_there
     assert (again.datasets, again.skipped) == (first.datasets, first.skipped)
+    copy = Path(shutil.copytree(emails, tmp_path / "copy"))
+    build_dataset([copy], tokenizer.path, tmp_path / "of_copy")
+    assert build_dataset([copy], tokenizer.path, tmp_path / "of_copy").was_there
+    text = (copy / "utils.py").read_bytes()
+    (copy / "utils.py").write_bytes(text[:-2] + b"#\n")  # of the same size
+    with pytest.raises(UserError, match="of_copy exists already and holds something else"):
+        build_dataset([copy], tokenizer.path, tmp_path / "of_copy")
+    before = contents(tmp_path)
     for changed in ({"validation_fraction": 0.2}, {"validation_fraction": 0.3, "shuffle_seed": 1}):
         with pytest.raises(UserError, match="out exists already and holds something else"):
             build_dataset([emails], tokenizer.path, tmp_path / "out", **changed)
