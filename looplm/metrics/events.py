@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from looplm.errors import UserError
+from looplm.errors import UserError, warn
 from looplm.masking import mask_tree
 
 
@@ -20,6 +20,16 @@ class Events:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self._has_warned = False
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """As `add`; that the file cannot be written is said once, and the event is lost."""
+        try:
+            self.add(kind, **fields)
+        except OSError as error:
+            if not self._has_warned:
+                warn(f"{self.path} cannot be written ({error.strerror}); it will lack events, the first is {kind!r}")
+            self._has_warned = True
 
     def add(self, kind: str, **fields: Any) -> None:
         """On disk when it returns. Raises OSError when the file cannot be written."""

@@ -83,7 +83,7 @@ class Timekeeper(Stopwatch):
     def note(self, step: int, *, every_s: float = 0.0) -> None:
         """Writes down what was used so far, unless that was done less than so many seconds ago."""
         if time.monotonic() - self._noted >= every_s:
-            self._events.add(TIME, **self._event(step))
+            self._events.note(TIME, **self._event(step))
             self._noted = time.monotonic()
 
     def whole(self) -> dict[str, float]:

@@ -71,7 +71,6 @@ class Saving:
         """
         assert self._writer is not None, "restore_or_create comes first"
         started = time.perf_counter()
-        is_last = is_last or step == self.run.num_steps
         self._writer.save(step, _trees(state), metrics, patience_s=TIMEOUT_S if is_last else None)
         self.schedule.saved()
         return time.perf_counter() - started

@@ -37,7 +37,7 @@ class SkippedUpdates:
             return
         reason, batch = why(metrics), self.batches.of(step)
         windows = self.mixture.numbers(batch)
-        self.events.add(
+        self.events.note(
             "skipped", step=step, reason=reason, loss=finite(metrics["train/loss"]),
             grad_norm=finite(metrics["train/grad_norm"]), batch=batch, windows=windows,
         )  # fmt: skip

@@ -191,12 +191,14 @@ class Trainer:
                     if is_last or stops or (saves and not row[IN_A_ROW]):
                         saves = False
                         with self.time.during("checkpoint"):
-                            log.extra["ckpt/blocked_s"] = self.saving.save(step, state, scores)
+                            log.extra["ckpt/blocked_s"] = self.saving.save(
+                                step, state, scores, is_last=is_last or stops
+                            )
                             if is_last or stops:
                                 self.saving.require(step)
                 log.restart_clock()
                 if stops and not is_last:
-                    self.events.add("preempted", step=step, reason=self.preemption.reason)
+                    self.events.note("preempted", step=step, reason=self.preemption.reason)
                     raise Preempted(f"{self.preemption.reason}: saved after step {step}; start again to go on")
         if row[IN_A_ROW]:
             raise StoppedItself(f"the last {row[IN_A_ROW]:.0f} updates of the run were not made: {why(row)}")
@@ -270,7 +272,7 @@ class Trainer:
         watchdog.beat(step)
         self.time.note(step, every_s=NOTE_EVERY_S)
         if dispatched.digests is not None and (faults := self.corruption.faults(dispatched.digests)):
-            self.events.add("corrupted", step=step, faults=faults)
+            self.events.note("corrupted", step=step, faults=faults)
             raise StoppedItself(
                 f"step {step}: silent data corruption: {'; '.join(faults)}; take the device out of service and start "
                 f"again, the newest checkpoint is of step {self.saving.newest()}"
@@ -304,4 +306,4 @@ class Trainer:
 
     def note_hang(self, limit_s: float, stacks: str) -> None:
         self.time.note(self.done)
-        self.events.add("hung", limit_s=round(limit_s, 1), stacks=stacks)
+        self.events.note("hung", limit_s=round(limit_s, 1), stacks=stacks)
