@@ -27,8 +27,8 @@ class Batches:
     def pass_over(self, after: int, last: int) -> int:
         """After step `after` leave out the batches of steps up to `last`; returns how many. On disk when it returns."""
         batches = self.of(last) - self.of(after + 1) + 1
-        self.rewinds.append((after, batches))
         self.events.add(REWIND, after=after, batches=batches)
+        self.rewinds.append((after, batches))
         return batches
 
     def read(self, loader: Callable[[int], Iterator[Any]], first: int) -> Iterator[Any]:
