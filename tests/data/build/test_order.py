@@ -18,9 +18,9 @@ from looplm.data.writer import build_dataset
 @pytest.fixture
 def build(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Builds 300 short documents in many units; returns their texts by part."""
-    monkeypatch.setattr(read, "_BLOCK_BYTES", 300)
-    monkeypatch.setattr(jsonl, "PIECE_BYTES", 300)
-    monkeypatch.setattr(plan, "_GROUP_BYTES", 2000)
+    monkeypatch.setattr(read, "_BLOCK_BYTES", 1500)
+    monkeypatch.setattr(jsonl, "PIECE_BYTES", 1500)
+    monkeypatch.setattr(plan, "_GROUP_BYTES", 5000)
     monkeypatch.setattr(assemble, "_MAX_DOCUMENTS", 17)
     monkeypatch.setattr(assemble, "_MAX_TOKENS", 60)
     monkeypatch.setattr(assemble, "_MAX_OPEN", 3)
