@@ -6,6 +6,7 @@ from looplm.compile.collectives import collectives
 from looplm.compile.compiled import compile_step
 from looplm.compile.report import describe
 from looplm.compile.topology import described_devices
+from looplm.config.load import load_config, override, shipped_configs
 from looplm.config.schema import Mesh
 from looplm.errors import UserError
 from looplm.sharding.mesh import batch_part, build_mesh
@@ -79,3 +80,29 @@ def test_axes_may_split_the_dims_of_a_torus_and_hosts_may_be_blocks_of_it() -> N
     assert build_mesh(Mesh(data=2, fsdp=32), devices).shape["fsdp"] == 32
     part = batch_part(build_mesh(Mesh(fsdp=64), devices))
     assert (part.num_parts, len(part.places)) == (16, 4)
+
+
+def test_experts_stay_where_they_are_and_tokens_travel(tiny_run) -> None:
+    """Kernels of experts are gathered over `fsdp` once a step and never over `expert`; rows of tokens go along it."""
+    experts = {"kind": "moe", "num_experts": 8, "experts_per_token": 2, "expert_dim": 1024}
+    run = tiny_run(**SIZES, **{"model.feed_forward": experts, "loop.num_loops": 2, "loop.remat": "none"})
+    program = Program(run, build_mesh(Mesh(expert=4, fsdp=4), described_devices("v5e:4x4")))
+    step = compile_step(program)
+    sent = collectives(step.module, program.mesh.shape)
+    inside = {(c.kind, c.axes) for c in sent if c.loop_depth > 1 and c.wire_bytes > FEW_NUMBERS}
+    assert inside
+    assert {axes for _, axes in inside} == {("expert",)}
+    assert {kind for kind, _ in inside} <= {"all-gather", "reduce-scatter", "all-reduce"}
+    assert "ragged" in str(program.lower().as_text())
+    gathered = sum(c.step_bytes for c in sent if c.kind == "all-gather" and c.axes == ("fsdp",) and not c.loop_depth)
+    held = program.lm.num_params - program.lm.num_params_of_experts * (1 - 1 / 4)
+    assert gathered == pytest.approx(2 * held * 3 / 4, rel=0.05)  # in bfloat16, three of four parts
+
+
+@pytest.mark.parametrize("name", ["looped_moe_1b", "smelt_100m", "moeut_44m"])
+def test_presets_with_experts_compile(name: str) -> None:
+    changes = {"mesh.expert": 4 if name != "moeut_44m" else 1, "loop.num_loops": 2}
+    run = override(load_config(shipped_configs() / f"{name}_tiny.py"), changes)
+    run = override(run, {"data.batch_tokens": 16 * run.data.sequence_length, "model.dtype": "bfloat16"})
+    program = Program(run, build_mesh(run.mesh, described_devices("v5e:4x4")))
+    assert describe(program, compile_step(program), "v5e:4x4").fits

@@ -1,0 +1,129 @@
+"""What routers add to the objective: against formulas in numpy, and against the official entropy of MoEUT."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.config.schema import Balance, Model, MoE
+from looplm.model.lm import Output
+from looplm.model.routing import summed
+from looplm.objective.router import router_loss, router_sums
+
+R, B, L, S, E, K = 3, 2, 2, 5, 6, 2
+GOLDEN = Path(__file__).parents[1] / "golden" / "moeut_a"
+RAN = np.array([[False, True], [True, True], [True, True]])
+"""(R, B): the second sequence runs all loops."""
+SCORED_B = np.array([3, 5])
+
+
+def model(balance, **fields):
+    moe = MoE(num_experts=E, experts_per_token=K, balance=balance, **fields)
+    return Model(vocab_size=8, dim=8, num_heads=2, hidden_dim=8, block_layers=L, feed_forward=moe)
+
+
+def output(config, logits_RBLSE, ran_RB=RAN):
+    """As the driver gives it, from the router's logits alone."""
+    moe = config.feed_forward
+    k = moe.experts_per_token
+
+    def visit(logits_BSE):
+        scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
+        ids_BSk = jax.lax.top_k(scores_BSE, k)[1]
+        return summed(moe, logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32), None, with_logits=False)
+
+    routing = jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1))(jnp.asarray(logits_RBLSE))
+    loops_RB = jnp.arange(len(logits_RBLSE))[:, None]
+    active = None if ran_RB is None else jnp.asarray(ran_RB)
+    return Output(None, None, active, None, len(logits_RBLSE), None, {"block": routing}, loops_RB)
+
+
+@pytest.fixture(scope="module")
+def logits_RBLSE():
+    return np.random.default_rng(0).normal(size=(R, B, L, S, E)).astype(np.float32)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def shares(logits):
+    """f and P of tokens (..., S, E)."""
+    probabilities = softmax(logits)
+    chosen = np.argsort(-probabilities, axis=-1)[..., :K]
+    return np.eye(E)[chosen].sum(axis=(-3, -2)) / logits.shape[-2], probabilities.mean(axis=-2)
+
+
+def test_the_balance_loss_of_every_sequence(logits_RBLSE):
+    config = model(Balance(auxiliary_weight=0.1))
+    expected = 0.0
+    for b in range(B):
+        visits = [E * np.dot(*shares(logits_RBLSE[r, b, i])) for r in range(R) if RAN[r, b] for i in range(L)]
+        expected += 0.1 * np.mean(visits) * SCORED_B[b]
+    assert router_loss(config, output(config, logits_RBLSE), SCORED_B) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_balance_loss_over_a_batch_and_over_the_model(logits_RBLSE):
+    batch, pooled = (model(Balance(auxiliary_weight=0.1, auxiliary_over=over)) for over in ("batch", "model"))
+    visits = []
+    for r in range(R):
+        for i in range(L):
+            f, P = (np.mean([shares(logits_RBLSE[r, b, i])[x] for b in range(B) if RAN[r, b]], axis=0) for x in (0, 1))
+            visits.append(E * np.dot(f, P))
+    found = router_loss(batch, output(batch, logits_RBLSE), SCORED_B)
+    assert found == pytest.approx(0.1 * np.mean(visits) * SCORED_B.sum(), rel=1e-5)
+    every = [shares(logits_RBLSE[r, b, i]) for r in range(R) for b in range(B) if RAN[r, b] for i in range(L)]
+    f, P = (np.mean([one[x] for one in every], axis=0) for x in (0, 1))
+    found = router_loss(pooled, output(pooled, logits_RBLSE), SCORED_B)
+    assert found == pytest.approx(0.1 * E * np.dot(f, P) * SCORED_B.sum(), rel=1e-5)
+
+
+def test_the_z_loss(logits_RBLSE):
+    config = model(Balance(z_loss_weight=0.1))
+    z_RBLS = np.log(np.exp(logits_RBLSE.astype(np.float64)).sum(axis=-1)) ** 2
+    expected = sum(0.1 * z_RBLS[RAN[:, b], b].mean() * SCORED_B[b] for b in range(B))
+    assert router_loss(config, output(config, logits_RBLSE), SCORED_B) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_official_entropy_of_moeut_over_all_repeats():
+    """reg_loss = 0.01 * (FFN) + 0.001 * (attention); the attention's part is taken here, in numpy."""
+    io, sizes = dict(np.load(GOLDEN / "io.npz")), json.loads((GOLDEN / "config.json").read_text())
+    group = sizes["group_size"]
+    logit = lambda s: np.log(s) - np.log1p(-s)  # noqa: E731
+    n, batch, length, experts = io["ff_scores"].shape
+    moe = MoE(
+        num_experts=experts, experts_per_token=sizes["ff_k"], scores="sigmoid", renormalise=False, expert="relu",
+        balance=Balance(entropy_weight=0.01),
+    )  # fmt: skip
+    config = model(Balance()).model_copy(update={"feed_forward": moe, "block_layers": group})
+    # Executions in order: layer 0, layer 1, layer 0, ...
+    logits_RBLSE = np.moveaxis(logit(io["ff_scores"]).reshape(n // group, group, batch, length, experts), 1, 2)
+    found = router_loss(config, output(config, logits_RBLSE, None), np.ones(batch)) / batch
+
+    attention = 0.0
+    for name in ("att_v_scores", "att_o_scores"):
+        scores = io[name].reshape(n // group, group, batch, length, *io[name].shape[3:])
+        mean = softmax(logit(scores.astype(np.float64))).mean(axis=(0, 3))  # (group, B, heads, experts)
+        attention += (mean * np.log(mean)).sum(axis=-1).mean(axis=(1, 2)).sum()
+    assert found + 0.001 * attention == pytest.approx(io["reg_loss"].item(), rel=1e-5)
+
+
+def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
+    config = model(Balance(bias_rate=0.1), loop_biases=2)
+    sums = router_sums(config, output(config, logits_RBLSE))["block"]
+    chosen = np.eye(E, dtype=int)[np.argsort(-logits_RBLSE, axis=-1)[..., :K]].sum(axis=(3, 4)) * RAN[:, :, None, None]
+    np.testing.assert_array_equal(sums.load_TLE, chosen.sum(axis=1))
+    rows = np.stack([chosen[0].sum(axis=0), chosen[1:].sum(axis=(0, 1))], axis=1)
+    np.testing.assert_array_equal(sums.load_rows_LWE, rows)
+
+
+def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
+    config = model(Balance())
+    one = output(config, logits_RBLSE)
+    kept = replace(one.routing["block"], kept_B=jnp.ones((R, B, L)))
+    np.testing.assert_array_equal(router_sums(config, replace(one, routing={"block": kept}))["block"].kept_T, [2, 4, 4])
