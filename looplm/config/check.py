@@ -116,6 +116,11 @@ def _experts(run: Run) -> Iterator[str]:
         elif isinstance(moe := model.feed_forward_of(place), MoE) and num_layers:
             name = f"model.{key}" if own is not None else "model.feed_forward"
             yield from (fault.format(name=name) for fault in _layers_of(moe, place, num_layers, own is not None))
+            largest = max_loops(run)
+            if place == "block" and largest and moe.loop_biases > largest:
+                yield (
+                    f"{name}.loop_biases={moe.loop_biases} is more than the {largest} loops that run; use at most that"
+                )
 
 
 def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[str]:
@@ -167,6 +172,11 @@ def _model(run: Run) -> Iterator[str]:
     model = run.model
     if model.norm_before_coda and not model.final_norm:
         yield "model.norm_before_coda=True applies the final norm, and model.final_norm=False; set that to True"
+    if model.qk_norm_over != "head" and not (model.qk_norm and model.qk_norm_scale):
+        yield (
+            f"model.qk_norm_over={model.qk_norm_over} is for a norm with a scale; "
+            "set model.qk_norm=True and model.qk_norm_scale=True, or leave it at head"
+        )
     if model.attention_mask == "prefix":
         yield (
             "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "

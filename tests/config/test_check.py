@@ -6,6 +6,8 @@ from looplm.config.check import check, max_loops, trained_loops
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
+EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -23,6 +25,46 @@ from looplm.errors import UserError
         (
             {"model.value_embedding": {"gate_channels": 17}, "model.dim": 16},
             "model.value_embedding.gate_channels=17 is more than model.dim=16; use at most that",
+        ),
+        *(
+            ({"model.block_layers": 2, "model.feed_forward": EXPERTS | changes}, f"model.feed_forward.{message}")
+            for changes, message in (
+                ({"experts_per_token": 9}, "experts_per_token=9 is more than num_experts=8; use at most that"),
+                ({"dense_layers": [0, 3]}, "dense_layers=[3]: the block has layers 0 to 1; take them out"),
+                ({"dense_layers": [0, 1]}, "dense_layers=[0, 1] leaves no layer with experts; use kind=swiglu"),
+                ({"dense_layers": [1, 1]}, "dense_layers=[1, 1] must be ascending, each layer once"),
+                ({"loop_biases": 4}, "loop_biases=4 is more than the 3 loops that run; use at most that"),
+                (
+                    {"balance": {"auxiliary_over": "batch"}},
+                    "balance.auxiliary_over=batch has no part in auxiliary_weight=0; leave it at sequence",
+                ),
+                (
+                    {"experts_per_token": 8, "balance": {"bias_rate": 0.1}},
+                    "experts_per_token=8 uses every expert for every token: there is nothing to balance or to limit; "
+                    "use fewer",
+                ),
+            )
+        ),
+        (
+            {"model.coda_feed_forward": EXPERTS},
+            "model.coda_feed_forward=moe has no layer to apply to: model.coda_layers=0; leave it at null",
+        ),
+        (
+            {
+                "model.prelude_layers": 1,
+                "model.block_layers": 2,
+                "model.feed_forward": EXPERTS | {"dense_layers": [1]},
+            },
+            "model.feed_forward.dense_layers=[1]: the prelude has layers 0 to 0; set model.prelude_feed_forward",
+        ),
+        (
+            {"model.coda_layers": 1, "model.coda_feed_forward": EXPERTS | {"loop_biases": 2}},
+            "model.coda_feed_forward.loop_biases=2: the coda runs once; leave it at 0",
+        ),
+        (
+            {"model.qk_norm_over": "all_heads"},
+            "model.qk_norm_over=all_heads is for a norm with a scale; "
+            "set model.qk_norm=True and model.qk_norm_scale=True, or leave it at head",
         ),
         (
             {"data.batch_tokens": 130},
