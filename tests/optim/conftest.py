@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model, ReadOut, ValueEmbedding
+from looplm.config.schema import Balance, ConcatInjection, ExitGate, Model, MoE, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM, Params
 
 
@@ -18,6 +18,9 @@ def lm() -> FunctionalLM:
         vocab_size=16, dim=8, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=12, block_layers=3, qk_norm=True,
         qk_bias=True, injection=ConcatInjection(), exit_gate=ExitGate(),
         value_embedding=ValueEmbedding(gate_channels=4), read_out=ReadOut(),
+        feed_forward=MoE(
+            num_experts=4, experts_per_token=2, expert_dim=6, shared_dim=12, balance=Balance(bias_rate=0.1)
+        ),
     )  # fmt: skip
     return FunctionalLM(config)
 

@@ -16,14 +16,20 @@ AS_MATRIX = {
     "key/project/kernel": (D, 8),
     "value/kernel": (D, 8),
     "output/kernel": (16, D),
-    "feed_forward/gate/kernel": (D, 12),
+    "shared/gate/kernel": (D, 12),
     "up/kernel": (D, 12),
     "down/kernel": (12, D),
+    "experts/up": (D, 6),
+    "experts/gate": (D, 6),
+    "experts/down": (6, D),
+    "router/kernel": (D, 4),
     "injection/linear/kernel": (2 * D, D),
     "value_gates/linear/kernel": (4, 2),
 }
 """(inputs, outputs) of every linear map of a layer and of the injection."""
-STACKS = {"injection/linear/kernel": 1, "value_gates/linear/kernel": 2}
+STACKS = {"injection/linear/kernel": 1, "value_gates/linear/kernel": 2} | dict.fromkeys(
+    ("experts/up", "experts/gate", "experts/down"), 3 * 4
+)
 """How many there are of what is not in each of the 3 layers."""
 
 
@@ -83,6 +89,7 @@ def test_all_else_is_adamw(lm, trained, train, by_path) -> None:
     others = {path for path, label in by_path(muon_labels(lm)).items() if label == "adamw"}
     assert others == {path for path in trained if not path.endswith(tuple(AS_MATRIX))}
     assert {"embedding/table", "head", "gate/kernel", "core/block/layers/attention/query/bias"} < others
+    assert "core/block/layers/feed_forward/router/balance_bias" in others
     assert {"value_embedding/block", "read_out/kernel"} < others
     for path in others:
         np.testing.assert_allclose(trained[path], expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
