@@ -1,6 +1,6 @@
 """Looped or not, dense or with experts, at equal active FLOPs and equal tokens: held-out loss of four small models.
 
-    python tools/moe_quality.py --data runs/demo/data [--seeds 3] [--steps 300]
+    python tools/moe_quality.py --data runs/demo/data [--seeds 3] [--steps 300] [--batch-tokens 2048]
 
 The data is that of `looplm demo`. In all four models a token passes four layers of the same active width: looped ones
 have two layers and run them twice, unlooped ones have four; experts are 8 of width F / 2, two a token, balanced by a
@@ -72,12 +72,12 @@ def run_of(kind: str, arguments: argparse.Namespace, seed: int) -> Run:
             train=str(arguments.data / "train"),
             validation=str(arguments.data / "validation"),
             sequence_length=128,
-            batch_tokens=2048,
+            batch_tokens=arguments.batch_tokens,
         ),
     )
 
 
-def train(program: Program, step: Callable, run: Run) -> tuple[float, float]:
+def train(program: Program, step: Callable, score: Scorer, run: Run) -> tuple[float, float]:
     """Trains from the run's seed, with the program of another seed, in which nothing is drawn.
 
     Returns (held-out loss in nats, seconds a step).
@@ -91,8 +91,8 @@ def train(program: Program, step: Callable, run: Run) -> tuple[float, float]:
     seconds = (time.perf_counter() - started) / run.num_steps
     R, held_out = run.loop.num_loops, TokenDataset.open(str(run.data.validation))
     sweep = depth_sweep(
-        Scorer(program.lm, program.mesh, R), state.params, HeldOut.of(held_out, run.data.sequence_length),
-        batch_size=16, depths=[R], trained_depth=R, step=run.num_steps, max_batches=40,
+        score, state.params, HeldOut.of(held_out, run.data.sequence_length), batch_size=16, depths=[R],
+        trained_depth=R, step=run.num_steps, max_batches=20,
     )  # fmt: skip
     return sweep.loss[0], seconds
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     arguments = parser.parse_args()
     console, losses = Console(width=140), dict[str, list[float]]()
     table = Table(
@@ -110,9 +111,9 @@ def main() -> None:
     for kind in KINDS:
         losses[kind], run = [], run_of(kind, arguments, 0)
         program = Program(run, build_mesh(run.mesh, jax.devices()[:1]))
-        step = program.compile()
+        step, score = program.compile(), Scorer(program.lm, program.mesh, run.loop.num_loops)
         for seed in range(arguments.seeds):
-            loss, seconds = train(program, step, run_of(kind, arguments, seed))
+            loss, seconds = train(program, step, score, run_of(kind, arguments, seed))
             losses[kind].append(loss)
             console.print(f"{kind}, seed {seed}: {loss:.4f} nats, {seconds:.3f} s a step")
         flops = training_flops(
