@@ -123,7 +123,9 @@ def by_all(moe, params, x_BSD, choices, loop=0):
     return out_BSD
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("roomy", "not_renormalised") else ()) for n in CASES]
+)
 def test_forward_and_all_gradients(name):
     moe, built, loop = CASES[name], build(CASES[name]), 1
     weight_BSD = jax.random.normal(jax.random.key(9), (B, S, D))

@@ -19,22 +19,25 @@ def by_hand(x_MD, w_EDF, sizes):
     return np.concatenate([*rows, np.zeros((len(x_MD) - start, w_EDF.shape[2]))])
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_values_and_gradients(backend, sizes):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_and_gradients(backend):
     generator = np.random.default_rng(0)
-    x_MD, w_EDF, y_MF = (generator.normal(size=shape) for shape in ((M, D), (len(sizes), D, F), (M, F)))
+    x_MD, w_EDF, y_MF = (generator.normal(size=shape) for shape in ((M, D), (5, D, F), (M, F)))
 
-    def product(x, w):
-        return grouped_matmul(x, w, jnp.asarray(sizes, jnp.int32), backend=backend)
+    @jax.jit
+    def run(x_MD, w_EDF, y_MF, sizes_E):
+        product = lambda x, w: grouped_matmul(x, w, sizes_E, backend=backend)  # noqa: E731
+        value, pull_back = jax.vjp(product, x_MD, w_EDF)
+        return value, *pull_back(y_MF)
 
-    value, pull_back = jax.vjp(jax.jit(product), jnp.float32(x_MD), jnp.float32(w_EDF))
-    np.testing.assert_allclose(value, by_hand(x_MD, w_EDF, sizes), atol=1e-5)
-    dx_MD, dw_EDF = pull_back(jnp.float32(y_MF))
-    np.testing.assert_allclose(dx_MD, by_hand(y_MF, w_EDF.swapaxes(1, 2), sizes), atol=2e-5)
-    ends = np.cumsum(sizes)
-    expected = [x_MD[end - size : end].T @ y_MF[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-    np.testing.assert_allclose(dw_EDF, expected, atol=5e-5)
+    for name, sizes in SIZES.items():
+        arrays = (jnp.float32(x) for x in (x_MD, w_EDF, y_MF))
+        value, dx_MD, dw_EDF = run(*arrays, jnp.asarray(sizes, jnp.int32))
+        np.testing.assert_allclose(value, by_hand(x_MD, w_EDF, sizes), atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(dx_MD, by_hand(y_MF, w_EDF.swapaxes(1, 2), sizes), atol=2e-5, err_msg=name)
+        ends = np.cumsum(sizes)
+        expected = [x_MD[end - size : end].T @ y_MF[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        np.testing.assert_allclose(dw_EDF, expected, atol=5e-5, err_msg=name)
 
 
 def test_the_platform_of_the_program_decides():
