@@ -18,6 +18,11 @@ PUBLISHED = {
     "parcae_1_3b": 1_338_591_744,
 }
 
+# Queries and outputs, keys and values, norms of both branches and of heads.
+ATTENTION_1B = 2 * 1024**2 + 2 * 1024 * 512 + 4 * 1024 + 2 * 64
+ROUTER_1B, EXPERT_1B = 1024 * 64 + 2 * 4 * 64, 3 * 1024 * 512
+DENSE_1B = 2 * 49152 * 1024 + 1024 + 4 * (ATTENTION_1B + 3 * 1024 * 2816) + 8 * (ATTENTION_1B + ROUTER_1B)
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_as_many_as_published(name):
@@ -48,4 +53,33 @@ def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
         assert getattr(large, axis) == getattr(tiny, axis)
     assert large.state_init.kind == tiny.state_init.kind
     assert large.init.kind == tiny.init.kind
+    assert FunctionalLM(tiny).num_params < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        # Embedding, head, final norm; dense layers; layers with 64 experts, router, its biases of 4 loops.
+        ("looped_moe_1b", DENSE_1B + 8 * 64 * EXPERT_1B, DENSE_1B + 8 * 8 * EXPERT_1B),
+        ("smelt_100m", 366_769_280, 91_518_080),
+        ("moeut_44m", 40_499_188, 10_334_196),
+    ],
+)
+def test_presets_with_experts_say_how_many_parameters_are_active(name, total, active):
+    path = shipped_configs() / f"{name}.py"
+    lm = FunctionalLM(load_config(path).model)
+    assert (lm.num_params, lm.num_active_params) == (total, active)
+    assert f"{total:,} parameters, {active:,} of them active." in path.read_text()
+    large, tiny = (load_config(shipped_configs() / f"{n}.py").model for n in (name, f"{name}_tiny"))
+    for axis in (
+        "norm_placement",
+        "injection",
+        "residual_step",
+        "qk_norm",
+        "prelude_feed_forward",
+        "coda_feed_forward",
+    ):
+        assert getattr(large, axis) == getattr(tiny, axis)
+    sizes = ("num_experts", "experts_per_token", "expert_dim", "balance")
+    assert large.feed_forward.model_dump(exclude=set(sizes)) == tiny.feed_forward.model_dump(exclude=set(sizes))
     assert FunctionalLM(tiny).num_params < 2_000_000
