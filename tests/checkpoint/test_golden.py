@@ -157,7 +157,7 @@ def test_huginn_input_of_the_loops(huginn, huginn_io):
     model, tokens_BS = huginn.functional.bind(huginn.params), jnp.asarray(huginn_io["input_ids"])
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
     context = Context(positions_BS, self_mask(huginn.model, jnp.zeros_like(tokens_BS)))
-    prelude_BSD, _ = model.prelude(model.embedding(tokens_BS, jnp.float32) * huginn.model.embedding_scale, context)
+    prelude_BSD, *_ = model.prelude(model.embedding(tokens_BS, jnp.float32) * huginn.model.embedding_scale, context)
     np.testing.assert_allclose(prelude_BSD, huginn_io["prelude_out"], atol=5e-5)
 
 
