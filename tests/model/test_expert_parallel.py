@@ -17,7 +17,7 @@ from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import BATCH_AXES, parameter_spec
 
-B, S, D, E, K = 8, 6, 8, 8, 2
+B, S, D, E, K = 8, 8, 8, 8, 2
 BIASES = {
     "even": np.zeros(E),
     "all_to_two": np.array([0, 0, 0, 9, 8, 0, 0, 0]),
