@@ -70,4 +70,5 @@ def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Ar
         *rows, x_BSE, row_B11 = arrays
         return x_BSE + sum(jnp.where(row_B11 == t, row, 0) for t, row in enumerate(rows))
 
-    return per_channel(add, list(table_TE), x_BSE, row_B11)
+    rows = [table_TE[t] for t in range(table_TE.shape[0])]  # JAX 0.12 does not iterate over what is marked `reduced`
+    return per_channel(add, rows, x_BSE, row_B11)
