@@ -19,9 +19,9 @@ VARIABLE = re.compile(rf"(?:^|_){WORDS}(?:_|$)|_key$|_pat$", re.IGNORECASE)
 LEAST_LENGTH = 8
 """Of such a value: `false` or `1` would be found everywhere."""
 NAMED = re.compile(
-    rf"((?<![a-z]){WORDS}[\"']?\s*(?:=\s*|:\s*(?=[\"'])))(\"[^\"]*\"|'[^']*'|[^\s\"'&,;\\]+)", re.IGNORECASE
+    rf"((?<![a-z])(?<!per_){WORDS}[\"']?\s*(?:=\s*|:\s*(?=[\"'])))(\"[^\"]*\"|'[^']*'|[^\s\"'&,;\\]+)", re.IGNORECASE
 )
-"""`name=value`, and `"name": "value"`; a plural as in batch_tokens is none."""
+"""`name=value`, and `"name": "value"`; a plural as in batch_tokens is none, nor is experts_per_token."""
 SHAPES = re.compile(
     r"(?:(?<=://)|(?<=\w:/))[^/\s@\"'\\]+(?=@)"  # user info of a URL, which a path writes with one slash
     r"|\bhf_[A-Za-z0-9]{16,}|\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{16,}"

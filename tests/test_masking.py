@@ -32,6 +32,7 @@ def test_what_looks_like_a_secret_is_replaced(text: str, shown: str) -> None:
     "text",
     [
         "data.batch_tokens = 128",
+        "model.feed_forward.experts_per_token = 2",
         "step 3/9  loss 2.1  5.1k tokens/s",
         "num_tokens=5, tokenizer=x, tokens: 'abc'",
         "gs://bucket/folder@2/file",

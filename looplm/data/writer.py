@@ -27,6 +27,7 @@ from looplm.data.build.plan import FORMAT, Done, Group, plan
 from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Progress
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
+from looplm.data.folder import make_folder
 from looplm.data.formats.document import Account, Reading, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
@@ -147,7 +148,7 @@ def _write(
     sources = [source for state in done for source in state.sources]
     # Often a mistake of collecting; without `dedup` they are taken as they are.
     digests = [source.sha256 for source in sources if source.size]
-    if num_copies := len(digests) - len(set(digests)):
+    if not options.dedup and (num_copies := len(digests) - len(set(digests))):
         account.notes["identical_file"] += num_copies
     if documents.table.size == 0:
         raise no_documents(inputs, account)
@@ -255,7 +256,7 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
     """Own the folder of a build; one that holds nothing finished is removed when the build is refused."""
     is_new = not work.exists()
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work, out)
     lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
     try:
         try:

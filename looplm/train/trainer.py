@@ -120,7 +120,7 @@ class Trainer:
                 self.console.print(memory_line(memory, find_device(jax.devices()[0].device_kind)))
                 if self.run.optim.guard.sdc_check:
                     self.corruption.compile()
-        with self.time.during("restore"):
+        with self.time.during("restore" if self.saving.newest() else "init"):
             state, first_step = self.saving.restore_or_create()  # only now is anything allocated
         if first_step >= self.run.num_steps:
             self.console.print(f"nothing to do: step {first_step} of {self.run.num_steps} is done")
@@ -208,7 +208,6 @@ class Trainer:
 
     @cached_property
     def compiled(self) -> Compiled:
-        self.console.print(f"{self.lm.num_params:,} parameters on {self.mesh.size} devices; compiling")
         started = time.perf_counter()
         step = self.program.lower().compile()
         return Compiled(step, time.perf_counter() - started)

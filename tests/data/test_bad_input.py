@@ -18,7 +18,7 @@ from looplm.data.formats import document, jsonl, stream, text
 from looplm.data.formats.document import Reading
 from looplm.data.formats.read import read_documents
 from looplm.data.source import find_files
-from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer import Tokenizer, train_tokenizer
 from looplm.data.writer import build_dataset
 from looplm.errors import UserError
 
@@ -195,7 +195,17 @@ def test_copies_of_files_and_of_documents(build, tmp_path: Path) -> None:
     )
     assert texts(TokenDataset.open(tmp_path / "once")) == ["same", "other"]
     assert report.skipped == {"duplicate": 2}
-    assert report.notes == {"identical_file": 1, "repeated_input": 1}
+    assert report.notes == {"repeated_input": 1}
+
+
+def test_an_output_that_cannot_be_made(build, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match=r"out .*/file/out cannot be made: Not a directory; give another folder"):
+        train_tokenizer(["some text"], 280, tmp_path / "file/out")
+    build({"a.txt": b"text"})
+    tokenizer = TokenDataset.open(tmp_path / "out").tokenizer().path
+    with pytest.raises(UserError, match=r"out .*/file/out cannot be made: Not a directory; give another folder"):
+        build_dataset([tmp_path / "in"], tokenizer, tmp_path / "file/out")
 
 
 def test_a_file_that_grows_or_vanishes_meanwhile(tmp_path: Path) -> None:

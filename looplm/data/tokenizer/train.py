@@ -15,6 +15,7 @@ from typing import Any
 
 import sentencepiece
 
+from looplm.data.folder import make_folder
 from looplm.data.tokenizer.sentencepiece import SPACE_MARK, TOKENIZER_FILE
 from looplm.errors import UserError
 
@@ -125,7 +126,7 @@ def _explain(message: str, vocab_size: int, lines: _Lines) -> Exception:
 
 
 def _write_atomically(out: Path, model: bytes) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, out)
     target = out / TOKENIZER_FILE
     descriptor, partial = tempfile.mkstemp(dir=out, prefix=".tokenizer.", suffix=".partial")
     try:
