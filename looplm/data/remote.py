@@ -26,6 +26,9 @@ OPTIONS = ("endpoint", "region", "anonymous")
 BLOCK_BYTES = 4 << 20
 READ_TOGETHER = 64
 """Blocks on the way at the same time, so that memory stays small."""
+FIRST_RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}
+"""Until a folder has been read once: a wrong address is said within half a minute. Later, TensorStore's own patience of
+minutes holds, so that a run outlives a server that is away for a while."""
 
 
 def is_remote(path: Path | str) -> bool:
@@ -88,6 +91,7 @@ class RemoteFolder:
         self.location = without_options(url)
         self._spec = store_spec(url)
         self._connected: Any = None
+        self._reached = False
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_connected": None}
@@ -106,6 +110,8 @@ class RemoteFolder:
             results = [future.result() for future in futures]
         except Exception as error:  # TensorStore raises whatever fits the status: ValueError, PermissionError, ...
             raise UserError(f"cannot read {self.location}: {_first_line(error)}") from error
+        if not self._reached:
+            self._reached, self._connected = True, None
         return [bytes(result.value) if result.state == "value" else None for result in results]
 
     def digest(self, name: str, size: int) -> str:
@@ -137,12 +143,14 @@ class RemoteFolder:
         return target
 
     def _store(self) -> Any:
-        if self._connected is None:
+        store = self._connected
+        if store is None:
             import tensorstore  # a fifth of a second, and only for data that is not local
 
             # Its own cache would hold all of a block for the few bytes that were asked for.
-            self._connected = tensorstore.KvStore.open(self._spec).result()
-        return self._connected
+            first = {} if self._reached else {f"{self._spec['driver']}_request_retries": FIRST_RETRIES}
+            store = self._connected = tensorstore.KvStore.open(self._spec | {"context": first}).result()
+        return store
 
 
 class RemoteArray:

@@ -196,6 +196,16 @@ def test_plain_http(write_dataset, tmp_path: Path) -> None:
         http.shutdown()
 
 
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1/x", "s3://bucket/x?endpoint=http://127.0.0.1:1&anonymous=true"]
+)
+def test_a_server_that_is_not_there(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_RETRIES", remote.FIRST_RETRIES | {"initial_delay": "10ms", "max_delay": "10ms"})
+    with pytest.raises(UserError, match=f"cannot read {address.partition('?')[0]}: ") as error:
+        TokenDataset.open(address, cache=tmp_path)
+    assert "127.0.0.1" in str(error.value)
+
+
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ENDPOINT_URL", "ENDPOINT_URL_S3", "REGION", "DEFAULT_REGION", "ACCESS_KEY_ID"):
         monkeypatch.delenv(f"AWS_{name}", raising=False)
