@@ -5,6 +5,7 @@ when first read, and not pickled, so a dataset can be sent to another process. A
 is read through `remote`. Deliberately absent: windows, order, batches.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from looplm.config.schema import TASK_KINDS
 from looplm.data.manifest import (
     DOCUMENT_BYTES_FILE,
     DOCUMENT_SOURCES_FILE,
@@ -328,7 +330,9 @@ def _read_manifest(path: Path) -> bytes:
             "build` again, which goes on from there"
         )
     if not path.is_dir():
-        raise UserError(f"dataset {path} is not a folder; make one with `looplm data build`")
+        close = difflib.get_close_matches(str(path), TASK_KINDS, n=1, cutoff=0.75)
+        task = f", or did you mean the task {close[0]}?" if close else ""
+        raise UserError(f"dataset {path} is not a folder; make one with `looplm data build`{task}")
     try:
         return (path / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:

@@ -137,6 +137,9 @@ def test_broken_json(copy: Path) -> None:
 def test_missing_things(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         TokenDataset.open(tmp_path / "nowhere")
+    for name in ("p_hopp", "sudokus"):
+        with pytest.raises(UserError, match=f"`looplm data build`, or did you mean the task {name[:-1]}\\?$"):
+            TokenDataset.open(Path(name))
     with pytest.raises(UserError, match=r"holds copy; name .*copy"):
         TokenDataset.open(tmp_path)
     (copy / "document_bytes.bin").unlink()

@@ -65,6 +65,7 @@ from looplm.config.schema.run import Mesh as Mesh
 from looplm.config.schema.run import Recipe as Recipe
 from looplm.config.schema.run import Run as Run
 from looplm.config.schema.run import Sharding as Sharding
+from looplm.config.schema.task import TASK_KINDS as TASK_KINDS
 from looplm.config.schema.task import Addition as Addition
 from looplm.config.schema.task import AnyTask as AnyTask
 from looplm.config.schema.task import Chains as Chains

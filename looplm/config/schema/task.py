@@ -4,7 +4,7 @@ An example is a function of (the task's fields, its number). Other seeds are oth
 is held-out data; where few examples exist (short sums, small grids), the same one may be in both.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -118,7 +118,6 @@ class Maze(Task):
     """As for Sudoku."""
 
 
-AnyTask = Annotated[
-    PHop | Addition | Modular | Facts | Chains | Sudoku | Maze,
-    Field(discriminator="kind"),
-]
+_Tasks = PHop | Addition | Modular | Facts | Chains | Sudoku | Maze
+AnyTask = Annotated[_Tasks, Field(discriminator="kind")]
+TASK_KINDS = tuple(str(task.model_fields["kind"].default) for task in get_args(_Tasks))
