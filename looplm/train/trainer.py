@@ -8,6 +8,7 @@ The host never waits for the step it has just dispatched: it reads the metrics o
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -90,9 +91,13 @@ class Trainer:
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step.
 
-        Raises Preempted when a signal asked for the end, StoppedItself when going on would be no use; what is saved is
-        whole either way.
+        Raises UserError when another job trains in the workdir, Preempted when a signal asked for the end,
+        StoppedItself when going on would be no use; what is saved is whole in every case.
         """
+        with self.workdir.locked() if jax.process_index() == 0 else nullcontext():
+            return self._train()
+
+    def _train(self) -> TrainState:
         for note in self.notes():
             self.console.print(f"note: {note}", highlight=False)
         tokenizer = self.mixture.tokenizer

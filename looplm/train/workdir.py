@@ -1,12 +1,14 @@
 """The run directory: whose it is, and what a resume may change."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from looplm.config.load import from_json, leaves, to_json
 from looplm.config.schema import Run
 from looplm.errors import UserError
+from looplm.train.lock import only_one
 
 FREE_TO_CHANGE = (
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
@@ -16,7 +18,7 @@ FREE_TO_CHANGE = (
 
 
 class Workdir:
-    """WORKDIR/{config.json, the tokenizer, metrics.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
+    """WORKDIR/{config.json, the tokenizer, {metrics,events}.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -79,18 +81,31 @@ class Workdir:
         if not self.config.exists():
             raise UserError(f"workdir {self.root} is not shared by all processes; give a folder that every host sees")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder; inside, it is this process's alone. Raises UserError when it cannot be."""
+        with ExitStack() as held:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(self.root))
+            except OSError as error:
+                raise self._unwritable(error) from error
+            yield
+
     def claim(self, run: Run, tokenizer: dict[str, bytes]) -> None:
-        """Makes the folder and writes the config and the tokenizer's files, if there are any, each atomically.
+        """Writes the config and the tokenizer's files, if there are any, each atomically.
 
         Raises UserError when it cannot.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
             for name, content in {self.config.name: to_json(run).encode(), **tokenizer}.items():
                 temporary = self.root / f"{name}.tmp"
                 temporary.write_bytes(content)
                 os.replace(temporary, self.root / name)
         except OSError as error:
-            raise UserError(
-                f"workdir {self.root} cannot be written: {error.strerror}; mend its permissions or give another"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"workdir {self.root} cannot be written: {error.strerror}; mend its permissions or give another"
+        )

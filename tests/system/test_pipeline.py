@@ -82,8 +82,8 @@ def lm(made: Products) -> LoadedLM:
 
 
 def test_the_run_directory_holds_what_is_promised(made: Products) -> None:
-    promised = {"config.json", "tokenizer.model", "metrics.jsonl", "checkpoints", "eval", "report.html", "tensorboard"}
-    assert {path.name for path in made.workdir.iterdir()} == promised
+    files = {"config.json", "tokenizer.model", "metrics.jsonl", "events.jsonl", "report.html", ".lock"}
+    assert {path.name for path in made.workdir.iterdir()} == files | {"checkpoints", "eval", "tensorboard"}
     assert {path.name for path in (made.workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert [path.name for path in (made.workdir / "eval").iterdir()] == [f"depth_sweep-{NUM_STEPS}.json"]
     assert any((made.workdir / "tensorboard").iterdir())
