@@ -13,14 +13,15 @@ from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.tree import Kind, differences
 from looplm.config.load import from_json
 from looplm.config.schema import Model
+from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 from looplm.train.program import Program
 
 
-def check_source(path: Path, program: Program) -> None:
+def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> None:
     """Raises UserError unless the folder is a run directory or an official model with the arrays that the program
-    wants; compares the configs and reads no weights."""
+    wants, and a run's tokens are those of `tokenizer`, if both have one; compares the configs and reads no weights."""
     if not (path / "config.json").is_file():
         raise UserError(
             f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
@@ -32,6 +33,12 @@ def check_source(path: Path, program: Program) -> None:
     )
     if found := differences(stored, wanted):
         raise UserError(f"init_from={path} holds other weights than this config asks for: {found}")
+    theirs = None if is_official(path) else Tokenizer.find(path)
+    if theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"init_from={path} was trained with another tokenizer than {tokenizer.path}; "
+            f"build the datasets with {theirs.path}, or give init_from=null"
+        )
 
 
 def weights_from(path: Path, program: Program, report: Callable[[str], None]) -> Params:

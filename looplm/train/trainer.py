@@ -81,7 +81,7 @@ class Trainer:
         self.workdir.check_ours(run, lambda step: self.batches.of(step) + 1)
         self.program = Program(run, build_mesh(run.mesh))
         if run.init_from is not None:
-            check_source(Path(run.init_from), self.program)
+            check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)

@@ -16,6 +16,9 @@ from rich.console import Console
 import looplm
 from looplm.checkpoint.seal import seal_bytes
 from looplm.config.schema import Mesh, Run
+from looplm.data.formats.read import read_documents
+from looplm.data.tokenizer import train_tokenizer
+from looplm.data.writer import build_dataset
 from looplm.errors import UserError
 from looplm.metrics.sinks import read_metrics
 from looplm.sharding.mesh import build_mesh
@@ -225,12 +228,25 @@ def test_weights_that_do_not_fit_are_listed(whole: Path, tiny_run, tmp_path: Pat
     assert "were trained with model.rope={'theta': 10000.0" in shown
 
 
+def test_weights_of_a_run_with_another_tokenizer_are_refused(whole: Path, tiny_run, texts, tmp_path: Path) -> None:
+    lines = (str(document.content).upper() for document in read_documents(texts))
+    tokenizer = train_tokenizer(lines, tiny_run().model.vocab_size, tmp_path)
+    build_dataset(texts, tokenizer, tmp_path / "data", validation_fraction=0.2, num_workers=1)
+    data = {f"data.{split}": str(tmp_path / "data" / split) for split in ("train", "validation")}
+    with pytest.raises(UserError, match=r"init_from=.* was trained with another tokenizer than .*/data/train/"):
+        Trainer(tiny_run(**CHANGES, **data, init_from=str(whole)), tmp_path / "run", Console())
+    (bare := tmp_path / "bare").mkdir()
+    shutil.copy(whole / "config.json", bare)  # a run on ready-made tokens has no tokenizer
+    Trainer(tiny_run(**CHANGES, **data, init_from=str(bare)), tmp_path / "run", Console())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_starts_from_an_official_model(tiny_run) -> None:
     golden = Path(__file__).parents[1] / "golden" / "ouro_a"
     official = looplm.load(golden)
     run = tiny_run(**{f"model.{key}": value for key, value in official.model.model_dump().items()})
     program = Program(run, build_mesh(Mesh(fsdp=4), jax.devices()[:4]))
-    check_source(golden, program)
+    check_source(golden, program, None)
     params = weights_from(golden, program, lambda line: None)
     jax.tree.map(np.testing.assert_array_equal, params, official.params)
     wanted = program.abstract_state().params
