@@ -146,7 +146,7 @@ def _exits(run: Run, sweep: Sweep | None) -> str:
 
 def _texts(sweep: Sweep | None) -> str:
     if sweep is None or not sweep.generations:
-        return pieces.section("Generated text", _missing("Generated text is missing"))
+        return ""
     return pieces.section("Generated text", pieces.side_by_side(sweep.generations))
 
 
