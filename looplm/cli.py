@@ -205,7 +205,9 @@ def eval(
     workdir: Workdir,
     step: Step = None,
     depths: Annotated[str | None, typer.Option(help="Depths to score, e.g. 1,2,4,8.")] = None,
-    data: Annotated[str | None, typer.Option(help="Token dataset; the run's held-out data when left out.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Token dataset, or a task; the run's held-out data when left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     ema: Ema = False,
     compiled: Compiled = None,
@@ -219,7 +221,7 @@ def eval(
         from looplm.eval.command import evaluate, print_sweep
 
         keep_compiled(compiled, workdir)
-        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema), console)
+        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema, console=console), console)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`looplm eval`: a depth sweep of a run's checkpoint, to the screen and to WORKDIR/eval."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from looplm.config.load import from_json
+from looplm.config.load import from_json, override
 from looplm.config.schema import Mesh, Run
 from looplm.data.held_out import open_held_out
 from looplm.data.tokenizer import Tokenizer
@@ -19,6 +20,8 @@ from looplm.metrics.sweep import Sweep
 from looplm.model.functional import FunctionalLM
 from looplm.sharding.mesh import build_mesh, check_fit
 
+EXAMPLE = '{"kind": "p_hop", "seed": 1}'
+
 
 def evaluate(
     workdir: Path,
@@ -28,14 +31,18 @@ def evaluate(
     data: str | None = None,
     out: Path | None = None,
     ema: bool = False,
+    console: Console | None = None,
 ) -> Sweep:
-    """Scores held-out data at all depths on all devices and saves the result.
+    """Scores held-out data at all depths on all devices and saves the result: all of a dataset, and of a task, which
+    has examples without end, eval.max_batches batches.
 
     Args:
         depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
-        data: folder or address of a token dataset; the run's held-out one when left out.
+        data: folder or address of a token dataset, or a task by its name or as JSON; the run's held-out data when left
+            out.
         out: a second place for the JSON.
         ema: score the moving average of the weights.
+        console: where it is said that a part is read.
 
     Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
     """
@@ -50,6 +57,13 @@ def evaluate(
     rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
     batch_size = -(-rows // mesh.size) * mesh.size
     check_fit(mesh, run.model, micro_batch=batch_size, sequence_length=run.data.sequence_length)
+    max_batches = run.eval.max_batches if held_out.dataset is None else None
+    if console is not None and max_batches is not None and max_batches * batch_size < len(held_out.windows):
+        console.print(
+            f"of the {held_out.num_documents} examples of {held_out.name}, {max_batches} batches of {batch_size} "
+            "windows are scored (the run's eval.max_batches), spread over all",
+            soft_wrap=True,
+        )
     lm = FunctionalLM(run.model)
     params, step = restore_weights(workdir, run, lm, lm.abstract(mesh), step=step, ema=ema)
     result = depth_sweep(
@@ -61,6 +75,7 @@ def evaluate(
         trained_depth=run.loop.num_loops,
         step=step,
         ema=ema,
+        max_batches=max_batches,
         with_xz=True,
     )
     if jax.process_index() != 0:
@@ -125,7 +140,13 @@ def print_sweep(result: Sweep, console: Console) -> None:
 
 def _data(run: Run, workdir: Path, data: str | None) -> object:
     if data is not None:
-        return data
+        try:
+            given = json.loads(data) if data.startswith("{") else data
+        except json.JSONDecodeError as error:
+            raise UserError(f"--data {data} is not valid JSON ({error}); e.g. --data '{EXAMPLE}'") from None
+        return override(run, {"data.validation": given}).data.validation
     if run.data.validation is None:
-        raise UserError(f"the run in {workdir} names no held-out data (data.validation); give --data DIR")
+        raise UserError(
+            f"the run in {workdir} names no held-out data (data.validation); give --data DIR or a task, e.g. --data '{EXAMPLE}'"
+        )
     return run.data.validation

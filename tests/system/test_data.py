@@ -143,9 +143,19 @@ def test_padding_is_told(train) -> None:
 def test_a_task_is_trained_and_swept_by_depth(train, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     from looplm.eval.command import evaluate
 
-    held_out = {"kind": "addition", "digits": 2, "seed": 1, "num_examples": 40}
+    held_out = {"kind": "addition", "digits": 2, "seed": 1, "num_examples": 31}
     train({"kind": "addition", "digits": 2}, tmp_path / "run", **{"data.validation": held_out})
     sweep = evaluate(tmp_path / "run")
-    assert (sweep.data, sweep.num_documents, sweep.num_tokens) == ("addition", 40, 3 * 40)
+    assert (sweep.data, sweep.num_documents, sweep.num_tokens) == ("addition", 31, 3 * 31)
     assert sweep.bits_per_byte == [None] * 3
     assert all(np.isfinite(sweep.loss))
+
+    # A task has examples without end: 2 batches of 8 windows with 2 of them each are scored, and that is said.
+    console = Console(file=io.StringIO())
+    sweep = evaluate(tmp_path / "run", data='{"kind": "addition", "digits": 2, "seed": 2}', console=console)
+    assert (sweep.data, sweep.num_documents, sweep.num_tokens) == ("addition", 32, 3 * 32)
+    assert "of the 1000000 examples of addition, 2 batches of 8 windows are scored" in console.file.getvalue()
+    with pytest.raises(UserError, match=r"--data \{kind is not valid JSON"):
+        evaluate(tmp_path / "run", data="{kind")
+    with pytest.raises(UserError, match=r"data\.validation='sum' is not known; use 'p_hop'"):
+        evaluate(tmp_path / "run", data='{"kind": "sum"}')
