@@ -147,6 +147,7 @@ def _data(run: Run, workdir: Path, data: str | None) -> object:
         return override(run, {"data.validation": given}).data.validation
     if run.data.validation is None:
         raise UserError(
-            f"the run in {workdir} names no held-out data (data.validation); give --data DIR or a task, e.g. --data '{EXAMPLE}'"
+            f"the run in {workdir} names no held-out data (data.validation); give --data DIR, or a task, "
+            f"e.g. --data '{EXAMPLE}'"
         )
     return run.data.validation

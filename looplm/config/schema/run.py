@@ -69,7 +69,7 @@ class Eval(Section):
     depths: tuple[PositiveInt, ...] | None = None
     """Depths that are scored; None means 1..num_loops."""
     max_batches: PositiveInt | None = 64
-    """Held-out batches read during training; None means all."""
+    """Held-out batches read during training, and of a task by `looplm eval` too; None means all."""
 
 
 class Log(Section):
