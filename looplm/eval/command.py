@@ -1,5 +1,6 @@
 """`looplm eval`: a depth sweep of a run's checkpoint, to the screen and to WORKDIR/eval."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,13 @@ from rich.table import Table
 
 from looplm.config.load import from_json, override
 from looplm.config.schema import Mesh, Run
-from looplm.data.held_out import open_held_out
+from looplm.data.held_out import HeldOut, open_held_out
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.eval.weights import restore_weights
+from looplm.masking import mask
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import FunctionalLM
 from looplm.sharding.mesh import build_mesh, check_fit
@@ -39,7 +41,7 @@ def evaluate(
     Args:
         depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
         data: folder or address of a token dataset, or a task by its name or as JSON; the run's held-out data when left
-            out.
+            out. The result of other data has a name of its own, and is not in the report.
         out: a second place for the JSON.
         ema: score the moving average of the weights.
         console: where it is said that a part is read.
@@ -80,7 +82,7 @@ def evaluate(
     )
     if jax.process_index() != 0:
         return result
-    path = result.save(workdir / "eval")
+    path = result.save(workdir / "eval", other_data=_other(held_out, run, data))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out)
@@ -151,3 +153,23 @@ def _data(run: Run, workdir: Path, data: str | None) -> object:
             f"e.g. --data '{EXAMPLE}'"
         )
     return run.data.validation
+
+
+def _other(held_out: HeldOut, run: Run, data: str | None) -> str | None:
+    """The fingerprint of `held_out` when the run has other held-out data. Where these are gone, they are what is given:
+    data may have moved since, and an address that was stored without its password cannot be opened."""
+    own = run.data.validation
+    if data is None or own is None or mask(data) == own:
+        return None
+    try:
+        of_the_run = _identity(open_held_out(own, run.data))
+    except UserError:
+        return None
+    given = _identity(held_out)
+    return None if of_the_run == given else given
+
+
+def _identity(held_out: HeldOut) -> str:
+    if held_out.dataset is not None:
+        return held_out.dataset.fingerprint
+    return hashlib.sha256(held_out.windows.fingerprint.encode()).hexdigest()

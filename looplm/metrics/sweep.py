@@ -1,6 +1,7 @@
 """The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report.
 
-Those of averaged weights are in `depth_sweep-<step>-ema.json` beside them, for people; the report is about the others.
+Those of averaged weights are in `depth_sweep-<step>-ema.json` beside them, those of other data than the run's own in
+`depth_sweep-<step>-data-<fingerprint>.json`, for people; the report is about the others.
 """
 
 import os
@@ -108,10 +109,15 @@ class Sweep(Stored):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.depths)} depths")
         return self
 
-    def save(self, folder: Path) -> Path:
-        """Writes depth_sweep-<step>.json, or depth_sweep-<step>-ema.json, atomically."""
+    def save(self, folder: Path, *, other_data: str | None = None) -> Path:
+        """Writes depth_sweep-<step>.json, or a name that says what is special, atomically.
+
+        Args:
+            other_data: the fingerprint of the data, where they are not the run's own.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"depth_sweep-{self.step}{'-ema' * self.ema}.json"
+        special = "-ema" * self.ema + (f"-data-{other_data[:8]}" if other_data else "")
+        path = folder / f"depth_sweep-{self.step}{special}.json"
         temporary = path.with_suffix(".tmp")
         shown = self.model_copy(update={"data": mask(self.data)})
         temporary.write_text(shown.model_dump_json(indent=1) + "\n")

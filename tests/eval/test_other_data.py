@@ -1,0 +1,23 @@
+"""`looplm eval --data` leaves the run's own sweep alone."""
+
+import shutil
+from pathlib import Path
+
+from looplm.eval.command import evaluate
+from looplm.metrics.sweep import read_sweeps
+
+
+def test_a_sweep_of_other_data_has_a_name_of_its_own(finished_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    shutil.rmtree(workdir / "eval", ignore_errors=True)
+    own = evaluate(workdir, depths="1,3")
+    other = evaluate(workdir, data=str(tiny_data / "train"), depths="1,3", out=tmp_path / "out.json")
+    assert other.loss != own.loss
+    assert read_sweeps(workdir / "eval") == [own]
+    (file,) = (workdir / "eval").glob("depth_sweep-3-data-*.json")
+    assert file.read_bytes() == (tmp_path / "out.json").read_bytes()
+
+    moved = shutil.copytree(tiny_data / "validation", tmp_path / "moved")
+    again = evaluate(workdir, data=str(moved), depths="1,2,3")
+    assert again.loss[0] == own.loss[0]
+    assert read_sweeps(workdir / "eval") == [again]
