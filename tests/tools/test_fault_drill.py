@@ -18,6 +18,7 @@ def drill(*names: str) -> list[str]:
     return done.stdout.splitlines()[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_nothing_is_lost() -> None:
     rows = drill(*FEW)
