@@ -42,10 +42,10 @@ def test_the_program_does_not_grow_with_loops_or_layers(compiled) -> None:
     assert len(compiled(**{"loop.num_loops": 2, "model.block_layers": 24}).as_text()) == pytest.approx(few, rel=0.05)
 
 
-def test_a_loop_costs_the_memory_of_about_one_state(compiled) -> None:
-    few, many = (temporary_bytes(compiled(**{"loop.num_loops": r, "model.block_layers": 2})) for r in (8, 24))
-    # One state is kept for the backward pass; up to half another is the compiler's own.
-    assert 0.95 <= (many - few) / 16 / (4 * B * S * D) <= 1.55
+def test_a_loop_costs_the_memory_of_one_state(compiled) -> None:
+    # With fewer loops the update of the weights is the peak, which the loops do not move.
+    few, many = (temporary_bytes(compiled(**{"loop.num_loops": r, "model.block_layers": 2})) for r in (32, 64))
+    assert (many - few) / 32 == pytest.approx(4 * B * S * D, rel=0.05)
 
 
 def test_losses_of_all_loops_hold_no_logits_of_all_loops(compiled) -> None:
