@@ -18,7 +18,6 @@ def drill(*names: str) -> list[str]:
     return done.stdout.splitlines()[2:]
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_nothing_is_lost() -> None:
     rows = drill(*FEW)
