@@ -1,0 +1,56 @@
+"""Mixtures of experts: which layers have them, and settings that have a part."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from looplm.config.check.depth import max_loops
+from looplm.config.check.rule import Rules
+from looplm.config.schema import MoE, Place, Run
+
+
+def _experts(run: Run) -> Iterator[str]:
+    model = run.model
+    for place in get_args(Place):
+        key, num_layers = f"{place}_feed_forward", model.layers_of(place)
+        own = getattr(model, key, None)
+        if own is not None and not num_layers:
+            yield f"model.{key}={own.kind} has no layer to apply to: model.{place}_layers=0; leave it at null"
+        elif isinstance(moe := model.feed_forward_of(place), MoE) and num_layers:
+            name = f"model.{key}" if own is not None else "model.feed_forward"
+            yield from (fault.format(name=name) for fault in _layers_of(moe, place, num_layers, own is not None))
+            largest = max_loops(run)
+            if place == "block" and largest and moe.loop_biases > largest:
+                yield (
+                    f"{name}.loop_biases={moe.loop_biases} is more than the {largest} loops that run; use at most that"
+                )
+
+
+def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[str]:
+    """Of one section; {name} stands for the key."""
+    if moe.experts_per_token > moe.num_experts:
+        yield (
+            f"{{name}}.experts_per_token={moe.experts_per_token} is more than num_experts={moe.num_experts}; "
+            "use at most that"
+        )
+    if outside := [i for i in moe.dense_layers if i >= num_layers]:
+        remedy = "take them out" if own or place == "block" else f"set model.{place}_feed_forward"
+        yield f"{{name}}.dense_layers={outside}: the {place} has layers 0 to {num_layers - 1}; {remedy}"
+    elif len(set(moe.dense_layers)) >= num_layers:
+        yield f"{{name}}.dense_layers={list(moe.dense_layers)} leaves no layer with experts; use kind={moe.dense.kind}"
+    elif list(moe.dense_layers) != sorted(set(moe.dense_layers)):
+        yield f"{{name}}.dense_layers={list(moe.dense_layers)} must be ascending, each layer once"
+    if moe.loop_biases and own:
+        yield f"{{name}}.loop_biases={moe.loop_biases}: the {place} runs once; leave it at 0"
+    if moe.balance.auxiliary_over != "sequence" and not moe.balance.auxiliary_weight:
+        yield (
+            f"{{name}}.balance.auxiliary_over={moe.balance.auxiliary_over} has no part in auxiliary_weight=0; "
+            "leave it at sequence"
+        )
+    if moe.experts_per_token == moe.num_experts and (moe.balance.bias_rate or moe.capacity_factor):
+        yield (
+            f"{{name}}.experts_per_token={moe.experts_per_token} uses every expert for every token: there is nothing "
+            "to balance or to limit; use fewer"
+        )
+
+
+RULES: Rules = (_experts,)

@@ -1,0 +1,80 @@
+"""The architecture: sizes that go together, and parts that are used."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from looplm.config.check.divisors import divisors
+from looplm.config.check.rule import Rules
+from looplm.config.schema import EmbeddingState, InputState, NoInjection, Place, Run
+
+
+def _heads(run: Run) -> Iterator[str]:
+    model = run.model
+    if model.head_dim is None and model.dim % model.num_heads:
+        yield (
+            f"model.num_heads={model.num_heads} does not divide model.dim={model.dim}; "
+            f"use one of {divisors(model.dim)} or set model.head_dim"
+        )
+    elif (head_dim := model.head_dim or model.dim // model.num_heads) % 2:
+        yield f"the head size {head_dim} is odd; rotary positions need an even one"
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        yield (
+            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}; "
+            f"use one of {divisors(model.num_heads)}"
+        )
+
+
+def _model(run: Run) -> Iterator[str]:
+    model = run.model
+    if model.norm_before_coda and not model.final_norm:
+        yield "model.norm_before_coda=True applies the final norm, and model.final_norm=False; set that to True"
+    if model.qk_norm_over != "head" and not (model.qk_norm and model.qk_norm_scale):
+        yield (
+            f"model.qk_norm_over={model.qk_norm_over} is for a norm with a scale; "
+            "set model.qk_norm=True and model.qk_norm_scale=True, or leave it at head"
+        )
+    if model.attention_mask == "prefix":
+        yield (
+            "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
+            "use model.attention_mask=causal, which is the same without one"
+        )
+    data = [source.data for source in run.data.sources] + [run.data.validation] * (run.data.validation is not None)
+    if model.attention_mask == "full" and not all(getattr(part, "in_place", False) for part in data):
+        yield (
+            "model.attention_mask=full lets a token see the next one, which it has to predict; "
+            "use model.attention_mask=causal, or tasks with in_place=true only"
+        )
+
+
+def _value_embedding(run: Run) -> Iterator[str]:
+    embedding, dim = run.model.value_embedding, run.model.dim
+    if embedding and embedding.gate_channels > dim:
+        yield (
+            f"model.value_embedding.gate_channels={embedding.gate_channels} is more than model.dim={dim}; "
+            "use at most that"
+        )
+    if embedding and any(getattr(run.model.feed_forward_of(p), "dense_layers", ()) for p in get_args(Place)):
+        yield (
+            "model.value_embedding with dense_layers among layers with experts is not built; "
+            "use one kind of layer in a section, or model.value_embedding=null"
+        )
+
+
+def _input(run: Run) -> Iterator[str]:
+    """Without an injection, the first state is the only way in."""
+    model = run.model
+    if not isinstance(model.injection, NoInjection) or isinstance(model.state_init, InputState):
+        return
+    if not isinstance(model.state_init, EmbeddingState):
+        yield (
+            f"model.injection=none with model.state_init={model.state_init.kind} leaves the tokens out of the model; "
+            "use another injection, or model.state_init=input"
+        )
+    elif model.prelude_layers or model.prelude_norm:
+        yield (
+            "model.injection=none with model.state_init=embedding leaves the prelude out of the model; "
+            "use another injection, or model.state_init=input"
+        )
+
+
+RULES: Rules = (_heads, _model, _value_embedding, _input)

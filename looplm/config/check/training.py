@@ -1,0 +1,108 @@
+"""What is minimised, at which rates, and what is measured and kept on the way."""
+
+from collections.abc import Iterator
+
+from looplm.config.check.depth import trained_loops
+from looplm.config.check.rule import Rules
+from looplm.config.schema import (
+    ConcatInjection,
+    DiagonalInjection,
+    ExpectedCrossEntropy,
+    GateImprovement,
+    Optim,
+    Run,
+    Schedule,
+    WeightedCrossEntropy,
+)
+
+
+def _objective(run: Run) -> Iterator[str]:
+    objective, window = run.objective, trained_loops(run)
+    if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and run.model.exit_gate is None:
+        yield f"objective.kind={objective.kind} needs an exit gate; set model.exit_gate={{}} or objective=final"
+    if isinstance(objective, GateImprovement) and window == 1:
+        yield (
+            "objective.kind=gate compares a loop with the next, and the gradient window holds 1 loop; "
+            "use more of loop.num_loops and loop.backprop_loops"
+        )
+    if isinstance(objective, ExpectedCrossEntropy | WeightedCrossEntropy) and window is not None:
+        heads = objective.sampled_heads
+        if heads is not None and heads > window:
+            yield (
+                f"objective.sampled_heads={heads} is more than the {window} loops that are read; "
+                f"use at most {window}, or null for all"
+            )
+
+
+def _eval(run: Run) -> Iterator[str]:
+    if run.eval.every_steps and run.data.validation is None:
+        yield f"eval.every_steps={run.eval.every_steps} needs held-out data; set data.validation, or eval.every_steps=0"
+    depths = run.eval.depths
+    if depths is not None and (not depths or list(depths) != sorted(set(depths))):
+        yield f"eval.depths={list(depths)} must be ascending, each depth once; use {sorted(set(depths)) or [1]}"
+
+
+def _keep_best(run: Run) -> Iterator[str]:
+    checkpoint, evaluation = run.checkpoint, run.eval
+    if checkpoint.best_metric is not None and not checkpoint.keep_best:
+        yield (
+            f"checkpoint.best_metric={checkpoint.best_metric} has no part in checkpoint.keep_best=0; "
+            "set that to 1 or more, or leave it out"
+        )
+    if checkpoint.keep_best and not evaluation.every_steps:
+        yield (
+            f"checkpoint.keep_best={checkpoint.keep_best} needs evaluations to go by; set eval.every_steps, "
+            f"e.g. {checkpoint.every_steps}"
+        )
+    elif checkpoint.keep_best:
+        depths = evaluation.depths or range(1, run.loop.num_loops + 1)
+        kinds = ("", "ema_") if run.optim.ema_decay is not None else ("",)
+        known = [f"eval/{kind}{name}_depth_{r}" for kind in kinds for name in ("loss", "bpb") for r in depths]
+        wanted = checkpoint.best_metric or f"eval/loss_depth_{run.loop.num_loops}"
+        if wanted not in known:
+            yield f"checkpoint.best_metric={wanted} is not measured; use one of {', '.join(known)}"
+
+
+def _rates(run: Run) -> Iterator[str]:
+    optim, injection = run.optim, run.model.injection
+    default = Optim(learning_rate=1.0)
+    gate_only = isinstance(run.objective, GateImprovement)
+    if run.model.exit_gate is None and optim.gate_rate != default.gate_rate:
+        yield (
+            f"optim.gate_rate={optim.gate_rate} has no exit gate to apply to; "
+            f"set model.exit_gate={{}}, or leave it at {default.gate_rate}"
+        )
+    if gate_only and optim.gate_rate == 0:
+        yield "optim.gate_rate=0 freezes the gate, and objective.kind=gate trains nothing else; use e.g. 1.0"
+    if optim.injection_rate != default.injection_rate and (
+        gate_only or not isinstance(injection, ConcatInjection | DiagonalInjection)
+    ):
+        reason = (
+            "objective.kind=gate freezes it" if gate_only else f"model.injection={injection.kind} has no parameters"
+        )
+        yield f"optim.injection_rate={optim.injection_rate}: {reason}; leave it at {default.injection_rate}"
+    if optim.ema_decay in (0, 1):
+        what = "keeps nothing but the newest weights" if optim.ema_decay == 0 else "never leaves the first weights"
+        yield f"optim.ema_decay={optim.ema_decay} {what}; use e.g. 0.999, or null for no average"
+
+
+def _schedule(run: Run) -> Iterator[str]:
+    if (warmup := run.optim.schedule.warmup_steps) >= run.num_steps:
+        yield (
+            f"optim.schedule.warmup_steps={warmup} leaves no step of num_steps={run.num_steps} for the rest; "
+            f"set optim.schedule.warmup_steps={run.num_steps // 10}, or more num_steps"
+        )
+    schedule, default = run.optim.schedule, Schedule()
+    if schedule.decay != "wsd" and schedule.wsd_fraction != default.wsd_fraction:
+        yield (
+            f"optim.schedule.wsd_fraction={schedule.wsd_fraction} has no part in decay={schedule.decay}; "
+            f"set optim.schedule.decay=wsd, or leave it at {default.wsd_fraction}"
+        )
+    if schedule.decay == "constant" and schedule.final_fraction != default.final_fraction:
+        yield (
+            f"optim.schedule.final_fraction={schedule.final_fraction} has no part in decay=constant; "
+            f"set another optim.schedule.decay, or leave it at {default.final_fraction}"
+        )
+
+
+RULES: Rules = (_objective, _eval, _keep_best, _rates, _schedule)
