@@ -1,0 +1,65 @@
+"""The command line: parses, calls, and turns a user's mistake into one line and exit code 2. No logic of its own.
+
+Heavy imports are inside the commands, so that `--help` and config errors come at once.
+"""
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from looplm.cli import checkpoint, data, machine, run
+from looplm.cli.output import console, messages
+from looplm.errors import RunEnded, UserError, show
+from looplm.masking import masked_output
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
+for command in (run.train, run.eval, run.generate, run.report, run.demo, machine.doctor):
+    app.command()(command)
+app.command(name="compile")(machine.compile_command)
+
+UsageError: Any = typer.BadParameter.__base__
+"""Of the click that this typer brings along or imports."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def main() -> None:
+    """Entry point: 0 done, 2 the user's mistake, 75 and 76 a run that ended on purpose, anything else a crash."""
+    with masked_output():
+        _main()
+
+
+def _main() -> None:
+    code = None
+    try:
+        code = app(prog_name="looplm", standalone_mode=False)
+    except UserError as error:
+        show(error)
+        code = 2
+    except RunEnded as error:
+        if not console.quiet:
+            show(error)
+        code = error.code
+    except UsageError as error:
+        messages.print(_usage(error))
+        code = 2
+    if code == INTERRUPTED:
+        messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
+        sys.stdout.flush()
+        # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
+        os._exit(INTERRUPTED)
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """A mistake in the words of a command line, as one line; the help where no words were given."""
+    message = error.format_message().strip()
+    if "\n" in message:
+        return message
+    path = error.ctx.command_path if error.ctx else "looplm"
+    return f"looplm: {message[:1].lower()}{message[1:].rstrip('.?')}; see `{path} --help`"

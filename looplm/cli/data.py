@@ -1,0 +1,131 @@
+"""`looplm data`: train a tokenizer, make and look at token datasets."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from looplm.cli.output import console, messages
+
+app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
+
+Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
+Field = Annotated[str, typer.Option(help="Field of .jsonl and .parquet files that holds the text.")]
+
+
+@app.command("tokenizer")
+def data_tokenizer(
+    input: Inputs,
+    vocab_size: Annotated[int, typer.Option(help="Number of pieces.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.model.")],
+    model_type: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    symbol: Annotated[
+        list[str] | None, typer.Option(help="A text that is always one piece; may be given several times.")
+    ] = None,
+    field: Field = "text",
+    max_mb: Annotated[float | None, typer.Option(help="Read so much text at most; all when left out.")] = None,
+) -> None:
+    """Train a SentencePiece tokenizer with byte fallback."""
+    from looplm.data.formats.document import Reading
+    from looplm.data.formats.read import read_documents
+    from looplm.data.source import reasons
+    from looplm.data.tokenizer import train_tokenizer
+
+    skipped: Counter[str] = Counter()
+    documents = read_documents(input, skipped, Reading(field=field))
+    path = train_tokenizer(
+        (str(document.content) for document in documents),
+        vocab_size,
+        out,
+        model_type=model_type,
+        symbols=symbol or (),
+        max_bytes=None if max_mb is None else int(max_mb * 1e6),
+    )
+    console.print(f"wrote {path}; skipped: {reasons(skipped)}")
+
+
+@app.command("build")
+def data_build(
+    input: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.model or tokenizer.json; may be left out for files of tokens.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of documents held out; above 0 makes OUT/train and OUT/validation.")
+    ] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; the number of cores when left out.")] = None,
+    field: Field = "text",
+    shuffle: Annotated[
+        int | None, typer.Option(help="Seed of a random order of documents; that of the input when left out.")
+    ] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out copies of earlier documents.")] = False,
+    examples: Annotated[
+        str | None, typer.Option(help="Supervised: pairs (prompt and answer) or chat (messages); loss on answers only.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Format with {prompt}{answer} or {role}{content}, or a file: that or Jinja."),
+    ] = None,
+    prompt_field: Annotated[str, typer.Option(help="With --examples pairs.")] = "prompt",
+    answer_field: Annotated[str, typer.Option(help="With --examples pairs.")] = "answer",
+    messages_field: Annotated[str, typer.Option(help="With --examples chat.")] = "messages",
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Take what can be read of truncated or corrupt files.")
+    ] = False,
+    bos: Annotated[str | None, typer.Option(help="Name of the token that begins a document.")] = None,
+    eos: Annotated[str | None, typer.Option(help="Name of the token that ends a document.")] = None,
+    token_dtype: Annotated[
+        str, typer.Option(help="uint16, uint32 or int32: of token files without a header.")
+    ] = "uint16",
+    separator_id: Annotated[int | None, typer.Option(help="Token between documents of token files.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of token files without a tokenizer.")] = None,
+) -> None:
+    """Tokenise text into a token dataset; take over ready-made tokens. Killed, the same command goes on."""
+    from looplm.data.build.bar import progress_bar
+    from looplm.data.formats.document import make_reading
+    from looplm.data.writer import build_dataset
+
+    reading = make_reading(
+        field=field,
+        examples=examples,
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        messages_field=messages_field,
+        template=template,
+        skip_damaged=skip_damaged,
+        token_dtype=token_dtype,
+        separator_id=separator_id,
+    )
+    with progress_bar(messages) as progress:
+        report = build_dataset(
+            input,
+            tokenizer,
+            out,
+            reading=reading,
+            bos=bos,
+            eos=eos,
+            vocab_size=vocab_size,
+            validation_fraction=validation_fraction,
+            shuffle_seed=shuffle,
+            dedup=dedup,
+            num_workers=workers,
+            progress=progress,
+        )
+    console.print(f"{'found' if report.was_there else 'wrote'} {out}: {report}")
+    for line in report.details():
+        console.print(line)
+
+
+@app.command("inspect")
+def data_inspect(
+    dataset: Annotated[str, typer.Argument(help="A dataset folder, or its address.")],
+    samples: Annotated[int, typer.Option(help="Documents to show the beginning of.")] = 3,
+    verify: Annotated[bool, typer.Option("--verify", help="Also read all files and compare their digests.")] = False,
+) -> None:
+    """Counts, a histogram of lengths and decoded samples of a dataset."""
+    from looplm.data.inspect import describe
+
+    for line in describe(dataset, samples, verify=verify):
+        console.print(line)

@@ -1,0 +1,46 @@
+"""Commands on machines: what a run would need on one, and whether this one is well."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from looplm.cli.options import Coordinator, NumProcesses, Overrides, ProcessId
+from looplm.cli.output import console
+from looplm.cli.processes import several
+from looplm.errors import UserError
+
+
+def compile_command(
+    config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/ouro_1_4b.py.")],
+    topology: Annotated[str, typer.Option(help="A TPU slice, e.g. v5e:4x4 or tpu7x:4x4x4, or cpu:8.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    set: Overrides = None,
+) -> None:
+    """Memory, FLOPs, collectives and least time of the real training step on machines that are not there."""
+    from looplm.config.load import given, load_config
+
+    run = load_config(config, set or ())
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device of this machine is taken
+    from looplm.compile.command import compile_run
+
+    for line in compile_run(run, topology, given=given(set or ()), as_json=json):
+        console.print(line)
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs are kept: written to and read.")] = Path("."),
+    mesh: Annotated[str | None, typer.Option(help="Mesh axes, e.g. data=2,fsdp=4.")] = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+) -> None:
+    """Devices, mesh, timed collectives, storage and versions; exit code 2 when something is wrong."""
+    with several(coordinator, num_processes, process_id):
+        from looplm.doctor.examine import examine, parse_mesh, print_health
+
+        health = examine(parse_mesh(mesh), folder)
+        print_health(health, console)
+        if health.problems:
+            raise UserError("; ".join(health.problems))

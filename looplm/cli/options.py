@@ -1,0 +1,19 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
+Coordinator = Annotated[
+    str | None, typer.Option(help="HOST:PORT of process 0, when several processes are started by hand.")
+]
+NumProcesses = Annotated[int | None, typer.Option(help="Processes of the whole job.")]
+ProcessId = Annotated[int | None, typer.Option(help="Number of this process, from 0.")]
+Workdir = Annotated[Path, typer.Argument(help="Run directory of `looplm train`.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")]
+Compiled = Annotated[
+    Path | None, typer.Option(help="Folder of compiled programs; `compiled` beside the run when left out.")
+]
+Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]

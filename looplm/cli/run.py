@@ -1,0 +1,108 @@
+"""Commands on a run: train it, score it, let it write, report on it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from looplm.cli.options import Compiled, Coordinator, Ema, NumProcesses, Overrides, ProcessId, Step, Workdir
+from looplm.cli.output import console, messages
+from looplm.cli.processes import several
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/demo_cpu.py.")],
+    workdir: Annotated[Path, typer.Option(help="Run directory; a run that is there is resumed.")],
+    set: Overrides = None,
+    sdc_check: Annotated[
+        int | None, typer.Option(help="Look for silent data corruption every so many steps (optim.guard.sdc_check).")
+    ] = None,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+) -> None:
+    """Train, or resume what is in the workdir. Exit code 75: saved after a signal, start again; 76: stopped itself."""
+    from looplm.config.load import given, leaves, load_config
+
+    checks = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
+    run = load_config(config, [*(set or ()), *checks])
+    with several(coordinator, num_processes, process_id):
+        import jax
+
+        from looplm.compilation import keep_compiled
+        from looplm.compile.out_of_memory import explained
+        from looplm.metrics.timing import process_started
+        from looplm.train.machine import for_machine
+        from looplm.train.trainer import Trainer
+
+        keep_compiled(compiled, workdir)
+        run = for_machine(run, jax.devices(), given(set or ()))
+        trainer = Trainer(run, workdir, console, process_started())
+        for key, value in leaves(run).items():
+            console.print(f"{key} = {value}")
+        with explained(trainer):
+            trainer.train()
+
+
+def eval(
+    workdir: Workdir,
+    step: Step = None,
+    depths: Annotated[str | None, typer.Option(help="Depths to score, e.g. 1,2,4,8.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Token dataset, or a task; the run's held-out data when left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    ema: Ema = False,
+    compiled: Compiled = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+) -> None:
+    """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
+    with several(coordinator, num_processes, process_id):
+        from looplm.compilation import keep_compiled
+        from looplm.eval.command import evaluate, print_sweep
+
+        keep_compiled(compiled, workdir)
+        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema, console=console), console)
+
+
+def generate(
+    workdir: Workdir,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    loops: Annotated[int | None, typer.Option(help="Loops for every token.")] = None,
+    exit: Annotated[str | None, typer.Option(help="Exit rule, e.g. gate:0.9.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    step: Step = None,
+    ema: Ema = False,
+) -> None:
+    """Write text."""
+    import looplm
+
+    lm = looplm.load(workdir, step=step, ema=ema)
+    texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    console.print(prompt + texts[0])
+    depth = f"{lm.loop.num_loops if loops is None else loops} loops"
+    # Beside the text, not in it: standard output can be piped on.
+    weights = f"step {lm.step}{', averaged weights' * ema}"
+    messages.print(f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}")
+
+
+def report(workdir: Workdir) -> None:
+    """Write WORKDIR/report.html."""
+    from looplm.report.build import write_report
+
+    console.print(f"wrote {write_report(workdir)}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/demo"),
+    set: Overrides = None,
+) -> None:
+    """From nothing to a trained and measured looped model, offline: data, training, depth sweep, text, report."""
+    from looplm.demo import run_demo
+
+    run_demo(out, set or (), console)
