@@ -52,7 +52,8 @@ DEVICES: tuple[tuple[str, Device], ...] = (
     # A chip (2307 TFLOP/s, 192 GiB) is two chiplets, and each is a JAX device.
     (r"TPU7x", Device("TPU7x, half a chip", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 90e9, torus=True)),
     # NVIDIA A100 data sheet: 312 for every form; the 40 and 80 GB cards have names of their own.
-    (r"NVIDIA A100-(SXM4|PCIE)-40GB", Device("A100 40GB", 312e12, 40 * GIB, 1555e9, 300e9, domain=8)),
+    (r"NVIDIA A100-SXM4-40GB", Device("A100 SXM 40GB", 312e12, 40 * GIB, 1555e9, 300e9, domain=8)),
+    (r"NVIDIA A100-PCIE-40GB", Device("A100 PCIe 40GB", 312e12, 40 * GIB, 1555e9, 0.0)),
     (r"NVIDIA A100-SXM4-80GB", Device("A100 SXM 80GB", 312e12, 80 * GIB, 2039e9, 300e9, domain=8)),
     (r"NVIDIA A100 80GB PCIe", Device("A100 PCIe 80GB", 312e12, 80 * GIB, 1935e9, 0.0)),
     # NVIDIA H100, H200 and GH200 data sheets, with sparsity: SXM 1979, PCIe 1513.
