@@ -19,7 +19,7 @@ from looplm.data.packing import PackedWindows
 from looplm.data.schedule import Schedule
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.window import SplitWindows, Windows
+from looplm.data.window import DatasetWindows, SplitWindows, Windows
 from looplm.errors import UserError
 
 
@@ -82,7 +82,7 @@ class Mixture:
     @property
     def datasets(self) -> list[TokenDataset]:
         """Those of the parts that are token datasets."""
-        return [part.windows.dataset for part in self.parts if isinstance(part.windows, SplitWindows | PackedWindows)]
+        return [part.windows.dataset for part in self.parts if isinstance(part.windows, DatasetWindows)]
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.window import IGNORED, check_range, copy_labelled, in_runs
+from looplm.data.window import IGNORED, DatasetWindows, check_range, copy_labelled, in_runs
 from looplm.errors import UserError
 
 BLOCK_DOCUMENTS = 1 << 20
@@ -93,12 +93,12 @@ def pack_documents(offsets: np.ndarray, sequence_length: int) -> Iterator[Packin
         )
 
 
-class PackedWindows:
+class PackedWindows(DatasetWindows):
     """The windows of a dataset by best-fit packing; each piece is a segment, and positions count from its start."""
 
     def __init__(self, dataset: TokenDataset, sequence_length: int, cache: Path) -> None:
         """Read the packing from `cache`, or compute it and keep it there. Raises UserError when that cannot be done."""
-        self.dataset, self.sequence_length = dataset, sequence_length
+        super().__init__(dataset, sequence_length)
         self.folder = cache / "packing" / f"best_fit-{dataset.fingerprint[:16]}-{sequence_length}"
         if not self.folder.is_dir():
             try:
@@ -118,18 +118,6 @@ class PackedWindows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self.packing = self._load()
-
-    @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
-
-    @property
-    def vocab_size(self) -> int:
-        return self.dataset.vocab_size
-
-    @property
-    def padding(self) -> float:
-        return 1.0 - self.dataset.num_tokens / (len(self) * self.sequence_length)
 
     def __len__(self) -> int:
         return len(self.packing.windows) - 1

@@ -5,6 +5,7 @@ is dropped, packed or remembered. Deliberately absent: windows of whole document
 (`index`) and batches (`loader`).
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Protocol
 
@@ -38,41 +39,14 @@ class Windows(Protocol):
         """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`."""
 
 
-class SplitWindows:
-    """The windows of a dataset that have all their labels: S + 1 tokens of the stream each."""
-
-    padding = 0.0
-
-    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
-        """Raises UserError when there is no window."""
-        self.dataset, self.sequence_length = dataset, sequence_length
-        if len(self) == 0:
-            raise UserError(
-                f"dataset {dataset.location} has {dataset.num_tokens} tokens, but a window of data.sequence_length="
-                f"{sequence_length} needs {sequence_length + 1}; use at most {max(dataset.num_tokens - 1, 1)} or more "
-                "text"
-            )
-
-    @property
-    def fingerprint(self) -> str:
-        return self.dataset.fingerprint
-
-    @property
-    def vocab_size(self) -> int:
-        return self.dataset.vocab_size
-
-    def __len__(self) -> int:
-        return (self.dataset.num_tokens - 1) // self.sequence_length
-
-    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
-        return read_windows(self.dataset, window_ids_B, self.sequence_length)
-
-
-class AllWindows:
-    """The windows that hold every token of a dataset, each in exactly one; the last is padded. With documents."""
+class DatasetWindows(ABC):
+    """What all windows of a token dataset have in common."""
 
     def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @property
     def fingerprint(self) -> str:
@@ -85,6 +59,32 @@ class AllWindows:
     @property
     def padding(self) -> float:
         return 1.0 - self.dataset.num_tokens / (len(self) * self.sequence_length)
+
+
+class SplitWindows(DatasetWindows):
+    """The windows of a dataset that have all their labels: S + 1 tokens of the stream each."""
+
+    padding = 0.0
+
+    def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
+        """Raises UserError when there is no window."""
+        super().__init__(dataset, sequence_length)
+        if len(self) == 0:
+            raise UserError(
+                f"dataset {dataset.location} has {dataset.num_tokens} tokens, but a window of data.sequence_length="
+                f"{sequence_length} needs {sequence_length + 1}; use at most {max(dataset.num_tokens - 1, 1)} or more "
+                "text"
+            )
+
+    def __len__(self) -> int:
+        return (self.dataset.num_tokens - 1) // self.sequence_length
+
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        return read_windows(self.dataset, window_ids_B, self.sequence_length)
+
+
+class AllWindows(DatasetWindows):
+    """The windows that hold every token of a dataset, each in exactly one; the last is padded. With documents."""
 
     def __len__(self) -> int:
         return (self.dataset.num_tokens - 1) // self.sequence_length + 1
