@@ -101,9 +101,10 @@ class Mixture:
 
     def check(self, *, vocab_size: int, num_steps: int) -> None:
         """Raise UserError unless the parts go together, a model can read them, and there is enough for `num_steps`."""
+        tokenizer = self.tokenizer
         for dataset in self.datasets:
             dataset.check_vocab(vocab_size)
-            dataset.check_tokenizer(self.tokenizer)
+            dataset.check_tokenizer(tokenizer)
         for part in self.parts:
             if part.windows.vocab_size > vocab_size:
                 raise UserError(
