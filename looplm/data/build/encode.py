@@ -141,7 +141,6 @@ class Step:
     num_bytes: int
     """Of input on disk."""
     num_files: int
-    num_documents: int
     num_tokens: int
     is_new: bool
     """False for what an earlier start had done."""
@@ -171,11 +170,8 @@ def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -
         for group in groups:
             if done := group.read_done():
                 infos = [read_info(group.unit(number)) for number in range(done.num_units)]
-                num_documents, num_tokens = (
-                    sum(getattr(info, name) for info in infos) for name in ("num_documents", "num_tokens")
-                )
                 size = sum(file.size for file in group.files)
-                yield Step(size, len(group.files), num_documents, num_tokens, is_new=False)
+                yield Step(size, len(group.files), sum(info.num_tokens for info in infos), is_new=False)
                 continue
             group.folder.mkdir(parents=True, exist_ok=True)
             account, number = Account(), -1
@@ -212,9 +208,7 @@ def _finish(item: _Waiting) -> Iterator[Step]:
         item.group.write_done(Done(item.num_units, tuple(item.sources), item.account))
         return
     info = item.info or item.future.result()  # type: ignore[union-attr]
-    yield Step(
-        item.block.num_bytes, item.block.num_files, info.num_documents, info.num_tokens, is_new=item.info is None
-    )
+    yield Step(item.block.num_bytes, item.block.num_files, info.num_tokens, is_new=item.info is None)
 
 
 # Of a worker process: set once, and not sent with every task.

@@ -40,20 +40,15 @@ class Group:
             fields = json.loads((self.folder / _DONE_FILE).read_bytes())
         except FileNotFoundError:
             return None
-        account = Account()
-        account.skipped.update(fields["skipped"])
-        account.notes.update(fields["notes"])
-        account.examples = fields["examples"]
-        return Done(fields["num_units"], tuple(Source(**source) for source in fields["sources"]), account)
+        sources = tuple(Source(**source) for source in fields["sources"])
+        return Done(fields["num_units"], sources, Account.of(fields))
 
     def write_done(self, done: "Done") -> None:
         """Say that all units are there."""
         fields = {
             "num_units": done.num_units,
             "sources": [asdict(source) for source in done.sources],
-            "skipped": done.account.skipped,
-            "notes": done.account.notes,
-            "examples": done.account.examples,
+            **vars(done.account),
         }
         partial = self.folder / f"{_DONE_FILE}.partial"
         with partial.open("w") as file:

@@ -6,7 +6,6 @@ Units belong to one build and are gone when it is done.
 
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +32,6 @@ _FOOTER = np.dtype("<u8")
 class UnitInfo:
     """What is known of a unit without reading its tokens."""
 
-    num_documents: int
     num_tokens: int
     max_token: int
     account: Account
@@ -42,14 +40,12 @@ class UnitInfo:
 def write_unit(path: Path, tokens: np.ndarray, mask: np.ndarray | None, rows: np.ndarray, account: Account) -> UnitInfo:
     """Write a unit atomically and sync it, so that it is whole even after a power cut."""
     assert rows.dtype == ROW
-    info = UnitInfo(rows.size, tokens.size, int(tokens.max(initial=0)), account)
+    info = UnitInfo(tokens.size, int(tokens.max(initial=0)), account)
     text = json.dumps(
         {
             "num_tokens": info.num_tokens,
             "max_token": info.max_token,
-            "skipped": account.skipped,
-            "notes": account.notes,
-            "examples": account.examples,
+            **vars(account),
         }
     ).encode()
     parts = [tokens.tobytes(), b"" if mask is None else mask.tobytes(), rows.tobytes(), text]
@@ -70,8 +66,7 @@ def read_info(path: Path) -> UnitInfo:
         sizes = _sizes(file)
         file.seek(sum(sizes[:3]))
         fields = json.loads(file.read(sizes[3]))
-    account = Account(Counter(fields["skipped"]), Counter(fields["notes"]), fields["examples"])
-    return UnitInfo(sizes[2] // ROW.itemsize, fields["num_tokens"], fields["max_token"], account)
+    return UnitInfo(fields["num_tokens"], fields["max_token"], Account.of(fields))
 
 
 def read_rows(path: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,11 @@ class Account:
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few of every reason, as `name:record: detail`; records are counted from 1, like lines."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Account":
+        """Return the account whose `vars` were written as JSON, among others."""
+        return cls(Counter(fields["skipped"]), Counter(fields["notes"]), fields["examples"])
 
     def skip(self, name: str, skipped: Skipped) -> None:
         self.skipped[skipped.reason] += 1
