@@ -15,7 +15,7 @@ import zstandard
 from looplm.data.build.report import BuildReport
 from looplm.data.dataset import TokenDataset
 from looplm.data.formats import document, jsonl, stream, text
-from looplm.data.formats.document import Reading
+from looplm.data.formats.document import Reading, make_reading
 from looplm.data.formats.read import read_documents
 from looplm.data.source import find_files
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
@@ -59,9 +59,10 @@ def lines(*records: object) -> bytes:
         ("a.jsonl", lines({"text": "half \ud83d"}), "invalid_utf8", ": half of a surrogate pair"),
         ("a.jsonl", lines({"text": "one\0two"}), "nul", ""),
         ("a.jsonl", lines({"text": " "}), "empty", ""),
-        ("a.jsonl", lines({"text": None}), "no_text", ": 'text' is a NoneType"),
+        ("a.jsonl", lines({"text": None}), "no_text", ": 'text' holds null"),
+        ("a.jsonl", lines({"text": 3}), "no_text", ": 'text' holds a number"),
         ("a.jsonl", lines({"body": "x", "id": 1}), "no_field", ": no 'text' beside 'body', 'id'"),
-        ("a.jsonl", lines("text"), "no_object", ": a str"),
+        ("a.jsonl", lines("text"), "no_object", ": a text"),
         ("a.jsonl", b'{"text": "cut', "invalid_json", ": Unterminated string starting at: line 1 column 10 (char 9)"),
         ("a.jsonl", b"[" * 200_000, "invalid_json", None),
     ],
@@ -106,6 +107,24 @@ def test_when_every_record_lacks_the_field_its_fields_are_named(build, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     _, documents = build({}, reading=Reading(field="content"))
     assert documents == ["x", "y"]
+
+
+def test_chats_that_are_read_as_texts_are_told_how_to_be_read(build, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    hint = "; chats are read with `looplm data build --examples chat`"
+    with pytest.raises(UserError, match=rf"2 no_field \(a\.jsonl:1: no 'text' beside 'messages'{hint}\); give texts"):
+        build({"a.jsonl": lines(chat, chat)})
+    pq.write_table(pa.table({"messages": [chat["messages"]]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"no column 'text'; name one of messages with --field{hint}"):
+        build_dataset([tmp_path / "a.parquet"], tokenizer.path, tmp_path / "out", num_workers=1)
+    # Where chats are asked for, it is the name of the field that is wrong.
+    reading = make_reading(examples="chat", messages_field="turns")
+    with pytest.raises(UserError, match=r"no column 'turns'; name one of messages with --messages-field$"):
+        build_dataset([tmp_path / "a.parquet"], tokenizer.path, tmp_path / "out", reading=reading, num_workers=1)
+    with pytest.raises(UserError, match=r"\(a\.jsonl:1: no 'turns' beside 'messages'\)"):
+        build({}, reading=reading)
+    report, _ = build({}, reading=make_reading(examples="chat"))
+    assert report.num_documents == 2
 
 
 def test_a_line_of_ten_megabytes_is_a_document(tmp_path: Path) -> None:

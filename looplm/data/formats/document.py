@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,11 @@ class Account:
             mine = self.examples.setdefault(reason, [])
             mine.extend(shown[: _MAX_EXAMPLES - len(mine)])
         return self
+
+
+def chat_hint(names: Collection[str]) -> str:
+    """Return what to do about records with these fields if they are chats, and a text was looked for in them."""
+    return "; chats are read with `looplm data build --examples chat`" if "messages" in names else ""
 
 
 def no_documents(inputs: Sequence[Path], account: Account) -> UserError:

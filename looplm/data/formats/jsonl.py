@@ -3,17 +3,20 @@
 The reading half only finds line ends; parsing is the other half's, which runs in many processes.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, Piece, Skipped
+from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, Piece, Skipped, chat_hint
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.text import BYTE_ORDER_MARK
 
 PIECE_BYTES = 8 << 20
 _SHOWN_KEYS = 8
+_KINDS = {
+    str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
 
 
 def read_lines(stream: FileStream, source: int, name: str, account: Account) -> Iterator[Piece]:
@@ -68,11 +71,12 @@ def line_documents(
             yield Skipped(number, "invalid_json", str(error))
             continue
         if not isinstance(record, dict):
-            yield Skipped(number, "no_object", f"a {type(record).__name__}")
+            yield Skipped(number, "no_object", kind_of(record))
         elif example is not None:
             yield example(record, number)
         elif field not in record:
-            yield no_field(number, field, record)
+            missing = no_field(number, field, record)
+            yield Skipped(number, missing.reason, missing.detail + chat_hint(record))
         else:
             yield text_of(record[field], number, field)
 
@@ -83,17 +87,22 @@ def no_field(number: int, field: str, record: dict[str, Any]) -> Skipped:
     return Skipped(number, "no_field", f"no {field!r} beside {keys}")
 
 
+def no_text(number: int, field: str, value: object) -> Skipped:
+    """Say what a field holds that should hold a text."""
+    return Skipped(number, "no_text", f"{field!r} holds {kind_of(value)}")
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, in the words of JSON."""
+    return _KINDS.get(type(value)) or f"a value of type {type(value).__name__}"
+
+
 def text_of(value: object, number: int, field: str) -> Document | Skipped:
     """Make a document of a value that should be a text."""
     if not isinstance(value, str):
-        return Skipped(number, "no_text", f"{field!r} is a {type(value).__name__}")
+        return no_text(number, field, value)
     try:
         data = value.encode("utf-8")
     except UnicodeEncodeError:
         return Skipped(number, "invalid_utf8", "half of a surrogate pair")
-    if not value or value.isspace():
-        return Skipped(number, "empty")
-    if "\0" in value:
-        return Skipped(number, "nul")
-    notes = ("crlf",) if "\r\n" in value else ()
-    return Document(number, value, len(data), hashlib.sha256(data).digest(), notes)
+    return Document.of_text(number, data)

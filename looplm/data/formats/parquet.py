@@ -1,12 +1,12 @@
-"""Parquet files: a row is a document, as a text or as ids. Read in batches of some megabytes, one column only."""
+"""Parquet files: a row is a document, as a text or as ids. Read in batches of some megabytes, only the columns that are asked for."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from looplm.data.formats.document import Document, Piece, Skipped
+from looplm.data.formats.document import Document, Piece, Skipped, chat_hint
 from looplm.data.formats.stream import CHUNK_BYTES, Damaged, FileStream
 from looplm.data.source import SourceFile
 from looplm.errors import UserError
@@ -17,10 +17,10 @@ _BATCH_BYTES = 4 << 20
 _MAX_ROWS = 4096
 
 
-def read_table(stream: FileStream, file: SourceFile, source: int, fields: tuple[str, ...]) -> Iterator[Piece]:
-    """Yield the columns of `fields` in batches; of the ids where the only field is not there and `input_ids` is.
+def read_table(stream: FileStream, file: SourceFile, source: int, fields: Mapping[str, str]) -> Iterator[Piece]:
+    """Yield the columns of `fields` in batches; of the ids where a plain text is not there and `input_ids` is.
 
-    Raises Damaged, and UserError for a file without such a column.
+    Every field comes with the option that names it. Raises Damaged, and UserError for a file without such a column.
     """
     try:
         import pyarrow as pa
@@ -77,13 +77,17 @@ def ids_document(number: int, ids: np.ndarray) -> Document | Skipped:
     return Document(number, ids, 0, hashlib.sha256(b"ids:" + ids.astype("<i8").tobytes()).digest())
 
 
-def _columns(names: list[str], fields: tuple[str, ...], file: SourceFile) -> list[str]:
+def _columns(names: list[str], fields: Mapping[str, str], file: SourceFile) -> list[str]:
     if all(field in names for field in fields):
         return list(fields)
-    if len(fields) == 1 and IDS_FIELD in names:
+    missing, option = next((field, option) for field, option in fields.items() if field not in names)
+    is_plain = option == "--field"
+    if is_plain and IDS_FIELD in names:
         return [IDS_FIELD]
-    missing = next(field for field in fields if field not in names)
-    raise UserError(f"{file.path} has no column {missing!r}; name one of {', '.join(names)} with --field")
+    raise UserError(
+        f"{file.path} has no column {missing!r}; name one of {', '.join(names)} with {option}"
+        f"{chat_hint(names) * is_plain}"
+    )
 
 
 def _rows(table: Any, columns: list[str]) -> int:

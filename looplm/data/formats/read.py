@@ -125,8 +125,8 @@ def read_documents(
         raise no_documents(inputs, account)
 
 
-def fields(reading: Reading) -> tuple[str, ...]:
-    """Names of the fields that are read of every record."""
+def fields(reading: Reading) -> dict[str, str]:
+    """Names of the fields that are read of every record, each with the option that gives it."""
     if reading.examples == "pairs":
-        return reading.prompt_field, reading.answer_field
-    return (reading.messages_field if reading.examples else reading.field,)
+        return {reading.prompt_field: "--prompt-field", reading.answer_field: "--answer-field"}
+    return {reading.messages_field: "--messages-field"} if reading.examples else {reading.field: "--field"}

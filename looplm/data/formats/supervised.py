@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from looplm.data.formats.document import Document, Part, Reading, Skipped
-from looplm.data.formats.jsonl import no_field
+from looplm.data.formats.jsonl import no_field, no_text
 from looplm.data.formats.template import ASSISTANT, BadTemplate, chat_parts, pair_parts
 
 Example = Callable[[dict[str, Any], int], Document | Skipped]
@@ -29,7 +29,7 @@ def example_maker(reading: Reading, tokens: Mapping[str, str], special: Sequence
             if field not in record:
                 return no_field(number, field, record)
             if not isinstance(record[field], str):
-                return Skipped(number, "no_text", f"{field!r} is a {type(record[field]).__name__}")
+                return no_text(number, field, record[field])
             values.append(record[field])
         if not values[1].strip():
             return Skipped(number, "no_answer")
