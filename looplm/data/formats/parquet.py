@@ -1,4 +1,4 @@
-"""Parquet files: a row is a document, as a text or as ids. Read in batches of some megabytes, only the columns that are asked for."""
+"""Parquet files: a row is a document, as a text or as ids. Only the columns that are asked for are read, in batches."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
