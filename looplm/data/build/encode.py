@@ -107,7 +107,7 @@ class Encoder:
             is_learnt.append(int(part.is_learnt))
         if ids[1].size and ids[1][0] == self.tokenizer.bos_id:
             ids[0] = ids[0][:0]  # the template has written it
-        if not any(array.size and array[-1] == self.tokenizer.eos_id for array in ids[-1:]):
+        if not ids[-1].size or ids[-1][-1] != self.tokenizer.eos_id:
             ids.append(np.asarray([self.tokenizer.eos_id]))
             is_learnt.append(is_learnt[-1])
         mask = np.repeat(np.asarray(is_learnt, np.uint8), [array.size for array in ids])

@@ -65,6 +65,8 @@ def _are_messages(messages: object) -> bool:
 
 
 def _document(number: int, parts: tuple[Part, ...]) -> Document | Skipped:
+    if not any(part.is_learnt for part in parts):
+        return Skipped(number, "no_answer", "the template writes none")
     text = "".join(part.text for part in parts)
     if "\0" in text:
         return Skipped(number, "nul")

@@ -144,6 +144,13 @@ def test_a_template_that_rewrites_what_was_before_is_refused(build, tmp_path: Pa
         build([{"messages": CHATS[1]}], examples="chat", template=str(tmp_path / "t.jinja"))
 
 
+@pytest.mark.parametrize("template", ["{% if false %}x{% endif %}", "{% for m in messages[:1] %}a{% endfor %}"])
+def test_a_template_without_the_answers_leaves_nothing_to_learn(build, tmp_path: Path, template: str) -> None:
+    (tmp_path / "t.jinja").write_text(template)
+    with pytest.raises(UserError, match=r"no document .*1 no_answer \(in\.jsonl:1: the template writes none\)"):
+        build([{"messages": CHATS[0]}], examples="chat", template=str(tmp_path / "t.jinja"))
+
+
 @pytest.mark.parametrize(
     ("reading", "message"),
     [
