@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from looplm.data.folder import sync_folder
 from looplm.errors import UserError
 
 SEAL_FILE = "seal.json"
@@ -93,7 +94,7 @@ def write_seal(folder: Path, seal: Seal) -> None:
         file.write(seal_bytes(seal.model_dump(mode="json")))
         file.flush()
         os.fsync(file.fileno())
-    sync(folder)
+    sync_folder(folder)
 
 
 def read_seal(folder: Path) -> Seal:
@@ -154,15 +155,6 @@ def read_plain(folder: Path, name: str, *, limit: int) -> bytes:
     if len(content) > limit:
         raise Damaged(f"{name} is larger than {limit} bytes")
     return content
-
-
-def sync(folder: Path) -> None:
-    """Waits until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

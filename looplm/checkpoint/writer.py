@@ -33,10 +33,10 @@ from looplm.checkpoint.seal import (
     digest_file,
     list_files,
     read_seal,
-    sync,
     write_seal,
 )
 from looplm.config.schema import Checkpoint
+from looplm.data.folder import sync_folder
 from looplm.distributed.exchange import first_of_all, publish, receive
 from looplm.errors import UserError
 
@@ -216,7 +216,7 @@ class CheckpointWriter:
         )
         write_seal(written, seal)
         os.rename(written, self.folder / str(step))
-        sync(self.folder)
+        sync_folder(self.folder)
         self._saved[step] = seal.metrics
         self.last_saved = step
 

@@ -1,6 +1,7 @@
 """From text files to batches of tokens. Nothing here imports jax (Grain does, so `loader` imports it when called).
 
 tokenizer   train, load and apply a tokenizer: SentencePiece or Hugging Face
+folder      folders that are written to
 source      find the files that a user names
 formats     files -> documents: text, JSON lines, parquet, ready-made tokens; plain or supervised
 manifest    what a dataset folder says about itself

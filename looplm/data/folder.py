@@ -1,5 +1,6 @@
-"""Folders that a user named to be written to."""
+"""Folders that are written to: made, and on the disk."""
 
+import os
 from pathlib import Path
 
 from looplm.errors import UserError
@@ -11,3 +12,12 @@ def make_folder(folder: Path, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror}; give another folder") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

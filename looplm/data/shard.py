@@ -15,6 +15,7 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
+from looplm.data.folder import sync_folder
 from looplm.data.manifest import (
     DOCUMENT_BYTES_FILE,
     DOCUMENT_SOURCES_FILE,
@@ -196,15 +197,6 @@ class _HashedFile:
     def finish(self) -> FileEntry:
         self.close()
         return FileEntry(name=self._path.name, size=self.size, sha256=self._digest.hexdigest())
-
-
-def sync_folder(folder: Path) -> None:
-    """Write the entries of a folder to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes(array: np.ndarray) -> memoryview:

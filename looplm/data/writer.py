@@ -27,13 +27,13 @@ from looplm.data.build.plan import FORMAT, Done, Group, plan
 from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Progress
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
-from looplm.data.folder import make_folder
+from looplm.data.folder import make_folder, sync_folder
 from looplm.data.formats.document import Account, Reading, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.template import CHAT_TEMPLATE, PAIRS_TEMPLATE, check_template
 from looplm.data.manifest import MANIFEST_FILE, SOURCES_FILE, Manifest
-from looplm.data.shard import FolderWriter, sync_folder, token_dtype
+from looplm.data.shard import FolderWriter, token_dtype
 from looplm.data.source import SourceFile, find_files
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError

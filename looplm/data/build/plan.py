@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from looplm.data.folder import sync_folder
 from looplm.data.formats.document import Account, Reading
-from looplm.data.shard import Source, sync_folder
+from looplm.data.shard import Source
 from looplm.data.source import SourceFile
 
 FORMAT = 1
