@@ -58,35 +58,29 @@ AXES = {
     "depth": ["fixed", "batch", "sequence"],
 }  # fmt: skip
 B, S, VOCAB = 4, 8, 31
+SEED = 37
+"""Of many, one that gives few cases."""
 
 
-def pairwise_cases() -> list[dict[str, int]]:
+def pairwise_cases(seed: int) -> list[dict[str, int]]:
     """Few choices of one value per axis in which every pair of values of two axes occurs: greedy, seeded."""
-    generator = np.random.default_rng(0)
-    names, sizes = list(AXES), {name: len(values) for name, values in AXES.items()}
-    missing = {
-        ((a, i), (b, j)) for a, b in itertools.combinations(names, 2) for i in range(sizes[a]) for j in range(sizes[b])
-    }
+    generator = np.random.default_rng(seed)
+    values = [(name, i) for name, choices in AXES.items() for i in range(len(choices))]
+    place = {value: i for i, value in enumerate(values)}
+    missing = np.array([[a != b for b, _ in values] for a, _ in values])
     cases = []
-    while missing:
-        pair = min(missing)
-        case = dict(pair)
-        for name in generator.permutation([name for name in names if name not in case]):
-            gain = [
-                sum(((min((name, v), (n, w))), max((name, v), (n, w))) in ordered(missing) for n, w in case.items())
-                for v in range(sizes[name])
-            ]
-            case[name] = int(np.argmax(gain))
-        missing -= {pair for pair in missing if case[pair[0][0]] == pair[0][1] and case[pair[1][0]] == pair[1][1]}
-        cases.append(case)
+    while missing.any():
+        first = values[np.argmax(missing.sum(axis=1))]
+        chosen = [place[first]]
+        for name in generator.permutation([name for name in AXES if name != first[0]]):
+            own = [place[name, i] for i in range(len(AXES[name]))]
+            chosen.append(own[int(np.argmax(missing[np.ix_(own, chosen)].sum(axis=1)))])
+        missing[np.ix_(chosen, chosen)] = False
+        cases.append(dict(values[i] for i in chosen))
     return cases
 
 
-def ordered(pairs):
-    return {(min(pair), max(pair)) for pair in pairs}
-
-
-CASES = pairwise_cases()
+CASES = pairwise_cases(seed=SEED)
 
 
 def test_the_cases_hold_every_pair_of_values() -> None:
