@@ -15,7 +15,7 @@ from looplm.model.attention import Attention, Mix
 from looplm.model.context import Context, KeysValues
 from looplm.model.feed_forward import build_dense
 from looplm.model.layers import stacked
-from looplm.model.mixed import in_units, units
+from looplm.model.mixed import in_units, interleaved, take, units
 from looplm.model.moe import MoE
 from looplm.model.residual import PLACEMENTS
 from looplm.model.routing import Routing
@@ -24,8 +24,6 @@ from looplm.sharding.collective import gather_sequence, split_sequence
 
 KEPT_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` keeps of every layer."""
-
-
 Visit = tuple[KeysValues | None, Routing | None]
 """What is kept of a layer's visit: its cache, and what its router did."""
 Apply = Callable[[jax.Array, tuple], tuple[jax.Array, Visit]]
@@ -157,9 +155,6 @@ def in_groups(
             kept.append(one)
         return x_BSD, kept
 
-    def take(tree: Any, index: int | slice) -> Any:
-        return jax.tree.map(lambda leaf: leaf[index], tree)
-
     num_layers = jax.tree.leaves(layers)[0].shape[0]
     first, kept = num_layers % size, list[Any]()
     if first:
@@ -169,5 +164,5 @@ def in_groups(
         # Strided slices and no reshape, which JAX 0.10 refuses for parameters marked `reduced`.
         places = [take(layers, slice(first + i, None, size)) for i in range(size)]
         x_BSD, many = jax.lax.scan(group, x_BSD, (places, take(extras, slice(first > 0, None))), unroll=unroll)
-        kept.append(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *many))
+        kept.append(interleaved(many))
     return x_BSD, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)

@@ -13,6 +13,7 @@ gradients stay partial sums like all others; over `expert` there is nothing to r
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,14 @@ from looplm.sharding.collective import on_each_device, use
 from looplm.sharding.rules import MESH_AXES, activation_spec
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
+
+
+class Tokens(NamedTuple):
+    """What comes to the experts."""
+
+    x_BSD: jax.Array
+    ids_BSk: jax.Array
+    weights_BSk: jax.Array
 
 
 class Experts(nnx.Module):
@@ -49,7 +58,7 @@ class Experts(nnx.Module):
         """Returns (out (B, S, D), dropped choices of every sequence (B,) int32)."""
         kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
         if jax.sharding.get_abstract_mesh().empty:
-            return self._work(x_BSD, ids_BSk, weights_BSk, *kernels)
+            return self._work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels, None)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
         return on_each_device(self._on_device, x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
 
@@ -58,30 +67,16 @@ class Experts(nnx.Module):
         # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
         x, weights = (_vary(array, (TENSOR,)) for array in (x, weights))
         partly = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = self._work(x, ids, weights, *partly, parts=jax.lax.axis_size(EXPERT))
+        out, dropped = self._work(Tokens(x, ids, weights), partly, jax.lax.axis_size(EXPERT))
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
-    def _work(
-        self,
-        x_BSD: jax.Array,
-        ids_BSk: jax.Array,
-        weights_BSk: jax.Array,
-        *kernels: jax.Array,
-        parts: int | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    def _work(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
         """parts: devices along `expert`; None without a mesh."""
         way = self._dropless if self.moe.capacity_factor is None else self._limited
-        return way(x_BSD, ids_BSk, weights_BSk, kernels, parts)
+        return way(tokens, kernels, parts)
 
-    def _dropless(
-        self,
-        x_BSD: jax.Array,
-        ids_BSk: jax.Array,
-        weights_BSk: jax.Array,
-        kernels: Sequence[jax.Array],
-        parts: int | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        x_nD, group_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in (x_BSD, ids_BSk, weights_BSk))
+    def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
+        x_nD, group_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
         held = self.moe.num_experts // (parts or 1)
         if parts is not None:
             x_nD, group_nk, weights_nk = (
@@ -90,23 +85,18 @@ class Experts(nnx.Module):
             group_nk -= held * jax.lax.axis_index(EXPERT)
             group_nk = jnp.where((group_nk >= 0) & (group_nk < held), group_nk, held)
         choice_M, places_nk, sizes_E = sorted_places(group_nk, held)
-        token_M = choice_M // ids_BSk.shape[-1]
+        token_M = choice_M // tokens.ids_BSk.shape[-1]
         weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1))
         product = partial(grouped_matmul, sizes_E=sizes_E)
         y_MD = self._expert(product, spread(x_nD, token_M, places_nk), weights_M1, kernels)
         out_nD = collect(y_MD, token_M, places_nk)
         if parts is not None:
             out_nD = jax.lax.psum_scatter(out_nD, EXPERT, tiled=True)
-        return out_nD.reshape(x_BSD.shape), jnp.sum(0 * ids_BSk, axis=(1, 2))
+        # Zeros that vary over the devices as the choices do.
+        return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2))
 
-    def _limited(
-        self,
-        x_BSD: jax.Array,
-        ids_BSk: jax.Array,
-        weights_BSk: jax.Array,
-        kernels: Sequence[jax.Array],
-        parts: int | None,
-    ) -> tuple[jax.Array, jax.Array]:
+    def _limited(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
+        x_BSD, ids_BSk, weights_BSk = tokens
         (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
         assert self.moe.capacity_factor is not None, "else nothing is limited"
         cuts = 1 if parts is None else jax.lax.axis_size(CONTEXT)

@@ -52,8 +52,8 @@ def in_units(
             # Strided slices and no reshape, which JAX 0.10 refuses for parameters marked `reduced`.
             own = slice(done[dense] + seen[dense], done[dense] + size * repeats, size)
             anywhere = slice(first + offset, first + len(unit) * repeats, len(unit))
-            before = None if dense else _take(before_LBSW, own)
-            places.append((_take(parameters[dense], own), _take(cache, anywhere), before))
+            before = None if dense else take(before_LBSW, own)
+            places.append((take(parameters[dense], own), take(cache, anywhere), before))
             seen[dense] += 1
 
         def run(x_BSD: jax.Array, xs: list, unit: tuple[bool, ...] = unit) -> tuple[jax.Array, list]:
@@ -64,18 +64,18 @@ def in_units(
             return x_BSD, kept
 
         x_BSD, kept = jax.lax.scan(run, x_BSD, places, unroll=unroll)
-        caches.append(_interleaved([cache for cache, _ in kept]))
+        caches.append(interleaved([cache for cache, _ in kept]))
         if experts := [routing for dense, (_, routing) in zip(unit, kept, strict=True) if not dense]:
-            routings.append(_interleaved(experts))
+            routings.append(interleaved(experts))
         done = [done[kind] + repeats * unit.count(bool(kind)) for kind in (0, 1)]
     join = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
     return x_BSD, (jax.tree.map(join, *caches), jax.tree.map(join, *routings))
 
 
-def _take(tree: Any, index: slice) -> Any:
+def take(tree: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _interleaved(trees: Sequence[Any]) -> Any:
+def interleaved(trees: Sequence[Any]) -> Any:
     """Leaves (repeats, ...) of every place of a unit as (repeats * places, ...), in the order of the layers."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *trees)

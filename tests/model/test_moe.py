@@ -170,6 +170,16 @@ def test_sets_of_experts_and_what_they_share_with_the_loop_before():
     np.testing.assert_array_equal(first.kept_B, 0)
 
 
+def test_the_router_computes_in_float32_whatever_the_type_of_its_input():
+    built = build(CASES["softmax"])
+    narrow_BSD = built.x_BSD.astype(jnp.bfloat16)
+    _, routing = jax.jit(lambda x_BSD: run(built, built.params, x_BSD))(narrow_BSD)
+    logits_BSE = np.asarray(narrow_BSD, np.float64) @ np.asarray(built.params["router"]["kernel"], np.float64)
+    expected = (jax.nn.logsumexp(logits_BSE, axis=-1) ** 2).sum(axis=1)
+    np.testing.assert_allclose(routing.z_B, expected, rtol=1e-5)  # in bfloat16 it is off by 1e-3
+    assert routing.score_BE.dtype == jnp.float32
+
+
 def test_the_sums_of_a_visit():
     moe, built = CASES["biased"], build(CASES["biased"])
     _, routing = jax.jit(lambda x_BSD: run(built, built.params, x_BSD))(built.x_BSD)

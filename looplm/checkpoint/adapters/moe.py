@@ -7,6 +7,7 @@ config keys; what a key means when it is missing is that library's default.
 from typing import Any
 
 from looplm.checkpoint.adapters.base import Official, Part, linear, vector
+from looplm.checkpoint.adapters.projections import projections
 from looplm.checkpoint.adapters.rope import rope
 from looplm.config.schema import Balance, FinalCrossEntropy, Loop, Model, MoE, NormalInit
 from looplm.errors import UserError
@@ -141,19 +142,15 @@ def _kernel(path: str, role: str, D: int, F: int) -> Part:
 
 
 def _attention(model: Model, path: str) -> dict[str, Part]:
-    D, attention = model.dim, f"{path}.attention"
     N, K, H = model.num_heads, model.num_kv_heads or model.num_heads, model.head_dim or model.dim // model.num_heads
     parts = {
-        "input_layernorm": vector(f"{path}.attention_residual.norm.scale", D),
-        "post_attention_layernorm": vector(f"{path}.feed_forward_residual.norm.scale", D),
-        "self_attn.q_proj": linear(f"{attention}.query.project.kernel", (D,), (N, H)),
-        "self_attn.k_proj": linear(f"{attention}.key.project.kernel", (D,), (K, H)),
-        "self_attn.v_proj": linear(f"{attention}.value.kernel", (D,), (K, H)),
-        "self_attn.o_proj": linear(f"{attention}.output.kernel", (N, H), (D,)),
+        "input_layernorm": vector(f"{path}.attention_residual.norm.scale", model.dim),
+        "post_attention_layernorm": vector(f"{path}.feed_forward_residual.norm.scale", model.dim),
+        **projections(model, path),
     }
     if model.qk_norm:
         for name, heads, ours in (("q_norm", N, "query"), ("k_norm", K, "key")):
-            scale = f"{attention}.{ours}.norm.scale"
+            scale = f"{path}.attention.{ours}.norm.scale"
             together = model.qk_norm_over == "all_heads"
             parts[f"self_attn.{name}"] = Part(scale, (0, 1), (heads * H,)) if together else vector(scale, H)
     return parts

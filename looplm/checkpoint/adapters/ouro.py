@@ -3,6 +3,7 @@
 from typing import Any
 
 from looplm.checkpoint.adapters.base import Official, linear, vector
+from looplm.checkpoint.adapters.projections import projections
 from looplm.checkpoint.adapters.rope import rope
 from looplm.config.schema import ExitGate, ExpectedCrossEntropy, Loop, Model, NormalInit
 
@@ -36,17 +37,13 @@ def loop(config: dict[str, Any]) -> Loop:
 
 def tensors(model: Model) -> list[Official]:
     D, F, V = model.dim, model.hidden_dim, model.vocab_size
-    N, K, H = model.num_heads, model.num_kv_heads or model.num_heads, model.head_dim or model.dim // model.num_heads
     layers = "core.block.layers"
     per_layer = {
         "input_layernorm": vector(f"{layers}.attention_residual.norm.scale", D),
         "input_layernorm_2": vector(f"{layers}.attention_residual.out_norm.scale", D),
         "post_attention_layernorm": vector(f"{layers}.feed_forward_residual.norm.scale", D),
         "post_attention_layernorm_2": vector(f"{layers}.feed_forward_residual.out_norm.scale", D),
-        "self_attn.q_proj": linear(f"{layers}.attention.query.project.kernel", (D,), (N, H)),
-        "self_attn.k_proj": linear(f"{layers}.attention.key.project.kernel", (D,), (K, H)),
-        "self_attn.v_proj": linear(f"{layers}.attention.value.kernel", (D,), (K, H)),
-        "self_attn.o_proj": linear(f"{layers}.attention.output.kernel", (N, H), (D,)),
+        **projections(model, layers),
         "mlp.gate_proj": linear(f"{layers}.feed_forward.gate.kernel", (D,), (F,)),
         "mlp.up_proj": linear(f"{layers}.feed_forward.up.kernel", (D,), (F,)),
         "mlp.down_proj": linear(f"{layers}.feed_forward.down.kernel", (F,), (D,)),
