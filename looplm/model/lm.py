@@ -69,6 +69,8 @@ class Output:
     was read by the coda. Empty when not asked for, or without experts."""
     loops_RB: jax.Array
     """Number of every loop of the window, from 0; see `Depth.numbers_RB`."""
+    read_RB: jax.Array | None = None
+    """Like active_RB, for the loops that were read; None where all of them ran."""
 
     @property
     def log_exit_RBS(self) -> jax.Array | None:
@@ -190,10 +192,12 @@ class LoopLM(nnx.Module):
             gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
         statistics = loop_statistics(*map(gather_sequence, (state_BSD, *earlier))) if earlier else None
 
-        coda_cache = None
+        coda_cache, read_RB = None, None
         if exit_threshold is None and keep_states:
             assert cache is None, "the coda's cache belongs to one depth"
-            wanted_RBSD = states_RBSD if isinstance(read_loops, str) else states_RBSD[read_loops]
+            wanted_RBSD, read_RB = states_RBSD, depth.active_RB
+            if not isinstance(read_loops, str):
+                wanted_RBSD, read_RB = jax.tree.map(lambda leaf: leaf[read_loops], (states_RBSD, read_RB))
             hidden_RBSD, _, routing["coda"] = jax.lax.map(
                 lambda state_BSD: self.read(state_BSD, context, embedded.coda), wanted_RBSD
             )
@@ -215,6 +219,7 @@ class LoopLM(nnx.Module):
             statistics,
             routing,
             depth.numbers_RB,
+            read_RB,
         )
 
     def read(

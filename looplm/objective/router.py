@@ -78,9 +78,9 @@ def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Arra
             f_TLE, P_TLE = (jnp.sum(share_TB[:, :, None, None] * x, axis=1) for x in (load, score))
             loss_TL = moe.num_experts * jnp.sum(f_TLE * P_TLE, axis=-1)
             some_T = jnp.any(ran_TB, axis=1)
-            loss_B = jnp.sum(jnp.where(some_T, jnp.mean(loss_TL, axis=1), 0)) / jnp.sum(some_T)
+            loss_B = jnp.sum(jnp.where(some_T, jnp.mean(loss_TL, axis=1), 0)) / jnp.maximum(jnp.sum(some_T), 1)
         case "model":
-            share_TB = ran_TB / jnp.sum(ran_TB)
+            share_TB = ran_TB / jnp.maximum(jnp.sum(ran_TB), 1)
             f_E, P_E = (jnp.sum(jnp.mean(share_TB[:, :, None, None] * x, axis=2), axis=(0, 1)) for x in (load, score))
             loss_B = moe.num_experts * jnp.sum(f_E * P_E)
     return balance.auxiliary_weight * jnp.sum(loss_B * scored_B)
@@ -90,13 +90,15 @@ def _entropy(balance: Balance, routing: Routing, ran_TB: jax.Array, scored_B: ja
     if routing.softmax_BE is None:
         return jnp.zeros((), jnp.float32)
     mean_BLE = _mean(routing.softmax_BE / _tokens(routing), ran_TB)
-    negative_entropy_BL = jnp.sum(mean_BLE * jnp.log(mean_BLE), axis=-1)
+    # 0 log 0 = 0: an expert far below the others has a probability that float32 rounds to 0.
+    least = jnp.finfo(mean_BLE.dtype).tiny
+    negative_entropy_BL = jnp.sum(mean_BLE * jnp.log(jnp.maximum(mean_BLE, least)), axis=-1)
     return balance.entropy_weight * jnp.sum(jnp.sum(negative_entropy_BL, axis=1) * scored_B)
 
 
 def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
     """(T, B): which visits took place."""
-    active_RB = output.active_RB if place == "block" else None
+    active_RB = {"block": output.active_RB, "coda": output.read_RB}.get(place)
     return (
         jnp.ones_like(routing.z_B[:, :, 0], bool)
         if active_RB is None
@@ -105,9 +107,9 @@ def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
 
 
 def _mean(x_TB: jax.Array, ran_TB: jax.Array) -> jax.Array:
-    """Over the visits that took place; x is (T, B, ...)."""
+    """Over the visits that took place, 0 where none did (a sampled head of a skipped loop); x is (T, B, ...)."""
     ran = ran_TB.reshape(*ran_TB.shape, *(1,) * (x_TB.ndim - 2))
-    return jnp.sum(jnp.where(ran, x_TB, 0), axis=0) / jnp.sum(ran, axis=0)
+    return jnp.sum(jnp.where(ran, x_TB, 0), axis=0) / jnp.maximum(jnp.sum(ran, axis=0), 1)
 
 
 def _tokens(routing: Routing) -> int:

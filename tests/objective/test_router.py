@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Balance, Model, MoE
+from looplm.model.context import Context
+from looplm.model.functional import FunctionalLM
 from looplm.model.lm import Output
+from looplm.model.loop import Depth
 from looplm.model.routing import summed
 from looplm.objective.router import router_loss, router_sums
+from looplm.ops.attention import self_mask
 
 R, B, L, S, E, K = 3, 2, 2, 5, 6, 2
 GOLDEN = Path(__file__).parents[1] / "golden" / "moeut_a"
@@ -127,3 +131,44 @@ def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     one = output(config, logits_RBLSE)
     kept = replace(one.routing["block"], kept_B=jnp.ones((R, B, L)))
     np.testing.assert_array_equal(router_sums(config, replace(one, routing={"block": kept}))["block"].kept_T, [2, 4, 4])
+
+
+def test_an_expert_that_no_token_would_take_leaves_the_entropy_finite(logits_RBLSE):
+    config = model(Balance(entropy_weight=0.1))
+    far_RBLSE = logits_RBLSE - np.array([0, 0, 0, 0, 0, 300], np.float32)
+    loss, gradient = jax.value_and_grad(lambda x: router_loss(config, output(config, x), SCORED_B))(far_RBLSE)
+    rest = model(Balance(entropy_weight=0.1)).model_copy(
+        update={"feed_forward": config.feed_forward.model_copy(update={"num_experts": E - 1})}
+    )
+    expected = router_loss(rest, output(rest, logits_RBLSE[..., :-1]), SCORED_B)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("over", ["sequence", "batch", "model"])
+def test_without_a_visit_routers_add_nothing(over, logits_RBLSE):
+    config = model(Balance(auxiliary_weight=0.1, auxiliary_over=over, entropy_weight=0.1, z_loss_weight=0.1))
+    assert router_loss(config, output(config, logits_RBLSE, np.zeros_like(RAN)), SCORED_B) == 0
+
+
+def test_the_coda_counts_only_reads_of_loops_that_ran():
+    """A window of 3 of which the last 2 loops run, in a coda with experts: reading the first changes nothing."""
+    balance = Balance(auxiliary_weight=0.1, entropy_weight=0.1, z_loss_weight=0.1)
+    moe = MoE(num_experts=E, experts_per_token=K, expert_dim=4, balance=balance)
+    lm = FunctionalLM(
+        Model(vocab_size=8, dim=8, num_heads=2, hidden_dim=8, block_layers=1, coda_layers=L, coda_feed_forward=moe)
+    )
+    params, tokens_BS = lm.init(jax.random.key(0)), jax.random.randint(jax.random.key(1), (B, S), 0, 8)
+    segments_BS = jnp.zeros((B, S), jnp.int32)
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    context = Context(positions_BS, self_mask(lm.config, segments_BS), with_routing=True)
+
+    @jax.jit
+    def found(read):
+        out = lm.bind(params)(tokens_BS, context, Depth(R, jnp.int32(2)), dtype=jnp.float32, read_loops=read)
+        return router_loss(lm.config, out, SCORED_B), router_sums(lm.config, out)["coda"]
+
+    (loss, sums), (expected, fewer) = found(jnp.arange(R)), found(jnp.array([1, 2]))
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_array_equal(sums.load_TLE.sum(axis=-1), [[0] * L, *[[B * S * K] * L] * 2])
+    np.testing.assert_array_equal(sums.load_rows_LWE, fewer.load_rows_LWE)
