@@ -26,7 +26,7 @@ CHANGES = {
     "loop.depth": {"kind": "uniform", "max_loops": 3},
     "optim.ema_decay": 0.9,
 }
-TIMED = ("perf/", "data/wait_s", "ckpt/", "model/num_parameters", "goodput/")
+TIMED = ("perf/", "data/wait_s", "ckpt/", "model/num_parameters", "model/num_active_parameters", "goodput/")
 """What is measured anew, or written with the first step after a start only."""
 LAST_PHASES = (("commit", 1), ("prune", 1))
 PHASES = (
