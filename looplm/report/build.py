@@ -55,7 +55,8 @@ def build_report(
     found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
     header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
     header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
-    sections = [_depths(sweep), _training(run, history), _exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
+    sections = [_depths(sweep), _training(run, history), _experts(history), _sources(run, history)]
+    sections += [_exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
     sections += [_facts(run, history), _time(seconds or {}), _config(run)]
     return page(escape(f"looplm report: {name}"), "\n".join(header), [part for part in sections if part])
 
@@ -124,6 +125,41 @@ def _training(run: Run, history: History) -> str:
     )
     missing = "" if loss else pieces.paragraph("The training loss is missing; `looplm train` measures it.", "soft")
     return pieces.section("Training", missing, pieces.grid(*charts))
+
+
+def _experts(history: History) -> str:
+    if "moe/load_max" not in history:
+        return ""
+    loops = sorted(history.numbered("moe/load_max_loop_"))
+    columns = ("moe/load_max", "moe/load_min", "moe/changed")
+    rows = [
+        (name, *(pieces.number(history.at_the_end(f"{column}{suffix}"), 2) for column in columns))
+        for name, suffix in (("all", ""), *((str(loop), f"_loop_{loop}") for loop in loops))
+    ]
+    caption = "Choices of the most and the least loaded expert of a step, over the mean (1 is even), of all layers; "
+    caption += "and the share of a token's experts that the loop before had not chosen. At the end, smoothed."
+    numbers = pieces.table(("loop", "most loaded", "least loaded", "changed"), rows, caption=caption)
+    chart = pieces.figure(plots.stack(history, plots.EXPERTS), "Balance of the experts in every step.")
+    return pieces.section("Experts", pieces.grid(chart, numbers))
+
+
+def _sources(run: Run, history: History) -> str:
+    tokens = {source.name: history.last(f"data/tokens_{source.name}") for source in run.data.sources}
+    read = {name: value for name, value in tokens.items() if value is not None}
+    if not read:
+        return ""
+    total = max(1.0, sum(read.values()))
+    rows = [
+        (
+            name,
+            pieces.number(value, 0),
+            f"{pieces.number(100 * value / total, 2)} %",
+            pieces.number(history.last(f"data/epochs_{name}"), 2),
+        )
+        for name, value in read.items()
+    ]
+    numbers = pieces.table(("source", "tokens", "share", "epochs"), rows, caption="Read since the run began.")
+    return pieces.section("Data", numbers)
 
 
 def _exits(run: Run, sweep: Sweep | None) -> str:

@@ -38,6 +38,11 @@ class History:
         values = self.column(name)[1]
         return float(values[-1]) if len(values) else None
 
+    def at_the_end(self, name: str) -> float | None:
+        """The last value of the smoothed column."""
+        values = self.column(name)[1]
+        return float(smooth(values)[-1]) if len(values) else None
+
     def median(self, name: str) -> float | None:
         values = self.column(name)[1]
         return float(np.median(values)) if len(values) else None

@@ -111,6 +111,12 @@ LOOPS = (
     Panel("loop/state_norm", "state norm"),
     Panel("loop/update_cosine", "cosine of updates"),
 )
+EXPERTS = (
+    Panel("moe/load_max", "most loaded expert / mean"),
+    Panel("moe/load_min", "least loaded expert / mean"),
+    Panel("moe/dead", "experts without a token"),
+    Panel("moe/dropped", "choices dropped"),
+)
 
 
 def stack(history: History, panels: Sequence[Panel]) -> Picture | None:

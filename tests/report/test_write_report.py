@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
+from looplm.config.schema import Source
 from looplm.errors import UserError
 from looplm.report import write_report
 from looplm.report.history import History, smooth
@@ -165,6 +166,43 @@ def test_a_run_of_one_step_without_most_metrics(make_run: MakeRun) -> None:
     assert page.says("The training loss is missing")
     assert page.says("steps whose loss is not finite")
     assert len(page.all("img")) == 1
+
+
+def row_of(page: Page, first: str) -> list[str]:
+    cells = page.text["td"]
+    return cells[cells.index(first) : cells.index(first) + 4]
+
+
+def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
+    workdir = make_run()
+    rows = [
+        {"step": step, "moe/dead": 3.0 - step, "moe/dropped": 0, "moe/load_max": 2.0, "moe/load_min": 0.0}
+        | {"moe/load_max_loop_1": 1.5, "moe/load_min_loop_1": 0.5, "moe/load_max_loop_2": 1.0 + step}
+        | {"moe/load_min_loop_2": 0.25, "moe/changed_loop_2": 0.125 * step}
+        for step in (1, 2)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(workdir))
+    assert "Experts" in page.text["h2"]
+    assert row_of(page, "all") == ["all", "2.00", "0.00", "-"]
+    assert row_of(page, "1") == ["1", "1.50", "0.50", "-"]
+    assert row_of(page, "2") == ["2", "3.00", "0.25", "0.25"]
+    assert "experts without a token against step: 2 at step 1, 1 at step 2" in str(page.all("img")[-1]["alt"])
+
+
+def test_the_tokens_of_every_source_are_shown(make_run: MakeRun) -> None:
+    sources = tuple(Source(data=f"data/{name}", name=name, weight=1.0) for name in ("code", "books"))
+    workdir = make_run(train=sources)
+    rows = [
+        {"step": step, "data/tokens_code": 3000 * step, "data/epochs_code": 0.5 * step}
+        | {"data/tokens_books": 1000 * step, "data/epochs_books": 2.0 * step}
+        for step in (1, 2)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(workdir))
+    assert "Data" in page.text["h2"]
+    assert row_of(page, "code") == ["code", "6,000", "75.00 %", "1.00"]
+    assert row_of(page, "books") == ["books", "2,000", "25.00 %", "4.00"]
 
 
 def test_numbers_that_are_not_finite_are_told(make_run: MakeRun) -> None:
