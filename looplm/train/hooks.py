@@ -36,8 +36,6 @@ class Dispatched(NamedTuple):
     drawn: np.ndarray
     data: Mapping[str, float]
     """How long its batch was waited for, and what has been read by then."""
-    asked: jax.Array | None
-    """See `Preemption.ask`."""
     digests: Digests | None
     """Of the steps in which devices are checked."""
 

@@ -24,6 +24,8 @@ class Preemption:
     def __init__(self, mesh: jax.sharding.Mesh):
         self.heard: signal.Signals | None = None
         self._several = jax.process_count() > 1
+        self._before: jax.Array | None = None
+        self._newest: jax.Array | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         if self._several:
             everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -45,15 +47,16 @@ class Preemption:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.heard = signal.Signals(number)
 
-    def ask(self) -> jax.Array | None:
-        """To be called with every step, by all processes: how many devices' processes were asked to stop."""
-        return self._sum(self._answers[self.heard is not None]) if self._several else None
+    def ask(self) -> None:
+        """To be called with every step, by all processes: counts the devices whose processes were asked to stop."""
+        if self._several:
+            self._before, self._newest = self._newest, self._sum(self._answers[self.heard is not None])
 
-    def agreed(self, answer: jax.Array | None) -> bool:
-        """Whether to stop, for all processes alike; `answer` is that of the step before."""
+    def agreed(self) -> bool:
+        """Whether to stop, for all processes alike: by the count of the step before, which is there already."""
         if not self._several:
             return self.heard is not None
-        return answer is not None and bool(jax.device_get(answer))
+        return self._before is not None and bool(jax.device_get(self._before))
 
     @property
     def reason(self) -> str:

@@ -165,7 +165,7 @@ class Trainer:
                 placed = upcoming
                 digests = self.check_devices(state, placed, step)
                 state, metrics = self.compiled.step(state, placed.batch, placed.depth)
-                asked = self.preemption.ask()
+                self.preemption.ask()
                 if step < self.run.num_steps:
                     self.time.credit()
                     upcoming = self.place_next(batches, step + 1)  # travels while the devices work
@@ -173,8 +173,8 @@ class Trainer:
                         self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
                 if before is not None:
                     self.finish(before, log, watchdog)
-                stops = self.preemption.agreed(before and before.asked)
-                before = Dispatched(step, metrics, placed.drawn, placed.data, asked, digests)
+                stops = self.preemption.agreed()
+                before = Dispatched(step, metrics, placed.drawn, placed.data, digests)
 
                 is_last, evaluates, due = (
                     step == self.run.num_steps,

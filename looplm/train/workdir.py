@@ -1,5 +1,6 @@
 """The run directory: whose it is, and what a resume may change."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,6 +107,5 @@ class Workdir:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"workdir {self.root} cannot be written: {error.strerror}; mend its permissions or give another"
-        )
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend its permissions"
+        return UserError(f"workdir {self.root} cannot be written: {error.strerror}; {remedy} or give another")
