@@ -100,6 +100,12 @@ def leaves(run: Run) -> dict[str, Any]:
     return dict(walk("", masked(run).model_dump(mode="json")))
 
 
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between the leaves of two runs: {key: (before, after)}; None where one of them has no such key."""
+    values = {key: (before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))}
+    return {key: (old, new) for key, (old, new) in values.items() if old != new}
+
+
 def _call_config(path: Path) -> object:
     """Runs the file and its function `config`; whatever they raise is the user's mistake."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from looplm.config.load import from_json, leaves, to_json
+from looplm.config.load import changes, from_json, leaves, to_json
 from looplm.config.schema import Run
 from looplm.errors import UserError
 from looplm.train.lock import only_one
@@ -47,20 +47,20 @@ class Workdir:
                 f"checkpoint ({self.checkpoints}/<step>/config.json), or give another --workdir"
             )
         before = from_json(self.config)
-        stored, wanted = leaves(before), leaves(run)
+        differing = changes(leaves(before), leaves(run))
+        changed = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
         if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
             self._check_read(before, run, batches_of(max(steps)))
-            wanted["data.train"] = stored["data.train"]
-        changed = [
-            f"{key}={wanted.get(key)!r} (stored: {stored.get(key)!r})"
-            for key in dict.fromkeys((*stored, *wanted))
-            if stored.get(key) != wanted.get(key) and not key.startswith(FREE_TO_CHANGE)
-        ]
+            changed.pop("data.train", None)
         if changed:
-            raise UserError(
-                f"workdir {self.root} holds a run with another config: {', '.join(changed)}; "
-                "give another --workdir, or the stored values to resume"
-            )
+            told = ", ".join(f"{key}={wanted!r} (stored: {stored!r})" for key, (stored, wanted) in changed.items())
+            remedy = "give another --workdir, or the stored values to resume"
+            if run.num_steps > before.num_steps:
+                remedy += (
+                    f"; to train longer, give another --workdir and init_from={self.root}, which takes the weights "
+                    "but not the optimizer's state"
+                )
+            raise UserError(f"workdir {self.root} holds a run with another config: {told}; {remedy}")
 
     def _check_read(self, before: Run, run: Run, batches: int) -> None:
         """Other weights are welcome from here on; what was read stays what it was."""
