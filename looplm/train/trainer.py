@@ -71,21 +71,18 @@ class Trainer:
         """started: time.time() from which the run's wall-clock counts; now when left out."""
         self.run, self.workdir, self.console = run, Workdir(workdir), console
         self.events = Events(self.workdir.events, writes=jax.process_index() == 0)
-        self.time = Timekeeper(self.events, started)
-        self.batches = Batches(self.events)
+        self.started = time.time() if started is None else started
         self.mixture = open_mixture(run.data, seed=run.seed)
-        self.mixture.check(vocab_size=run.model.vocab_size, num_steps=self.batches.of(run.num_steps) + 1)
+        self.look_back()
         self.validation = open_held_out(run.data.validation, run.data) if run.data.validation else None
         if self.validation:
             self.validation.check_tokenizer(self.mixture.tokenizer)
-        self.workdir.check_ours(run, lambda step: self.batches.of(step) + 1)
         self.program = Program(run, build_mesh(run.mesh))
         if run.init_from is not None:
             check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
-        self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, console)
         self.loader(start_step=0)  # refuses a batch that the hosts do not divide
 
     def train(self) -> TrainState:
@@ -100,6 +97,9 @@ class Trainer:
     def _train(self) -> TrainState:
         for note in self.notes():
             self.console.print(f"note: {note}", highlight=False)
+        # A job that held the lock until now has gone on from what the constructor saw.
+        wait_for_all("the workdir is locked")
+        self.look_back()
         tokenizer = self.mixture.tokenizer
         if jax.process_index() == 0:
             self.workdir.claim(self.run, tokenizer.files if tokenizer else {})
@@ -211,6 +211,19 @@ class Trainer:
 
     # --- set-up ------------------------------------------------------------------------------------------------------
 
+    def look_back(self) -> None:
+        """Reads what earlier jobs have done in the workdir. Raises UserError when the run does not go on from that."""
+        run = self.run
+        self.time = Timekeeper(self.events, self.started)
+        self.batches = Batches(self.events)
+        self.check_data()
+        self.workdir.check_ours(run, lambda step: self.batches.of(step) + 1)
+        self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.console)
+
+    def check_data(self) -> None:
+        """Raises UserError unless the data is the model's, and enough for all steps."""
+        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.batches.of(self.run.num_steps) + 1)
+
     @cached_property
     def compiled(self) -> Compiled:
         started = time.perf_counter()
@@ -305,7 +318,7 @@ class Trainer:
                 f"a lower optim.learning_rate={self.run.optim.learning_rate:g}"
             )
         batches = self.batches.pass_over(newest, step)
-        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.batches.of(self.run.num_steps) + 1)
+        self.check_data()
         self.console.print(f"step {step}: {reason}; back to step {newest}, passing over {batches} batches")
 
     def note_hang(self, limit_s: float, stacks: str) -> None:

@@ -157,6 +157,23 @@ def test_a_rewind_goes_on_without_the_bad_batches_and_a_resume_of_it_is_exact(sp
     assert bits(told) == bits(state)
 
 
+def test_what_another_job_did_before_it_gave_the_lock_back_is_seen(spoiled, tmp_path: Path) -> None:
+    """A job that was made while another trained, and starts when that one has rewound and ended."""
+    rewinds = {"optim.guard.rewinds": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train", lambda waiting: waiting)
+        job, _ = spoiled(tmp_path, **rewinds)
+    with pytest.MonkeyPatch.context() as patch:
+        faults.when_written(10, lambda: os.kill(os.getpid(), signal.SIGTERM), patch=patch.setattr)
+        with pytest.raises(Preempted):
+            spoiled(tmp_path, **rewinds)
+    assert job.batches.of(12) == 11
+    state = job.train()
+    assert job.batches.of(12) == 11 + 5
+    assert int(state.opt_state.guard.skipped) == 1
+    assert len({event["started"] for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "time"}) == 2
+
+
 def test_a_run_that_ends_with_bad_updates_does_not_end_well(spoiled, tmp_path: Path) -> None:
     changes = {"num_steps": 12, "optim.guard.stop_after": 10}
     with pytest.MonkeyPatch.context() as patch:
