@@ -17,7 +17,8 @@ class SaveSchedule:
 
     def is_due(self, step: int, num_processes: int = 1) -> bool:
         """The same on all processes, which must all ask, once for every step."""
-        if step == self.num_steps or step % self.config.every_steps == 0:
+        every = self.config.every_steps
+        if step == self.num_steps or (every is not None and step % every == 0):
             return True
         if self.config.every_minutes is None or (num_processes > 1 and step % ASK_EVERY):
             return False
@@ -33,7 +34,7 @@ class SaveSchedule:
         if step >= self.num_steps:
             return "it was the last one of the run"
         every = self.config.every_steps
-        later = min(self.num_steps, (step // every + 1) * every)
+        later = self.num_steps if every is None else min(self.num_steps, (step // every + 1) * every)
         timed = self.config.every_minutes
         return f"training goes on, the next try is at step {later}" + (
             f", or in {timed:g} minutes" if timed is not None else ""

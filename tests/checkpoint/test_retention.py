@@ -48,6 +48,15 @@ def test_steps_and_minutes() -> None:
     assert schedule.next_one(200) == "training goes on, the next try is at step 250, or in 2 minutes"
 
 
+def test_minutes_alone() -> None:
+    now = [0.0]
+    schedule = SaveSchedule(Checkpoint(every_steps=None, every_minutes=2), 2500, clock=lambda: now[0])
+    assert [step for step in range(1, 2501) if schedule.is_due(step)] == [2500]
+    assert schedule.next_one(1000) == "training goes on, the next try is at step 2500, or in 2 minutes"
+    now[0] = 120.0
+    assert schedule.is_due(1001)
+
+
 def test_several_processes_agree_on_the_time_at_common_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """One clock is late: all save, at a step at which all ask."""
     now, asked = [0.0], []

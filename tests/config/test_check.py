@@ -103,6 +103,11 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             "checkpoint.keep_best=1 needs evaluations to go by; set eval.every_steps, e.g. 2",
         ),
         (
+            {"checkpoint.keep_best": 1, "eval.every_steps": 2, "checkpoint.every_steps": None},
+            "checkpoint.keep_best=1 needs saves at steps that are evaluated; set checkpoint.every_steps to a multiple "
+            "of eval.every_steps",
+        ),
+        (
             {"checkpoint.keep_best": 1, "eval.every_steps": 2, "eval.depths": [1, 2]},
             "checkpoint.best_metric=eval/loss_depth_3 is not measured; use one of eval/loss_depth_1, "
             "eval/loss_depth_2, eval/bpb_depth_1, eval/bpb_depth_2",

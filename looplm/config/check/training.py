@@ -49,7 +49,12 @@ def _keep_best(run: Run) -> Iterator[str]:
             f"checkpoint.best_metric={checkpoint.best_metric} has no part in checkpoint.keep_best=0; "
             "set that to 1 or more, or leave it out"
         )
-    if checkpoint.keep_best and not evaluation.every_steps:
+    if checkpoint.keep_best and checkpoint.every_steps is None:
+        yield (
+            f"checkpoint.keep_best={checkpoint.keep_best} needs saves at steps that are evaluated; "
+            "set checkpoint.every_steps to a multiple of eval.every_steps"
+        )
+    elif checkpoint.keep_best and not evaluation.every_steps:
         yield (
             f"checkpoint.keep_best={checkpoint.keep_best} needs evaluations to go by; set eval.every_steps, "
             f"e.g. {checkpoint.every_steps}"

@@ -49,8 +49,8 @@ class Recipe(Section):
 
 
 class Checkpoint(Section):
-    every_steps: PositiveInt = 1000
-    """Save after so many steps; the last step is always saved."""
+    every_steps: PositiveInt | None = 1000
+    """Save after so many steps; None leaves it to `every_minutes`. The last step is always saved."""
     every_minutes: PositiveFloat | None = None
     """Also save when so many minutes have passed since the last save."""
     keep_last: PositiveInt = 3
