@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -130,6 +130,22 @@ def write_config() -> Callable[[Path, Run], Path]:
 def config_file(write_config: Callable[[Path, Run], Path], tmp_path: Path) -> Callable[[Run], Path]:
     """Writes a config file that gives a run into the test's folder."""
     return partial(write_config, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a folder on a disk of its own: `small_disk("8m")`. Once a test."""
+    folder = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode:
+            pytest.skip("mounting needs root")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
 
 
 class Outcome(NamedTuple):

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,14 +139,9 @@ def test_other_data_is_refused(whole: Path, tiny_run: Callable[..., Run], tmp_pa
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(small_disk: Callable[[str], Path]) -> Path:
     """A folder on a disk of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    return small_disk("8m")
 
 
 def test_a_disk_that_is_full_for_a_while(disk: Path, whole: Path, tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
