@@ -1,6 +1,6 @@
 """A looped mixture of experts of about 1 B parameters: 8 shared layers of 64 experts, 8 a token, looped 4 times.
 
-    looplm train configs/looped_moe_1b.py --workdir runs/looped_moe --set data.train=DATASET --set mesh.expert=8
+    looplm train configs/looped_moe_1b.py --workdir runs/looped_moe --set data.train=DATASET
 
 978,901,504 parameters, 274,258,432 of them active.
 The sizes are our own; the router is that of arXiv 2412.19437: sigmoid scores, renormalised, balanced by a bias.
@@ -15,6 +15,7 @@ from looplm.config.schema import (
     Model,
     MoE,
     Optim,
+    Recipe,
     Run,
     Schedule,
     SwiGLU,
@@ -22,6 +23,13 @@ from looplm.config.schema import (
 
 TOKENS = 40_000_000_000
 BATCH_TOKENS = 2**21
+RECIPES = (  # compiled for this slice: docs/scaling.md
+    Recipe(
+        devices="TPU v5|TPU v5p",
+        num_devices=64,
+        settings={"mesh.data": 8, "mesh.fsdp": 8, "data.accumulation_steps": 8},
+    ),
+)
 
 
 def config() -> Run:
@@ -54,4 +62,5 @@ def config() -> Run:
         optim=Optim(learning_rate=6e-4, schedule=Schedule(warmup_steps=1000)),
         data=Data(train="data/train", sequence_length=4096, batch_tokens=BATCH_TOKENS),
         checkpoint=Checkpoint(every_steps=1000),
+        recipes=RECIPES,
     )
