@@ -18,7 +18,7 @@ from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.eval.weights import restore_weights
 from looplm.masking import mask
-from looplm.metrics.sweep import Sweep
+from looplm.metrics.sweep import SOME_DEPTHS, Sweep
 from looplm.model.functional import FunctionalLM
 from looplm.sharding.mesh import build_mesh, check_fit
 
@@ -39,12 +39,13 @@ def evaluate(
     has examples without end, eval.max_batches batches.
 
     Args:
-        depths: comma-separated, e.g. `1,2,4,8`; the run's when left out.
+        depths: comma-separated, e.g. `1,2,4,8`; the run's when left out. A result that lacks depths of the sweep that
+            is there has a name of its own, and is not in the report.
         data: folder or address of a token dataset, or a task by its name or as JSON; the run's held-out data when left
             out. The result of other data has a name of its own, and is not in the report.
         out: a second place for the JSON.
         ema: score the moving average of the weights.
-        console: where it is said that a part is read.
+        console: where it is said that a part is read, or that the report keeps what it has.
 
     Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
     """
@@ -82,7 +83,9 @@ def evaluate(
     )
     if jax.process_index() != 0:
         return result
-    path = result.save(workdir / "eval", other_data=_other(held_out, run, data))
+    path = result.save(workdir / "eval", other_data=_other(held_out, run, data), keeps_depths=depths is not None)
+    if console is not None and path.stem.endswith(SOME_DEPTHS):
+        console.print(f"saved as {path}: the sweep of step {step} that is there has other depths too", soft_wrap=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out)

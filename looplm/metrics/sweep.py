@@ -1,7 +1,8 @@
 """The depth sweeps of a run directory: `eval/depth_sweep-<step>.json`, written by evaluation, read by the report.
 
 Those of averaged weights are in `depth_sweep-<step>-ema.json` beside them, those of other data than the run's own in
-`depth_sweep-<step>-data-<fingerprint>.json`, for people; the report is about the others.
+`depth_sweep-<step>-data-<fingerprint>.json`, and one that was asked for and lacks depths of the sweep that is there in
+`depth_sweep-<step>-some-depths.json`, for people; the report is about the others.
 """
 
 import os
@@ -15,6 +16,7 @@ from looplm.errors import UserError
 from looplm.masking import mask
 
 FILE_NAME = re.compile(r"depth_sweep-(\d+)\.json")
+SOME_DEPTHS = "-some-depths"
 
 
 class Stored(BaseModel):
@@ -109,20 +111,29 @@ class Sweep(Stored):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.depths)} depths")
         return self
 
-    def save(self, folder: Path, *, other_data: str | None = None) -> Path:
+    def save(self, folder: Path, *, other_data: str | None = None, keeps_depths: bool = False) -> Path:
         """Writes depth_sweep-<step>.json, or a name that says what is special, atomically.
 
         Args:
             other_data: the fingerprint of the data, where they are not the run's own.
+            keeps_depths: leave a sweep alone that has depths which this one lacks.
         """
         folder.mkdir(parents=True, exist_ok=True)
         special = "-ema" * self.ema + (f"-data-{other_data[:8]}" if other_data else "")
         path = folder / f"depth_sweep-{self.step}{special}.json"
+        if keeps_depths and self._lacks_depths_of(path):
+            path = path.with_stem(f"{path.stem}{SOME_DEPTHS}")
         temporary = path.with_suffix(".tmp")
         shown = self.model_copy(update={"data": mask(self.data)})
         temporary.write_text(shown.model_dump_json(indent=1) + "\n")
         os.replace(temporary, path)
         return path
+
+    def _lacks_depths_of(self, path: Path) -> bool:
+        try:
+            return path.exists() and not set(_read(path).depths) <= set(self.depths)
+        except UserError:
+            return False  # a broken file is better replaced
 
     @property
     def rows(self) -> list[Depth]:

@@ -1,7 +1,11 @@
-"""`looplm eval --data` leaves the run's own sweep alone."""
+"""`looplm eval --data` and `--depths` leave the run's own sweep alone."""
 
+import io
+import json
 import shutil
 from pathlib import Path
+
+from rich.console import Console
 
 from looplm.eval.command import evaluate
 from looplm.metrics.sweep import read_sweeps
@@ -21,3 +25,23 @@ def test_a_sweep_of_other_data_has_a_name_of_its_own(finished_run: Path, tiny_da
     again = evaluate(workdir, data=str(moved), depths="1,2,3")
     assert again.loss[0] == own.loss[0]
     assert read_sweeps(workdir / "eval") == [again]
+
+
+def test_depths_by_hand_take_none_out_of_the_report(finished_run: Path, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    shutil.rmtree(workdir / "eval", ignore_errors=True)
+    own = evaluate(workdir)
+    assert own.depths == [1, 2, 3]
+    shown = io.StringIO()
+    some = evaluate(workdir, depths="1,4", out=tmp_path / "out.json", console=Console(file=shown))
+    assert read_sweeps(workdir / "eval") == [own]
+    file = workdir / "eval" / "depth_sweep-3-some-depths.json"
+    assert shown.getvalue() == f"saved as {file}: the sweep of step 3 that is there has other depths too\n"
+    assert file.read_bytes() == (tmp_path / "out.json").read_bytes()
+    assert json.loads(file.read_bytes())["loss"] == some.loss
+
+    more = evaluate(workdir, depths="1,2,3,4")
+    assert read_sweeps(workdir / "eval") == [more]
+    again = evaluate(workdir)  # without --depths it is the run's own, whatever is there
+    assert read_sweeps(workdir / "eval") == [again]
+    assert again.depths == own.depths
