@@ -5,15 +5,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from looplm.checkpoint.adapters import Adapter, find, kind_of
-from looplm.checkpoint.adapters.base import to_params
+from looplm.checkpoint.adapters.base import Official, to_params
 from looplm.config.schema import Loop, Model
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 
 T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """Where a tensor is, and its shape."""
+
+    file: Path
+    shape: tuple[int, ...]
 
 
 class HFFolder:
@@ -52,15 +59,22 @@ class HFFolder:
             raise UserError(f"{self.path / 'config.json'} describes no model ({reason}); download it again") from error
 
     def params(self, model: Model, dtype: Any) -> Params:
-        """All parameters as numpy arrays. Raises UserError when tensors are missing, left over or of another shape."""
+        """All parameters as numpy arrays; raises as `check`."""
+        return to_params(self.check(model), self.tensor, FunctionalLM(model).shapes, dtype)
+
+    def check(self, model: Model) -> list[Official]:
+        """Returns how the tensors map; reads the headers of the files alone.
+
+        Raises UserError when tensors are missing, left over or of another shape.
+        """
         layers = model.prelude_layers + model.block_layers + model.coda_layers
-        if layers > len(self._files):
+        if layers > len(self._stored):
             raise UserError(
-                f"{self.path / 'config.json'} speaks of {layers} layers, and the files hold {len(self._files)} "
+                f"{self.path / 'config.json'} speaks of {layers} layers, and the files hold {len(self._stored)} "
                 "tensors; the files do not belong to this config.json"
             )
         tensors = self.adapter.tensors(model)
-        wanted, stored = {tensor.name for tensor in tensors}, set(self._files) - set(self.adapter.ignored)
+        wanted, stored = {tensor.name for tensor in tensors}, set(self._stored) - set(self.adapter.ignored)
         # A tied head is often stored a second time.
         left_over = stored - wanted - ({"lm_head.weight"} if model.tie_embeddings else set())
         if wanted - stored or left_over:
@@ -68,18 +82,21 @@ class HFFolder:
                 f"{self.path}: missing tensors {sorted(wanted - stored) or 'none'}, unknown tensors "
                 f"{sorted(left_over) or 'none'}; the files do not belong to this config.json"
             )
-        return to_params(tensors, self.tensor, FunctionalLM(model).shapes, dtype)
+        for tensor in tensors:
+            if (shape := self._stored[tensor.name].shape) != tensor.shape:
+                raise UserError(f"{tensor.name} has shape {shape}, but the config asks for {tensor.shape}")
+        return tensors
 
     def tensor(self, name: str) -> Any:
         from safetensors import safe_open
 
-        file = self._files[name]
+        file = self._stored[name].file
         with _reading(file), safe_open(file, framework="flax") as opened:  # numpy has no bfloat16
             return opened.get_tensor(name)
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        """{tensor name: file}."""
+    def _stored(self) -> dict[str, Stored]:
+        """By name of the tensor, from the headers."""
         try:
             from safetensors import safe_open
         except ImportError as error:
@@ -90,16 +107,17 @@ class HFFolder:
                 f"{self.path} holds no model*.safetensors; give the folder of a downloaded model, and convert weights "
                 "in PyTorch's own files with tools/to_safetensors.py"
             )
-        names: dict[str, Path] = {}
+        stored: dict[str, Stored] = {}
         for file in files:
             with _reading(file), safe_open(file, framework="flax") as opened:
-                found = list(opened.keys())
-            if twice := sorted(set(found) & set(names)):
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            if twice := sorted(set(shapes) & set(stored)):
                 raise UserError(
-                    f"{file} and {names[twice[0]]} both hold {twice[0]!r}; keep the files of one model in the folder"
+                    f"{file} and {stored[twice[0]].file} both hold {twice[0]!r}; keep the files of one model in the "
+                    "folder"
                 )
-            names |= dict.fromkeys(found, file)
-        return names
+            stored |= {name: Stored(file, shape) for name, shape in shapes.items()}
+        return stored
 
 
 @contextmanager

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from looplm.checkpoint.digest import Digest, Trees, as_text, digests, leaves_of, named_leaves
+from looplm.checkpoint.digest import Digest, Trees, as_text, digests, leaves_of
 from looplm.checkpoint.folder import steps
 from looplm.checkpoint.leaves import damaged_leaves
 from looplm.checkpoint.seal import Damaged, Seal, check_files, read_seal
-from looplm.checkpoint.tree import Kind, differences
+from looplm.checkpoint.tree import differences, kinds
 from looplm.distributed.exchange import first_of_all
 from looplm.errors import UserError, warn
 
@@ -79,10 +79,20 @@ class CheckpointReader:
                 passed_over[candidate] = str(damage)
                 if step is None:
                     self.report(f"checkpoint {candidate} is passed over: {damage}")
-        reasons = "; ".join(f"{number}: {reason}" for number, reason in passed_over.items())
-        others = [number for number in self.steps() if number not in passed_over]
-        remedy = f"use another one: {others}" if others else "put a copy back, or begin anew in another folder"
-        raise UserError(f"no checkpoint of {self.folder} that was asked for verifies ({reasons}); {remedy}")
+        raise self._none(passed_over)
+
+    def newest_seal(self, step: int | None = None) -> Seal:
+        """Of the newest checkpoint that has one, or of the named one; no other file is read, so it may not verify.
+
+        Raises UserError when there is none.
+        """
+        passed_over: dict[int, str] = {}
+        for candidate in self._candidates(step):
+            try:
+                return read_seal(self.folder / str(candidate))
+            except Damaged as damage:
+                passed_over[candidate] = str(damage)
+        raise self._none(passed_over)
 
     def verified(self, step: int, items: tuple[str, ...] | None = None) -> Seal:
         """Returns the seal of a checkpoint whose files are what was saved; of `items` only, when given. Every process
@@ -114,10 +124,15 @@ class CheckpointReader:
             raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {found}")
         return found[::-1] if step is None else [step]
 
+    def _none(self, passed_over: dict[int, str]) -> UserError:
+        reasons = "; ".join(f"{number}: {reason}" for number, reason in passed_over.items())
+        others = [number for number in self.steps() if number not in passed_over]
+        remedy = f"use another one: {others}" if others else "put a copy back, or begin anew in another folder"
+        return UserError(f"no checkpoint of {self.folder} that was asked for verifies ({reasons}); {remedy}")
+
     def _check_tree(self, seal: Seal, abstract: Trees) -> None:
         for item, tree in abstract.items():
-            wanted = {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
-            stored = {name: Kind(array.shape, array.dtype) for name, array in seal.arrays.get(item, {}).items()}
+            wanted, stored = kinds(tree), seal.kinds(item)
             if any(leaf is ... for leaf in jax.tree.leaves(tree)):
                 stored = {name: kind for name, kind in stored.items() if name in wanted}
             if found := differences(stored, wanted):

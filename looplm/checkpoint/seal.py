@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from looplm.checkpoint.tree import Kind
 from looplm.data.folder import sync_folder
 from looplm.errors import UserError
 
@@ -82,6 +83,10 @@ class Seal(Record):
     """By item (params, opt_state) and leaf."""
     files: dict[Annotated[str, AfterValidator(file_name)], StoredFile]
     """Every file of the checkpoint but the seal."""
+
+    def kinds(self, item: str) -> dict[str, Kind]:
+        """What arrays of an item were saved, by leaf; empty for an item that was not."""
+        return {name: Kind(array.shape, array.dtype) for name, array in self.arrays.get(item, {}).items()}
 
     @property
     def num_bytes(self) -> int:

@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from looplm.checkpoint.digest import named_leaves
 
 SHOWN = 12
 
@@ -15,6 +17,11 @@ class Kind(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
+
+
+def kinds(tree: Any) -> dict[str, Kind]:
+    """Of the leaves of a tree of arrays or abstract ones, by name; `...` is left out."""
+    return {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
 
 
 def differences(stored: Mapping[str, Kind], wanted: Mapping[str, Kind]) -> str:

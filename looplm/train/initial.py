@@ -1,4 +1,7 @@
-"""The first weights of a run from elsewhere: another run, or an official model. Nothing but weights is taken."""
+"""The first weights of a run from elsewhere: another run, or an official model. Nothing but weights is taken.
+
+A run is given by its directory, which means its newest checkpoint that verifies, or by the folder of one checkpoint.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from looplm.checkpoint.digest import named_leaves
+from looplm.checkpoint.folder import STEP
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.checkpoint.reader import CheckpointReader
-from looplm.checkpoint.tree import Kind, differences
-from looplm.config.load import from_json
-from looplm.config.schema import Model
+from looplm.checkpoint.tree import differences, kinds
+from looplm.config.load import changes, from_json, leaves
+from looplm.config.schema import Model, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
@@ -20,20 +23,28 @@ from looplm.train.program import Program
 
 
 def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError unless the folder is a run directory or an official model with the arrays that the program
-    wants, and a run's tokens are those of `tokenizer`, if both have one; compares the configs and reads no weights."""
-    if not (path / "config.json").is_file():
+    """Raises UserError unless the folder is of a run or an official model with the arrays that the program wants, and
+    a run's tokens are those of `tokenizer`, if both have one. Reads seals and headers alone: damage to the values shows
+    when they are read."""
+    folder, step = _checkpoints_of(path)
+    if step is None and not (path / "config.json").is_file():
         raise UserError(
             f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
             "give one of them, or null"
         )
-    stored, wanted = (
-        {name: Kind(leaf.shape, str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
-        for tree in (FunctionalLM(_model_of(path)).shapes, program.lm.shapes)
-    )
-    if found := differences(stored, wanted):
-        raise UserError(f"init_from={path} holds other weights than this config asks for: {found}")
-    theirs = None if is_official(path) else Tokenizer.find(path)
+    if is_official(path):
+        stored, theirs = kinds(FunctionalLM(_model_of(path)).shapes), None
+    else:
+        stored = CheckpointReader(folder).newest_seal(step).kinds("params")
+        theirs = Tokenizer.find(folder.parent)
+    if found := differences(stored, kinds(program.lm.shapes)):
+        told = "; ".join(part for part in (", ".join(_settings(path, program.run)), found) if part)
+        raise UserError(
+            f"init_from={path} holds other weights than this config asks for: {told}; give its values, or "
+            "init_from=null"
+        )
+    if is_official(path):
+        HFFolder(path).check(_model_of(path))
     if theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"init_from={path} was trained with another tokenizer than {tokenizer.path}; "
@@ -48,12 +59,21 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
         params = jax.tree.map(_place, HFFolder(path).params(_model_of(path), jnp.float32), abstract)
         report(f"starting from the weights of {path}")
     else:
-        restored = CheckpointReader(path / "checkpoints", report).restore({"params": abstract})
+        folder, step = _checkpoints_of(path)
+        restored = CheckpointReader(folder, report).restore({"params": abstract}, step=step)
         params = restored.trees["params"]
-        report(f"starting from the weights of {path} after step {restored.seal.step}")
-    if notes := _settings(_model_of(path), program.run.model):
+        report(f"starting from the weights of {folder.parent} after step {restored.seal.step}")
+    if notes := _settings(path, program.run):
         report(f"note: the weights of {path} were trained with {', '.join(notes)}")
     return params
+
+
+def _checkpoints_of(path: Path) -> tuple[Path, int | None]:
+    """The folder of checkpoints and which of them; of RUN the newest (None), of RUN/checkpoints/12 that one."""
+    place = path.absolute()
+    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name):
+        return path.parent, int(place.name)
+    return path / "checkpoints", None
 
 
 def _model_of(path: Path) -> Model:
@@ -65,7 +85,7 @@ def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 
-def _settings(theirs: Model, ours: Model) -> list[str]:
-    """Settings of the model that differ, though the weights fit."""
-    a, b = theirs.model_dump(mode="json"), ours.model_dump(mode="json")
-    return [f"model.{key}={a[key]!r} (here {b[key]!r})" for key in a if a[key] != b.get(key)]
+def _settings(path: Path, run: Run) -> list[str]:
+    """Settings of the model that differ."""
+    found = changes(leaves(run.model_copy(update={"model": _model_of(path)})), leaves(run))
+    return [f"{key}={theirs!r} (here {ours!r})" for key, (theirs, ours) in found.items()]

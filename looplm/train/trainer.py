@@ -78,10 +78,10 @@ class Trainer:
         if self.validation:
             self.validation.check_tokenizer(self.mixture.tokenizer)
         self.program = Program(run, build_mesh(run.mesh))
-        if run.init_from is not None:
-            check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
         self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
+        if run.init_from is not None and not self.saving.newest():
+            check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
         self.loader(start_step=0)  # refuses a batch that the hosts do not divide
 

@@ -90,7 +90,7 @@ def test_mutated_headers_are_refused_or_read_as_they_are(folder: Path) -> None:
 def read(folder: Path) -> list[int]:
     """Bytes of every tensor."""
     opened = HFFolder(folder)
-    return [opened.tensor(name).nbytes for name in opened._files]
+    return [opened.tensor(name).nbytes for name in opened._stored]
 
 
 def test_a_header_that_is_as_long_as_it_says(folder: Path) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import looplm
 from looplm.checkpoint.seal import seal_bytes
+from looplm.config.load import to_json
 from looplm.config.schema import Mesh, Run
 from looplm.data.formats.read import read_documents
 from looplm.data.tokenizer import train_tokenizer
@@ -213,13 +214,51 @@ def test_a_run_starts_from_the_weights_of_another_and_nothing_else(whole: Path, 
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, wanted)
 
 
-def test_weights_that_do_not_fit_are_listed(whole: Path, tiny_run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"up.kernel is float32\[1, 16, 32\] there and float32\[1, 16, 64\] here"):
+def test_a_run_starts_from_one_checkpoint_of_another(whole: Path, tiny_run, tmp_path: Path) -> None:
+    state, shown = begin(tiny_run(**CHANGES, init_from=str(whole / "checkpoints/6")), tmp_path / "run")
+    assert shown == f"starting from the weights of {whole} after step 6\n"
+    jax.tree.map(np.testing.assert_array_equal, state.params, looplm.load(whole, step=6).params)
+    alone = Path(shutil.copytree(whole / "checkpoints/8", tmp_path / "kept/checkpoints/8"))
+    _, shown = begin(tiny_run(**CHANGES, init_from=str(alone)), tmp_path / "run")
+    assert shown == f"starting from the weights of {tmp_path / 'kept'} after step 8\n"
+
+
+def test_a_source_without_weights_is_refused_before_anything_is_compiled(whole: Path, tiny_run, tmp_path: Path) -> None:
+    def refused(source: Path, reason: str) -> None:
+        with pytest.raises(UserError, match=reason):
+            Trainer(tiny_run(**CHANGES, init_from=str(source)), tmp_path / "run", Console())  # it compiles in train()
+
+    refused(whole / "checkpoints/7", r"checkpoints holds no checkpoint of step 7; it has \[6, 8, 9\]")
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    for step in (6, 8):
+        (copy / f"checkpoints/{step}/seal.json").unlink()
+    refused(copy / "checkpoints/8", r"verifies \(8: seal.json is missing\); use another one: \[6, 9\]")
+    Trainer(tiny_run(**CHANGES, init_from=str(copy)), tmp_path / "run", Console())
+    (copy / "checkpoints/9/seal.json").write_text("{}")
+    refused(copy, r"no checkpoint of .*copy/checkpoints that was asked for verifies \(9: .*; 8: .*; 6: .*\)")
+    shutil.rmtree(copy / "checkpoints")
+    refused(copy, r"copy/checkpoints holds no checkpoint yet")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_needs_what_it_began_with_no_longer(whole: Path, tiny_run, tmp_path: Path) -> None:
+    run = tiny_run(**CHANGES, init_from=str(tmp_path / "gone"))
+    workdir = Path(shutil.copytree(whole, tmp_path / "run"))
+    (workdir / "config.json").write_text(to_json(run))
+    _, step = Trainer(run, workdir, Console()).saving.restore_or_create()
+    assert step == 9
+
+
+def test_weights_that_do_not_fit_are_listed_after_the_settings(whole: Path, tiny_run, tmp_path: Path) -> None:
+    told = (
+        r"for: model.hidden_dim=32 \(here 64\); .*up.kernel is float32\[1, 16, 32\] there and float32\[1, 16, 64\] here"
+    )
+    with pytest.raises(UserError, match=told):
         Trainer(tiny_run(**{"init_from": str(whole), "model.hidden_dim": 64}), tmp_path / "run", Console())
     with pytest.raises(UserError, match="init_from=nowhere is neither a run directory nor a model folder"):
         Trainer(tiny_run(init_from="nowhere"), tmp_path / "run", Console())
     _, shown = begin(tiny_run(**{"init_from": str(whole), "model.rope.theta": 5.0}), tmp_path / "run")
-    assert "were trained with model.rope={'theta': 10000.0" in shown
+    assert "were trained with model.rope.theta=10000.0 (here 5.0)\n" in shown
 
 
 def test_weights_of_a_run_with_another_tokenizer_are_refused(whole: Path, tiny_run, texts, tmp_path: Path) -> None:
@@ -231,6 +270,7 @@ def test_weights_of_a_run_with_another_tokenizer_are_refused(whole: Path, tiny_r
         Trainer(tiny_run(**CHANGES, **data, init_from=str(whole)), tmp_path / "run", Console())
     (bare := tmp_path / "bare").mkdir()
     shutil.copy(whole / "config.json", bare)  # a run on ready-made tokens has no tokenizer
+    (bare / "checkpoints").symlink_to(whole / "checkpoints")
     Trainer(tiny_run(**CHANGES, **data, init_from=str(bare)), tmp_path / "run", Console())
     assert not (tmp_path / "run").exists()
 

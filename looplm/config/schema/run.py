@@ -86,7 +86,8 @@ class Run(Section):
     """Optimizer steps."""
     init_from: str | None = None
     """Folder whose weights, and nothing else, a new run starts from: a run directory (its newest checkpoint that
-    verifies) or an official model. A run that is resumed no longer reads it."""
+    verifies), one of its checkpoints (RUN/checkpoints/12) or an official model. A run that is resumed no longer reads
+    it."""
     model: Model
     loop: Loop
     objective: Objective = FinalCrossEntropy()
