@@ -30,17 +30,13 @@ class Digests(NamedTuple):
 
 
 class CorruptionCheck:
-    """Two small programs beside the training step."""
+    """Two small programs beside the training step, compiled when it is made; nothing is allocated."""
 
     def __init__(self, program: Program):
         self.program, self.mesh = program, program.mesh
         paths = jax.tree_util.tree_leaves_with_path(program.abstract_state().params)
         self._paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
         self._specs = [leaf.sharding.spec for _, leaf in paths]
-
-    def compile(self) -> None:
-        """Before the first check; allocates nothing."""
-        program = self.program
         state, batch, drawn = program.abstract_state(), program.batch.abstract(), program.batch.abstract_drawn()
         gradient_digest = jax.jit(build_gradient_digest(program))
         with jax.set_mesh(self.mesh):

@@ -124,7 +124,7 @@ class Trainer:
                 memory = memory_of(self.compiled.step)
                 self.console.print(memory_line(memory, find_device(jax.devices()[0].device_kind)))
                 if self.run.optim.guard.sdc_check:
-                    self.corruption.compile()
+                    _ = self.corruption  # compiled now, and not again after a rewind
         with self.time.during("restore" if self.saving.newest() else "init"):
             state, first_step = self.saving.restore_or_create()  # only now is anything allocated
         if first_step >= self.run.num_steps:

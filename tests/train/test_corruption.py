@@ -37,7 +37,6 @@ def setting(tiny_run: Callable[..., Run]) -> Setting:
     run = tiny_run(**{"mesh.data": 4, "mesh.fsdp": 2})
     program = Program(run, build_mesh(run.mesh))
     check = CorruptionCheck(program)
-    check.compile()
     rows = next(train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0))
     drawn = program.depths.draw(0)
     return Setting(check, program.create_state(), program.batch.place(rows, drawn), program.batch.place_drawn(drawn))
