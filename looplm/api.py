@@ -20,7 +20,7 @@ from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.model.lm import Output, ReadLoops
+from looplm.model.lm import LoopLM, Output, ReadLoops
 from looplm.model.loop import Depth
 from looplm.objective import Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
@@ -45,6 +45,7 @@ class Result:
     router_logits_RLBSE: jax.Array | None
     """What the routers of the block's layers with experts gave in each of these loops; None without such layers."""
     head_VD: jax.Array
+    head_bias_V: jax.Array | None
     num_detached: int = field(metadata={"static": True})
     logit_softcap: float | None = field(metadata={"static": True})
 
@@ -53,8 +54,7 @@ class Result:
         first, last = self.num_detached + 1, self.num_detached + self.hidden_RBSD.shape[0]
         if not first <= depth <= last:
             raise UserError(f"depth={depth} was not computed; this result holds {first} to {last}")
-        logits_BSV = jnp.einsum("BSD,VD->BSV", self.hidden_RBSD[depth - 1 - self.num_detached], self.head_VD)
-        return softcap(logits_BSV, self.logit_softcap)
+        return softcap(self._logits(self.hidden_RBSD[depth - 1 - self.num_detached]), self.logit_softcap)
 
     def expected_logits(self) -> jax.Array:
         """(B, S, V): the logits of all loops weighted by the exit distribution."""
@@ -63,9 +63,13 @@ class Result:
         if self.logit_softcap is not None:
             depths = enumerate(self.exit_RBS, start=self.num_detached + 1)
             return sum((exit_BS[:, :, None] * self.logits(depth) for depth, exit_BS in depths), start=jnp.zeros(()))
-        # The head is linear: weigh the hidden states and apply it once.
+        # The head is affine, and the weights sum to 1: weigh the hidden states and apply it once.
         mixed_BSD = jnp.einsum("RBS,RBSD->BSD", self.exit_RBS, self.hidden_RBSD)
-        return jnp.einsum("BSD,VD->BSV", mixed_BSD, self.head_VD)
+        return self._logits(mixed_BSD)
+
+    def _logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        logits_BSV = jnp.einsum("BSD,VD->BSV", hidden_BSD, self.head_VD)
+        return logits_BSV if self.head_bias_V is None else logits_BSV + self.head_bias_V
 
 
 class LoadedLM:
@@ -104,7 +108,7 @@ class LoadedLM:
             initial_state: (B, S, D), overrides the first state.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
         """
-        output, head_VD = self._forward(
+        output, model = self._forward(
             self.params, tokens_BS, num_loops, num_detached, initial_state, segments, with_router_logits=True
         )
         log_exit_RBS, routing = output.log_exit_RBS, output.routing.get("block")
@@ -113,7 +117,8 @@ class LoadedLM:
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
             None if routing is None else jnp.moveaxis(jnp.asarray(routing.logits_BSE), 2, 1),
-            at_least_fp32(head_VD),
+            at_least_fp32(jnp.asarray(model.head_VD)),
+            None if model.head_bias_V is None else at_least_fp32(jnp.asarray(model.head_bias_V)),
             num_detached,
             self.model.logit_softcap,
         )
@@ -218,7 +223,7 @@ class LoadedLM:
         segments: jax.Array | None,
         read: ReadLoops = "all",
         with_router_logits: bool = False,
-    ) -> tuple[Output, jax.Array]:
+    ) -> tuple[Output, LoopLM]:
         num_loops = self._loops(num_loops)
         tokens_BS = self._ids("tokens", tokens_BS)
         if segments is not None:
@@ -247,7 +252,7 @@ class LoadedLM:
             read_loops=read,
             initial_state_BSD=initial_state,
         )
-        return output, jnp.asarray(model.head_VD)
+        return output, model
 
 
 def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:

@@ -11,8 +11,8 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
 from looplm.model.loop import Depth
+from looplm.objective.base import scores_of_loops
 from looplm.ops.attention import self_mask
-from looplm.ops.cross_entropy import linear_cross_entropy
 from looplm.sharding.rules import BATCH_AXES, activation_spec
 
 
@@ -52,11 +52,7 @@ class Scorer:
             sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
         )
         output = model(batch["tokens"], context, Depth(self.num_loops), dtype=self._dtype, read_loops="all")
-        cap = self.lm.config.logit_softcap
-        scores = jax.lax.map(
-            lambda hidden_BSD: linear_cross_entropy(hidden_BSD, model.head_VD, batch["labels"], logit_softcap=cap),
-            output.hidden_RBSD,
-        )
+        scores = scores_of_loops(model, output, batch["labels"])
         result = (scores.nll_BS, scores.correct_BS, output.gate_logits_RBS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
 

@@ -9,9 +9,8 @@ from flax import nnx
 from looplm.config.schema import Model
 from looplm.model.block import Stack
 from looplm.model.context import Context, KeysValues
-from looplm.model.init import initializers
 from looplm.model.injection import build_injection
-from looplm.model.layers import RMSNorm
+from looplm.model.layers import build_norm
 from looplm.model.routing import Routing
 
 
@@ -21,8 +20,7 @@ class Core(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         self.injection = build_injection(config, rngs=rngs)
         self.block = Stack(config, "block", rngs=rngs)
-        norm = initializers(config)["norm"]
-        self.end_norm = RMSNorm(rngs, norm, config.dim, config.norm_eps) if config.norm_at_loop_end else None
+        self.end_norm = build_norm(config, rngs=rngs) if config.norm_at_loop_end else None
 
     def step(
         self,

@@ -40,6 +40,8 @@ def initializers(config: Model) -> dict[str, Any]:
         "router": matrix,
         "router_bias": zeros,
         "norm": ones,
+        "norm_bias": zeros,
+        "head_bias": zeros,
         "attention_bias": zeros,
         "value_embedding": normal(1.0),
         "value_gate": variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(channels)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from looplm.ops.norm import rms_norm
+from looplm.config.schema import Model
+from looplm.model.init import initializers
+from looplm.ops.norm import layer_norm, rms_norm
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
@@ -77,6 +79,28 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
         return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps), [scale], x)
+
+
+class LayerNorm(nnx.Module):
+    """Over the last dim, with a learned scale and bias."""
+
+    def __init__(self, rngs: nnx.Rngs, scale: Initializer, bias: Initializer, dim: int, eps: float):
+        self.eps = eps
+        self.scale = parameter(rngs, scale, (dim,), ("embed",), elementwise=True)
+        self.bias = parameter(rngs, bias, (dim,), ("embed",), elementwise=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        vectors = [use(self.scale, wide), use(self.bias, wide)]
+        return per_channel(lambda scale, bias, x: layer_norm(x, scale, bias, eps=self.eps), vectors, x)
+
+
+def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
+    """Of the residual stream."""
+    init = initializers(config)
+    if config.norm == "layer":
+        return LayerNorm(rngs, init["norm"], init["norm_bias"], config.dim, config.norm_eps)
+    return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
 
 
 class HeadsNorm(nnx.Module):

@@ -23,14 +23,14 @@ from looplm.model.context import Context, KeysValues
 from looplm.model.core import Core
 from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
-from looplm.model.layers import Embedding, Linear, RMSNorm, parameter
+from looplm.model.layers import Embedding, Linear, build_norm, parameter
 from looplm.model.loop import Depth, run_loops
 from looplm.model.routing import Routing, nothing
 from looplm.model.state_init import initial_state
 from looplm.model.value_embedding import Embedded, ValueEmbedding
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
-from looplm.sharding.collective import Whole, gather_sequence, lay_out, split_sequence
+from looplm.sharding.collective import Whole, gather_sequence, lay_out, per_channel, split_sequence
 from looplm.sharding.rules import activation_spec
 
 ReadLoops = Literal["last", "all"] | jax.Array
@@ -82,9 +82,6 @@ class LoopLM(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         init = initializers(config)
 
-        def norm() -> RMSNorm:
-            return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
-
         def stack(place: Place) -> Stack | None:
             return Stack(config, place, rngs=rngs) if config.layers_of(place) else None
 
@@ -92,7 +89,7 @@ class LoopLM(nnx.Module):
         self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
         self.prelude, self.coda = stack("prelude"), stack("coda")
-        self.prelude_norm = norm() if config.prelude_norm else None
+        self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
         self.core = Core(config, rngs=rngs)
         self.gate = ExitGate(config, rngs=rngs) if config.exit_gate else None
         D, out = config.dim, ("batch", "residual", "embed")
@@ -101,9 +98,12 @@ class LoopLM(nnx.Module):
             if config.read_out
             else None
         )
-        self.final_norm = norm() if config.final_norm else None
+        self.final_norm = build_norm(config, rngs=rngs) if config.final_norm else None
         shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
         self.head = None if config.tie_embeddings else parameter(rngs, init["head"], shape, axes)
+        self.head_bias = (
+            parameter(rngs, init["head_bias"], shape[:1], axes[:1], elementwise=True) if config.head_bias else None
+        )
 
     def __call__(
         self,
@@ -248,10 +248,18 @@ class LoopLM(nnx.Module):
         """To be cast where it is used: in training its gradient is summed in another type."""
         return (self.embedding.table if self.head is None else self.head).get_value()
 
+    @property
+    def head_bias_V(self) -> jax.Array | Whole | None:
+        """To be cast like the head, but to float32 at least."""
+        return None if self.head_bias is None else self.head_bias.get_value()
+
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """(B, S, V) in hidden's type. Training never calls it: see `ops.cross_entropy`."""
         logits_BSV = jnp.einsum(
             "BSD,VD->BSV", hidden_BSD, self.head_VD.astype(hidden_BSD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
         )  # fmt: skip
-        return softcap(logits_BSV, self.config.logit_softcap)
+        if self.head_bias_V is not None:
+            wide_BSV = at_least_fp32(logits_BSV)
+            logits_BSV = per_channel(jnp.add, [self.head_bias_V.astype(wide_BSV.dtype)], wide_BSV)
+        return softcap(logits_BSV, self.config.logit_softcap).astype(hidden_BSD.dtype)

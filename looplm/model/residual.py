@@ -7,8 +7,7 @@ import jax
 from flax import nnx
 
 from looplm.config.schema import Model
-from looplm.model.init import initializers
-from looplm.model.layers import RMSNorm
+from looplm.model.layers import build_norm
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(what values and experts read, what all else does) -> (out, what is kept of the visit)."""
@@ -18,7 +17,7 @@ class Pre(nnx.Module):
     """x + f(norm(x))."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        self.norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
+        self.norm = build_norm(config, rngs=rngs)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
@@ -31,7 +30,7 @@ class Sandwich(Pre):
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.out_norm = RMSNorm(rngs, initializers(config)["norm"], config.dim, config.norm_eps)
+        self.out_norm = build_norm(config, rngs=rngs)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)

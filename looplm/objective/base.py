@@ -58,9 +58,9 @@ def trained(objective: Objective, params: Params) -> Params:
 
 def scores_of_loops(model: LoopLM, output: Output, labels_BS: jax.Array) -> TokenScores:
     """Scores of all loops that were read, each (R, B, S); one loop's logits in memory at a time."""
-    head_VD, cap = model.head_VD, model.config.logit_softcap
+    head_VD, bias_V, cap = model.head_VD, model.head_bias_V, model.config.logit_softcap
     score: Callable[[jax.Array], TokenScores] = lambda hidden_BSD: linear_cross_entropy(  # noqa: E731
-        hidden_BSD, head_VD, labels_BS, logit_softcap=cap
+        hidden_BSD, head_VD, labels_BS, bias_V=bias_V, logit_softcap=cap
     )
     return jax.lax.map(score, output.hidden_RBSD)
 

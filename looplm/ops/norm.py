@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (arXiv 1910.07467)."""
+"""Root-mean-square normalisation (arXiv 1910.07467), and layer normalisation (arXiv 1607.06450)."""
 
 import jax
 import jax.numpy as jnp
@@ -21,3 +21,20 @@ def rms_norm(x: jax.Array, scale: jax.Array | float = 1.0, *, eps: float | None 
     eps = float(jnp.finfo(wide.dtype).eps) if eps is None else eps
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=tuple(range(-num_dims, 0)), keepdims=True) + eps)
     return (wide * inverse_rms * scale).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, eps: float) -> jax.Array:
+    """Takes the mean of the last dim away, divides by the standard deviation, multiplies by `scale` and adds `bias`.
+
+    Args:
+        x: (..., D).
+        scale, bias: (D,), or anything that broadcasts to x.
+        eps: added to the variance.
+
+    Returns:
+        Like x; computed in float32.
+    """
+    wide = at_least_fp32(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    return (centred * inverse_deviation * scale + bias).astype(x.dtype)

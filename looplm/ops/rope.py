@@ -12,7 +12,10 @@ from looplm.ops.precision import at_least_fp32
 
 
 def rotary(x_BSNH: jax.Array, positions_BS: jax.Array, config: Rope) -> jax.Array:
-    """Turns every pair of dims of every head. Returns like x; angles and products in float32."""
+    """Turns every pair of the dims of every head that turn. Returns like x; angles and products in float32."""
+    if (turned := config.turned(x_BSNH.shape[-1])) < x_BSNH.shape[-1]:
+        whole = rotary(x_BSNH[..., :turned], positions_BS, config.model_copy(update={"fraction": 1.0}))
+        return jnp.concatenate([whole, x_BSNH[..., turned:]], axis=-1)
     x_wide = at_least_fp32(x_BSNH)
     frequency_h = jnp.asarray(frequencies(config, x_BSNH.shape[-1]), x_wide.dtype)
     angle_BS1h = positions_BS[:, :, None, None].astype(x_wide.dtype) * frequency_h
@@ -23,7 +26,7 @@ def rotary(x_BSNH: jax.Array, positions_BS: jax.Array, config: Rope) -> jax.Arra
 
 
 def frequencies(config: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position of every pair, (H/2,) float64: theta^(-2i/H), then the scaling."""
+    """Radians per position of every pair, (H/2,) float64: theta^(-2i/H), then the scaling; H counts dims that turn."""
     frequency_h = config.theta ** -(np.arange(0, head_dim, 2) / head_dim)
     match config.scaling:
         case LinearScaling(factor=factor):

@@ -19,6 +19,10 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         ({"model.dim": 18, "model.num_heads": 6}, "the head size 3 is odd; rotary positions need an even one"),
         ({"model.head_dim": 5}, "the head size 5 is odd; rotary positions need an even one"),
         (
+            {"model.rope.fraction": 0.2},
+            "model.rope.fraction=0.2 of a head of 8 dims leaves no pair to turn; use more, e.g. 1.0",
+        ),
+        (
             {"model.num_heads": 4, "model.num_kv_heads": 3},
             "model.num_kv_heads=3 does not divide model.num_heads=4; use one of 1, 2, 4",
         ),

@@ -33,7 +33,7 @@ def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) 
         hidden = layers(config, params.get("coda"), hidden, tables.get("coda"), tokens_S)
         if config.final_norm:
             hidden = norm(config, params["final_norm"], hidden)
-        logits.append(hidden @ head_VD.T)
+        logits.append(hidden @ head_VD.T + params.get("head_bias", 0))
         if config.exit_gate:
             gates.append((state @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
     return jnp.stack(logits), jnp.stack(gates) if gates else None
@@ -66,6 +66,9 @@ def layer(config: Model, p: Params, x: jax.Array, embedded: tuple | None) -> jax
 
 
 def norm(config: Model, p: Params, x: jax.Array) -> jax.Array:
+    if config.norm == "layer":
+        deviation = jnp.sqrt(jnp.var(x, axis=-1, keepdims=True) + config.norm_eps)
+        return (x - jnp.mean(x, axis=-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
     return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * p["scale"]
 
 
@@ -87,8 +90,9 @@ def attention(config: Model, p: Params, x_SD: jax.Array, embedded: tuple | None)
 
 
 def rotate(config: Model, x_SH: jax.Array) -> jax.Array:
-    """Pairs (i, i + H/2) as complex numbers, turned by position * theta^(-2i/H)."""
-    half = x_SH.shape[1] // 2
-    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope.theta ** (-2 * jnp.arange(half) / x_SH.shape[1])))
-    turned = (x_SH[:, :half] + 1j * x_SH[:, half:]) * turn
-    return jnp.concatenate([turned.real, turned.imag], axis=1)
+    """Pairs (i, i + H/2) as complex numbers, turned by position * theta^(-2i/H); H dims of a head turn."""
+    size = int(config.rope.fraction * x_SH.shape[1])
+    half = size // 2
+    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope.theta ** (-2 * jnp.arange(half) / size)))
+    turned = (x_SH[:, :half] + 1j * x_SH[:, half:size]) * turn
+    return jnp.concatenate([turned.real, turned.imag, x_SH[:, size:]], axis=1)

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, NoInjection, ReadOut, ValueEmbedding
+from looplm.config.schema import (
+    AddInjection,
+    ConcatInjection,
+    DiagonalInjection,
+    NoInjection,
+    ReadOut,
+    Rope,
+    ValueEmbedding,
+)
 from looplm.model.functional import FunctionalLM
 from looplm.model.loop import Depth
 from looplm.ops.cross_entropy.reference import cross_entropy
@@ -21,6 +29,9 @@ VARIANTS = {
     ),
     "value embeddings, read-out": dict(
         value_embedding=ValueEmbedding(gate_channels=7), read_out=ReadOut(), block_layers=3, coda_layers=2
+    ),
+    "layer norm, head bias, half of a head turns": dict(
+        norm="layer", head_bias=True, head_dim=8, rope=Rope(fraction=0.5), coda_layers=0, prelude_layers=0
     ),
     "concat, state first": dict(injection=ConcatInjection(init="state"), head_dim=10),
 }

@@ -21,6 +21,16 @@ def test_pairs_are_turned_by_position_times_frequency(layout):
         np.testing.assert_allclose(actual[b, s, n, [first, second]], [turned.real, turned.imag], atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_a_part_of_a_head_turns_as_a_head_of_that_size(layout):
+    """82 dims, as in MoEUT 44M: of the first 41, 40 turn."""
+    x_BSNH = jax.random.normal(jax.random.key(0), (2, 5, 3, 82))
+    positions_BS = jnp.array([[0, 1, 2, 3, 4], [7, 8, 0, 1, 2]])
+    found = rotary(x_BSNH, positions_BS, Rope(layout=layout, fraction=0.5))
+    np.testing.assert_array_equal(found[..., 40:], x_BSNH[..., 40:])
+    np.testing.assert_array_equal(found[..., :40], rotary(x_BSNH[..., :40], positions_BS, Rope(layout=layout)))
+
+
 def test_linear_scaling_divides_positions():
     plain, scaled = Rope(), Rope(scaling=LinearScaling(factor=4.0))
     np.testing.assert_allclose(frequencies(scaled, 16), frequencies(plain, 16) / 4)

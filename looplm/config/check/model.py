@@ -17,6 +17,11 @@ def _heads(run: Run) -> Iterator[str]:
         )
     elif (head_dim := model.head_dim or model.dim // model.num_heads) % 2:
         yield f"the head size {head_dim} is odd; rotary positions need an even one"
+    elif not model.rope.turned(head_dim):
+        yield (
+            f"model.rope.fraction={model.rope.fraction} of a head of {head_dim} dims leaves no pair to turn; "
+            "use more, e.g. 1.0"
+        )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield (
             f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}; "

@@ -62,15 +62,17 @@ class Model(Section):
     norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
     `peri`: values and experts read x, all else norm(x), and x is added (MoEUT)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a scale and a bias; norms of queries and keys are RMSNorm always."""
     norm_eps: PositiveFloat = 1e-6
     prelude_norm: bool = False
-    """RMSNorm on the prelude's output, before it is the loops' input (Parcae)."""
+    """A norm on the prelude's output, before it is the loops' input (Parcae)."""
     norm_at_loop_end: bool = False
-    """RMSNorm on the state at the end of every loop; what it gives enters the next loop (Ouro)."""
+    """A norm on the state at the end of every loop; what it gives enters the next loop (Ouro)."""
     norm_before_coda: bool = False
     """The final norm is also applied, with the same weights, before the coda (Huginn)."""
     final_norm: bool = True
-    """RMSNorm before the head."""
+    """A norm before the head."""
     residual_step: Literal["one", "inverse_loops"] = "one"
     """What a branch of the shared block is multiplied with before it is added: 1 or 1/R."""
     injection: Injection = NoInjection()
@@ -78,6 +80,8 @@ class Model(Section):
     exit_gate: ExitGate | None = None
     read_out: ReadOut | None = None
     tie_embeddings: bool = False
+    head_bias: bool = False
+    """A learned bias per token of the vocabulary on the logits."""
     embedding_scale: PositiveFloat = 1.0
     """Embeddings are multiplied with this."""
     logit_softcap: PositiveFloat | None = None

@@ -109,8 +109,15 @@ class Rope(Section):
 
     theta: PositiveFloat = 10_000.0
     layout: Literal["half", "interleaved"] = "half"
-    """Which dims of a head form a pair: i and i + H/2, or 2i and 2i + 1."""
+    """Which dims of those that turn form a pair: i and i + H/2, or 2i and 2i + 1."""
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a head's dims that turn, the first ones, down to an even number; frequencies are those of a head of that
+    size."""
     scaling: Annotated[NoScaling | LinearScaling | RampScaling, Field(discriminator="kind")] = NoScaling()
+
+    def turned(self, head_dim: int) -> int:
+        """How many dims of a head turn."""
+        return 2 * int(self.fraction * head_dim / 2)
 
 
 class NormalInit(Section):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from looplm.ops.cross_entropy.reference import cross_entropy
+from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
-from looplm.sharding.collective import Whole
+from looplm.sharding.collective import Whole, per_channel
 from looplm.sharding.rules import BATCH_AXES, activation_spec, num_shards
 
 IGNORED = -100
@@ -32,15 +33,17 @@ def linear_cross_entropy(
     head_VD: jax.Array | Whole,
     labels_BS: jax.Array,
     *,
+    bias_V: jax.Array | Whole | None = None,
     logit_softcap: float | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> TokenScores:
-    """Scores labels under softmax(hidden head^T) without holding (B, S, V).
+    """Scores labels under softmax(hidden head^T + bias) without holding (B, S, V).
 
     Args:
         hidden_BSD: any float type; the product is taken in it and continued in float32.
         head_VD: the head, cast to hidden's type.
         labels_BS: int32, IGNORED where nothing is to be scored.
+        bias_V: added to the logits, in float32 at least.
         logit_softcap: see `ops.softcap`.
         chunk_logits: how many logits a device may hold.
     """
@@ -56,6 +59,9 @@ def linear_cross_entropy(
             "BCD,VD->BCV", hidden_BCD, head_VD.astype(hidden_BCD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
         )  # fmt: skip
+        if bias_V is not None:
+            logits_BCV = at_least_fp32(logits_BCV)
+            logits_BCV = per_channel(jnp.add, [bias_V.astype(logits_BCV.dtype)], logits_BCV)
         nll_BC, correct_BC, normaliser_BC = cross_entropy(softcap(logits_BCV, logit_softcap), labels_BC)
         scored_BC = labels_BC != IGNORED
         return TokenScores(
