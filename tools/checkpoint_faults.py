@@ -24,7 +24,7 @@ import typer
 from looplm.checkpoint.digest import Trees, compile_digests
 from looplm.checkpoint.folder import steps
 from looplm.checkpoint.reader import CheckpointReader
-from looplm.checkpoint.seal import SEAL_FILE, list_files, read_seal
+from looplm.checkpoint.seal import SEAL_FILE, list_files, read_seal, seal_bytes
 from looplm.config.load import from_json
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
@@ -172,8 +172,6 @@ def link(target: Target) -> Path:
 
 def other_digest(target: Target) -> Path:
     """As if an array had been damaged between memory and disk: files are as sealed, one array is not."""
-    from looplm.checkpoint.seal import seal_bytes
-
     body = json.loads((target.newest / SEAL_FILE).read_bytes())["seal"]
     leaves = body["arrays"][target.draw.choice(list(body["arrays"]))]
     leaf = leaves[target.draw.choice(list(leaves))]

@@ -128,7 +128,8 @@ def _training(run: Run, history: History) -> str:
 
 
 def _experts(history: History) -> str:
-    if "moe/load_max" not in history:
+    _, dead = history.column("moe/dead")
+    if not len(dead):
         return ""
     loops = sorted(history.numbered("moe/load_max_loop_"))
     columns = ("moe/load_max", "moe/load_min", "moe/changed")
@@ -140,7 +141,8 @@ def _experts(history: History) -> str:
     caption += "and the share of a token's experts that the loop before had not chosen. At the end, smoothed."
     numbers = pieces.table(("loop", "most loaded", "least loaded", "changed"), rows, caption=caption)
     chart = pieces.figure(plots.stack(history, plots.EXPERTS), "Balance of the experts in every step.")
-    return pieces.section("Experts", pieces.grid(chart, numbers))
+    told = f"Experts without a token in any loop of a step: {dead[-1]:.0f} at the end, {dead.max():.0f} at most."
+    return pieces.section("Experts", pieces.paragraph(told), pieces.grid(chart, numbers))
 
 
 def _sources(run: Run, history: History) -> str:

@@ -184,6 +184,7 @@ def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(write_report(workdir))
     assert "Experts" in page.text["h2"]
+    assert page.says("Experts without a token in any loop of a step: 1 at the end, 2 at most.")
     assert row_of(page, "all") == ["all", "2.00", "0.00", "-"]
     assert row_of(page, "1") == ["1", "1.50", "0.50", "-"]
     assert row_of(page, "2") == ["2", "3.00", "0.25", "0.25"]
