@@ -124,7 +124,19 @@ def test_many_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(spoiled, t
 
 def test_a_rewind_goes_on_without_the_bad_batches_and_a_resume_of_it_is_exact(spoiled, tmp_path: Path) -> None:
     rewinds = {"optim.guard.rewinds": 1}
-    state, shown = spoiled(tmp_path / "whole", **rewinds)
+    checks: list[Any] = []  # compiled when they are made, and not again after the rewind
+
+    class Check:
+        def __init__(self, program: Any) -> None:
+            checks.append(program)
+
+        def start(self, *_: Any) -> None:
+            return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "CorruptionCheck", Check)
+        state, shown = spoiled(tmp_path / "whole", **rewinds, **{"optim.guard.sdc_check": 5})
+    assert len(checks) == 1
     assert "step 3: update not made, loss nan is not finite and gradient norm nan is not finite; batch 2: " in shown
     assert "back to step 4, passing over 5 batches" in shown
     rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
