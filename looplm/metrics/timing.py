@@ -71,9 +71,10 @@ class Timekeeper(Stopwatch):
 
     def __init__(self, events: Events, started: float | None = None) -> None:
         super().__init__(started)
-        self._events, self._earlier = events, events.read(TIME)
+        earlier = events.read(TIME)
+        self._events, self._earlier = events, list(_last_words(earlier).values())
         self._noted = time.monotonic()
-        self.reached = max((int(event["step"]) for event in self._earlier), default=0)
+        self.reached = max((int(event["step"]) for event in earlier), default=0)
         """The last step that was ever done: up to it steps are done again."""
 
     def begin(self, step: int) -> None:
@@ -101,7 +102,7 @@ class Timekeeper(Stopwatch):
 
 def whole(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of every part over all processes of a run, from its `time` events; empty without one."""
-    last = {event["started"]: event for event in events}  # of every process, its last word
+    last = _last_words(events)
     total: dict[str, float] = dict.fromkeys(PARTS, 0.0) if last else {}
     until: float | None = None
     for started in sorted(last):
@@ -112,6 +113,11 @@ def whole(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             total["down"] += max(0.0, started - until)  # clocks of several hosts may differ
         until = started + sum(seconds.values())
     return total
+
+
+def _last_words(events: Sequence[Mapping[str, Any]]) -> dict[float, Mapping[str, Any]]:
+    """Of every process, by its start."""
+    return {event["started"]: event for event in events}
 
 
 def goodput(seconds: Mapping[str, float]) -> float:
