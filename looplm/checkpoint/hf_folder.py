@@ -84,7 +84,10 @@ class HFFolder:
             )
         for tensor in tensors:
             if (shape := self._stored[tensor.name].shape) != tensor.shape:
-                raise UserError(f"{tensor.name} has shape {shape}, but the config asks for {tensor.shape}")
+                raise UserError(
+                    f"{self.path}: {tensor.name} has shape {shape}, but config.json asks for {tensor.shape}; "
+                    "the files do not belong to this config.json"
+                )
         return tensors
 
     def tensor(self, name: str) -> Any:

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 import looplm
+from looplm.checkpoint.hf_folder import HFFolder
 from looplm.checkpoint.seal import seal_bytes
 from looplm.config.load import to_json
 from looplm.config.schema import Mesh, Run
@@ -285,3 +287,21 @@ def test_a_run_starts_from_an_official_model(tiny_run) -> None:
     jax.tree.map(np.testing.assert_array_equal, params, official.params)
     wanted = program.abstract_state().params
     assert jax.tree.map(lambda leaf: leaf.sharding, params) == jax.tree.map(lambda leaf: leaf.sharding, wanted)
+
+
+def test_an_official_model_is_refused_by_the_headers_of_its_files(tiny_run, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "ouro_a"
+    model = HFFolder(golden).model()
+    program = Program(
+        tiny_run(**{f"model.{key}": value for key, value in model.model_dump().items()}), build_mesh(Mesh())
+    )
+    tensors = load_file(golden / "model.safetensors")
+    shutil.copy(golden / "config.json", tmp_path)
+    name = "model.norm.weight"
+    for changed, reason in (
+        ({name: tensors[name][:-1]}, r"model.norm.weight has shape \(\d+,\), but config.json asks for \(\d+,\)"),
+        ({"spare": tensors[name]}, r"missing tensors none, unknown tensors \['spare'\]"),
+    ):
+        save_file(tensors | changed, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=reason):
+            check_source(tmp_path, program, None)
