@@ -88,8 +88,8 @@ class Trainer:
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step.
 
-        Raises UserError when another job trains in the workdir, Preempted when a signal asked for the end,
-        StoppedItself when going on would be no use; what is saved is whole in every case.
+        Raises UserError when another job trains in the workdir or has made it another run's, Preempted when a signal
+        asked for the end, StoppedItself when going on would be no use; what is saved is whole in every case.
         """
         with self.workdir.locked() if jax.process_index() == 0 else nullcontext():
             return self._train()
