@@ -17,19 +17,23 @@ from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import BATCH_AXES, parameter_spec
 
-B, S, D, E, K = 8, 8, 8, 8, 2
+B, S, D, E = 8, 8, 8, 8
 BIASES = {
     "even": np.zeros(E),
-    "all_to_two": np.array([0, 0, 0, 9, 8, 0, 0, 0]),
+    "all_to_the_same": np.array([0, 0, 0, 9, 8, 0, 0, 0]),
     "one_has_none": np.array([0, 0, 0, 0, 0, -9, 0, 0]),
 }
 """Of the choice."""
-LIMITS = {"dropless": None, "limited": 1.0}
+KINDS = {"dropless": (2, None), "limited": (2, 1.0), "one_choice": (1, None)}
+"""Experts per token, and the limit of their load."""
 SLOW = [
-    ("dropless", {"expert": 2}), ("dropless", {"expert": 4}), ("dropless", {"expert": 2, "tensor": 2, "fsdp": 2}),
-    ("limited", {"expert": 8}), ("limited", {"expert": 4, "fsdp": 2}),
+    ("dropless", {"expert": 2, "tensor": 2, "fsdp": 2}), ("limited", {"expert": 8}),
+    ("limited", {"expert": 4, "fsdp": 2}), ("one_choice", {"expert": 2}),
 ]  # fmt: skip
-FAST = [("dropless", {"expert": 8}), *((limit, {"expert": 2, "context": 2, "tensor": 2}) for limit in LIMITS)]
+FAST = [
+    *(("dropless", {"expert": count}) for count in (1, 2, 4, 8)), ("one_choice", {"expert": 4}),
+    *((kind, {"expert": 2, "context": 2, "tensor": 2}) for kind in ("dropless", "limited")),
+]  # fmt: skip
 MESHES = [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)]
 
 
@@ -40,9 +44,10 @@ class Result(NamedTuple):
     grads: dict
 
 
-def layer(limit):
+def layer(kind):
+    experts_per_token, limit = KINDS[kind]
     moe = MoE(
-        num_experts=E, experts_per_token=K, expert_dim=4, shared_dim=4, capacity_factor=limit,
+        num_experts=E, experts_per_token=experts_per_token, expert_dim=4, shared_dim=4, capacity_factor=limit,
         balance=Balance(bias_rate=0.1),
     )  # fmt: skip
     model = Model(vocab_size=8, dim=D, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
@@ -83,9 +88,9 @@ def _at(tree, path):
 
 
 @cache
-def alone(limit):
+def alone(kind):
     """A layer, and what one device gives for every kind of routing."""
-    graph, state = layer(LIMITS[limit])
+    graph, state = layer(kind)
     compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
     expected = {name: compiled(params, *xs) for name, (params, xs) in cases(graph, state)}
     return graph, state, jax.device_get(expected)
@@ -95,9 +100,9 @@ def cases(graph, state):
     return [(name, numbers(graph, state, bias)) for name, bias in BIASES.items()]
 
 
-@pytest.mark.parametrize(("limit", "sizes"), MESHES)
-def test_values_and_gradients_are_those_of_one_device(limit, sizes):
-    graph, state, expected = alone(limit)
+@pytest.mark.parametrize(("kind", "sizes"), MESHES)
+def test_values_and_gradients_are_those_of_one_device(kind, sizes):
+    graph, state, expected = alone(kind)
     count = int(np.prod(list(sizes.values())))
     mesh = build_mesh(Mesh(**{"fsdp": 1} | sizes), jax.devices()[:count])
     axes = {path: variable.axes for path, variable in dict(nnx.to_flat_state(state)).items()}
@@ -120,20 +125,22 @@ def test_values_and_gradients_are_those_of_one_device(limit, sizes):
 
 
 def test_the_routing_was_as_skewed_as_meant():
-    _, _, expected = alone("dropless")
-    load = expected["all_to_two"].load.sum(axis=0)
-    np.testing.assert_array_equal(load, [0, 0, 0, B * S, B * S, 0, 0, 0])
-    assert expected["one_has_none"].load.sum(axis=0)[5] == 0
-    grads = expected["one_has_none"].grads["experts"]
-    assert all(np.all(grads[name][5] == 0) and np.any(grads[name][4] != 0) for name in grads)
+    """By the bias all tokens take the same experts: two, or the one."""
+    for kind, load in (("dropless", [0, 0, 0, 1, 1, 0, 0, 0]), ("one_choice", [0, 0, 0, 1, 0, 0, 0, 0])):
+        _, _, expected = alone(kind)
+        np.testing.assert_array_equal(expected["all_to_the_same"].load.sum(axis=0), B * S * np.array(load))
+        assert expected["one_has_none"].load.sum(axis=0)[5] == 0
+        grads = expected["one_has_none"].grads["experts"]
+        assert all(np.all(grads[name][5] == 0) and np.any(grads[name][4] != 0) for name in grads)
 
 
-@pytest.mark.parametrize("limit", LIMITS)
-def test_what_is_dropped_is_counted(limit):
-    """A sequence has S K choices; with a factor of 1 an expert takes S K / E of them, rounded up."""
-    _, _, expected = alone(limit)
-    room = -(-S * K // E)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_dropped_is_counted(kind):
+    """A sequence has S k choices; with a factor of 1 an expert takes S k / E of them, rounded up."""
+    _, _, expected = alone(kind)
+    experts_per_token, limit = KINDS[kind]
+    room = -(-S * experts_per_token // E)
     for found in expected.values():
         above = np.maximum(found.load - room, 0).sum(axis=1)
-        np.testing.assert_array_equal(found.dropped, above if limit == "limited" else 0)
-    assert expected["all_to_two"].load.max() > room
+        np.testing.assert_array_equal(found.dropped, above if limit else 0)
+    assert expected["all_to_the_same"].load.max() > room
