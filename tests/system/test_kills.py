@@ -1,9 +1,11 @@
 """A run that is killed in any phase, or at any moment, ends with the same bits as one that is not."""
 
+import math
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,17 +124,15 @@ def test_killed_in_every_phase(job: Job, whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(job: Job, whole: Path, tmp_path: Path) -> None:
-    """Runs are started and killed; one that gets to its end is compared, and the next begins in a new folder."""
-    draw, kills = random.Random(job.devices), 0
-    started = time.monotonic()
-    assert job.end(job.start(tmp_path / "timed")) == [0] * job.processes
-    seconds = time.monotonic() - started
-    for number in range(10 * MOMENTS):
-        workdir = tmp_path / str(number)
+    """Runs are started and killed; one that gets to its end is compared, and the next begins in a new folder. Moments
+    are within the time of the shortest start that has ended, or nearly all of them would be too late."""
+    draw, kills, seconds = random.Random(job.devices), 0, math.inf
+    while kills < MOMENTS:
+        workdir = Path(tempfile.mkdtemp(dir=tmp_path))
         finished = False
         while not finished:
-            processes = job.start(workdir)
-            if kills < MOMENTS:
+            begun, processes = time.monotonic(), job.start(workdir)
+            if kills < MOMENTS and math.isfinite(seconds):
                 time.sleep(draw.uniform(0.2, 1.0) * seconds)
                 victim = draw.choice(processes)
                 victim.kill()
@@ -141,6 +141,6 @@ def test_killed_at_random_moments(job: Job, whole: Path, tmp_path: Path) -> None
                 finished = victim.returncode == 0
             else:
                 finished = job.end(processes) == [0] * job.processes
+                seconds = min(seconds, time.monotonic() - begun)
         assert_same_end(workdir, whole)
-        if kills >= MOMENTS:
-            return
+    assert kills == MOMENTS
