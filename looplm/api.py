@@ -22,6 +22,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.lm import LoopLM, Output, ReadLoops
 from looplm.model.loop import Depth
+from looplm.model.routing import Routing
 from looplm.objective import Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
@@ -44,6 +45,9 @@ class Result:
     """Exit distribution over these loops; sums to 1. None without a gate."""
     router_logits_RLBSE: jax.Array | None
     """What the routers of the block's layers with experts gave in each of these loops; None without such layers."""
+    attention_logits_RLBSE: jax.Array | None
+    """What those of the block's attentions gave: experts of all heads one after the other, those of the values first;
+    None without such."""
     head_VD: jax.Array
     head_bias_V: jax.Array | None
     num_detached: int = field(metadata={"static": True})
@@ -111,12 +115,13 @@ class LoadedLM:
         output, model = self._forward(
             self.params, tokens_BS, num_loops, num_detached, initial_state, segments, with_router_logits=True
         )
-        log_exit_RBS, routing = output.log_exit_RBS, output.routing.get("block")
+        log_exit_RBS, routed = output.log_exit_RBS, output.routing.get("block")
         return Result(
             at_least_fp32(output.hidden_RBSD),
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
-            None if routing is None else jnp.moveaxis(jnp.asarray(routing.logits_BSE), 2, 1),
+            _of_loops(routed.feed_forward) if routed else None,
+            _of_loops(routed.attention) if routed else None,
             at_least_fp32(jnp.asarray(model.head_VD)),
             None if model.head_bias_V is None else at_least_fp32(jnp.asarray(model.head_bias_V)),
             num_detached,
@@ -253,6 +258,10 @@ class LoadedLM:
             initial_state_BSD=initial_state,
         )
         return output, model
+
+
+def _of_loops(routing: Routing | None) -> jax.Array | None:
+    return None if routing is None else jnp.moveaxis(jnp.asarray(routing.logits_BSE), 2, 1)
 
 
 def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:

@@ -3,7 +3,8 @@
 Only matrix products are counted, a multiplication and an addition each; everything is per token of a sequence.
 XLA's own count is no use: it counts the body of a scan once (5-35 % of a looped model).
 
-    layer      a = 2 (2 D N H + 2 D K H + f) + 4 N H k         k keys that a query meets
+    layer      a = 2 (D (N + K) H + w + f) + 4 N H k           k keys that a query meets
+    values, outputs  w = D (N + K) H, with E_a experts a head D (N + K) (E_a H + E_a): experts and routers
     dense      f = m D F                                       m = 3 for SwiGLU, else 2
     experts    f = D E + n m D F_e + 3 D F_s                   router; the n experts of a token; the shared expert
     value gate v = 2 C K, for the layers that have a value embedding: A(x) = x a + (those of x layers) v
@@ -24,6 +25,8 @@ sight for one that skips the rest (`causal=True`). MFU takes the latter; figures
 
 The tests hold this equal to a count of the traced training step at fixed depth. Known deviations from what runs:
 - Norms, softmax, rotary positions, the optimizer and the padding of the chunked head are not counted.
+- The experts of an attention are all computed, whichever a token chose, and all counted; with one expert the values
+  have no router.
 - With a capacity the experts' products are over all places, empty ones too: capacity_factor times what is counted.
 - Packed documents see less than the causal half, a prefix more; neither is known here.
 - At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
@@ -45,6 +48,7 @@ from looplm.config.schema import (
     FinalCrossEntropy,
     GateImprovement,
     InputState,
+    MixtureAttention,
     Model,
     MoE,
     NoInjection,
@@ -181,7 +185,11 @@ def visible_keys(model: Model, sequence_length: int) -> float:
 def _stack(model: Model, place: Place, keys: float) -> float:
     """The layers of prelude, block or coda, once."""
     heads, kv_heads, count = model.num_heads, model.num_kv_heads or model.num_heads, model.layers_of(place)
-    attention = 4 * model.dim * _head_dim(model) * (heads + kv_heads) + 4 * heads * _head_dim(model) * keys
+    width = _head_dim(model)
+    attention = 4 * model.dim * width * (heads + kv_heads) + 4 * heads * width * keys
+    if isinstance(mixture := model.attention, MixtureAttention):
+        more = (mixture.num_experts - 1) * width * (heads + kv_heads)
+        attention += 2 * model.dim * (more + mixture.num_experts * (heads + kv_heads * mixture.routed_values))
     total = count * attention + sum(_feed_forward(model, kind) for kind in _kinds(model, place))
     if (embedding := model.value_embedding) is None:
         return total
@@ -213,7 +221,8 @@ def _kept(model: Model, place: Place, remat: str) -> float:
                 width = kind.experts_per_token * (kind.expert_dim or model.hidden_dim) + kind.shared_dim
             kept += 2.0 * model.dim * width
     if remat == "names":
-        kept += 2.0 * model.dim * model.num_heads * _head_dim(model) * model.layers_of(place)
+        experts = model.attention.num_experts if isinstance(model.attention, MixtureAttention) else 1
+        kept += 2.0 * model.dim * model.num_heads * experts * _head_dim(model) * model.layers_of(place)
     return kept
 
 

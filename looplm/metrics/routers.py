@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LOAD, KEPT = "moe/load/", "moe/kept/"
-"""What a step returns of every section: choices (visits, layers, experts), and how many of them the loop before had
-made for the same token (visits,)."""
+BRANCHES = ("moe", "attention")
+"""Feed-forwards with experts, and attentions with some: names of both begin so."""
+LOAD, KEPT = "/load/", "/kept/"
+"""What a step returns of every section, after the branch: choices (visits, layers, experts), and how many of them the
+loop before had made for the same token (visits,)."""
 
 
 def router_numbers(metrics: dict[str, np.ndarray], loops: Sequence[int] | None) -> dict[str, float]:
-    """Names and values.
+    """Names and values; for experts of attentions, `attention/` in place of `moe/`.
 
     - `moe/load_max`, `moe/load_min`: of all visits and layers; with `_loop_{t}` those of the block's loop t.
     - `moe/changed_loop_{t}`: share of the experts of a token that the loop before had not chosen.
@@ -24,22 +26,31 @@ def router_numbers(metrics: dict[str, np.ndarray], loops: Sequence[int] | None) 
         loops: numbers (from 1) of the last iterations of the window, which are those that ran; None where sequences
             differ.
     """
-    loads = {name.removeprefix(LOAD): value for name, value in metrics.items() if name.startswith(LOAD)}
+    first, second = BRANCHES
+    return _numbers(first, metrics, loops) | _numbers(second, metrics, loops)
+
+
+def _numbers(branch: str, metrics: dict[str, np.ndarray], loops: Sequence[int] | None) -> dict[str, float]:
+    prefix = f"{branch}{LOAD}"
+    loads = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     if not loads:
         return {}
     relative = {place: relative_load(load) for place, load in loads.items()}
     result = {
-        "moe/load_max": max(float(np.nanmax(load)) for load in relative.values()),
-        "moe/load_min": min(float(np.nanmin(load)) for load in relative.values()),
-        "moe/dead": float(sum(np.sum(load.sum(axis=0) == 0) for load in loads.values())),
+        f"{branch}/load_max": max(float(np.nanmax(load)) for load in relative.values()),
+        f"{branch}/load_min": min(float(np.nanmin(load)) for load in relative.values()),
+        f"{branch}/dead": float(sum(np.sum(load.sum(axis=0) == 0) for load in loads.values())),
     }
     if "block" in loads and loops is not None:
         ran = zip(loops, relative["block"][-len(loops) :], loads["block"][-len(loops) :], strict=True)
-        kept_T = metrics[f"{KEPT}block"][-len(loops) :]
+        kept_T = metrics[f"{branch}{KEPT}block"][-len(loops) :]
         for (t, load_LE, choices_LE), kept in zip(ran, kept_T, strict=True):
-            result |= {f"moe/load_max_loop_{t}": float(load_LE.max()), f"moe/load_min_loop_{t}": float(load_LE.min())}
+            result |= {
+                f"{branch}/load_max_loop_{t}": float(load_LE.max()),
+                f"{branch}/load_min_loop_{t}": float(load_LE.min()),
+            }
             if t > 1:
-                result[f"moe/changed_loop_{t}"] = 1 - float(kept) / float(choices_LE.sum())
+                result[f"{branch}/changed_loop_{t}"] = 1 - float(kept) / float(choices_LE.sum())
     return result
 
 

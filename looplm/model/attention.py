@@ -1,4 +1,4 @@
-"""Self-attention with grouped key/value heads and rotary positions."""
+"""Self-attention with grouped key/value heads and rotary positions; values and outputs may be mixtures of experts."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model
+from looplm.config.schema import MixtureAttention, Model
 from looplm.model.context import Context, KeysValues
+from looplm.model.head_experts import Choice, HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import initializers
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
+from looplm.model.routing import Routing
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import lay_out, per_channel, use
@@ -59,26 +61,50 @@ class Attention(nnx.Module):
         init = initializers(config)
         self.query = Heads(config, N, "heads", rngs=rngs)
         self.key = Heads(config, K, "kv_heads", rngs=rngs)
-        self.value = Linear(
-            rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
-            ("batch", "sequence", "kv_heads", "head_dim"),
+        self.mixture = mixture = config.attention if isinstance(config.attention, MixtureAttention) else None
+        choosing = mixture if mixture and mixture.routed_values else None
+        self.value_router = HeadRouter(config, choosing, K, rngs=rngs) if choosing else None
+        self.output_router = HeadRouter(config, mixture, N, rngs=rngs) if mixture else None
+        self.value: nnx.Module = (
+            ValueExperts(config, choosing, K, H, rngs=rngs)
+            if choosing
+            else Linear(
+                rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
+                ("batch", "sequence", "kv_heads", "head_dim"),
+            )
         )  # fmt: skip
-        self.output = Linear(
-            rngs, init["residual_output"], "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
-            ("batch", "sequence", "embed"),
+        self.output: nnx.Module = (
+            OutputExperts(config, mixture, H, rngs=rngs)
+            if mixture
+            else Linear(
+                rngs, init["residual_output"], "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
+                ("batch", "sequence", "embed"),
+            )
         )  # fmt: skip
 
     def __call__(
-        self, x_BSD: jax.Array, read_BSD: jax.Array, context: Context, cache: KeysValues | None, mix: Mix | None = None
-    ) -> tuple[jax.Array, KeysValues | None]:
-        """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache).
+        self,
+        x_BSD: jax.Array,
+        read_BSD: jax.Array,
+        routed_BSD: jax.Array,
+        context: Context,
+        cache: KeysValues | None,
+        before_BSW: jax.Array | None = None,
+        mix: Mix | None = None,
+    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache, what
+        the routers did, if there are some and the context asks for it).
 
         read_BSD: what queries and keys are made of, x but for the norm.
+        routed_BSD: what routers read: the same in the layout of the residual stream.
+        before_BSW: sets of experts of the loop before.
         mix: what else goes into the values.
         """
+        value_choice = self.value_router(routed_BSD) if self.value_router else None
+        output_choice = self.output_router(routed_BSD) if self.output_router else None
         q_BSNH = self.query(read_BSD, context.positions_BS)
         k_BTKH = self.key(read_BSD, context.positions_BS)
-        v_BTKH = self.value(x_BSD)
+        v_BTKH = self.value(x_BSD, *_given(value_choice))
         if mix is not None:
             v_BTKH = mix(v_BTKH, x_BSD)
         if cache is not None:
@@ -88,4 +114,16 @@ class Attention(nnx.Module):
             cache = (k_BTKH, v_BTKH)
         # Where the sequence is split over devices, every query needs the keys and values of all of it.
         k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
-        return self.output(attention(q_BSNH, k_BTKH, v_BTKH, context.mask_BST)), cache
+        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask_BST)
+        routing = None
+        if self.mixture and context.with_routing:
+            routing = routing_of(
+                [*_given(value_choice), *_given(output_choice)], before_BSW,
+                with_softmax=self.mixture.entropy_weight > 0, with_logits=context.with_router_logits,
+            )  # fmt: skip
+        return self.output(out_BSNH, *_given(output_choice)), cache, routing
+
+
+def _given(choice: Choice | None) -> tuple[Choice, ...]:
+    """None for a projection without experts, which takes none."""
+    return () if choice is None else (choice,)

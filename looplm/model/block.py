@@ -18,16 +18,17 @@ from looplm.model.layers import stacked
 from looplm.model.mixed import in_units, interleaved, take, units
 from looplm.model.moe import MoE
 from looplm.model.residual import PLACEMENTS
-from looplm.model.routing import Routing
+from looplm.model.routing import Routed, Routing
 from looplm.model.value_embedding import ValueGate, num_embedded
 from looplm.sharding.collective import gather_sequence, split_sequence
 
 KEPT_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` keeps of every layer."""
-Visit = tuple[KeysValues | None, Routing | None]
-"""What is kept of a layer's visit: its cache, and what its router did."""
+Visit = tuple[tuple[KeysValues | None, Routing | None], Routing | None]
+"""What is kept of a layer's visit: (its cache, what the routers of its attention did), what that of its experts did."""
 Apply = Callable[[jax.Array, tuple], tuple[jax.Array, Visit]]
-"""(x, ((parameters, cache, sets of experts of the loop before), extra)) -> (x, visit)."""
+"""(x, ((parameters, (cache, sets of experts of the attention in the loop before), sets of the feed-forward), extra))
+-> (x, visit)."""
 
 
 class Layer(nnx.Module):
@@ -47,15 +48,17 @@ class Layer(nnx.Module):
         self,
         x_BSD: jax.Array,
         context: Context,
-        cache: KeysValues | None,
+        kept: tuple[KeysValues | None, jax.Array | None],
         before_BSW: jax.Array | None,
         mix: Mix | None = None,
     ) -> tuple[jax.Array, Visit]:
-        def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, KeysValues | None]:
+        """kept: (cache, sets of experts of the attention in the loop before); before_BSW: those of the feed-forward."""
+
+        def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
             whole_BSD = gather_sequence(h_BSD)
-            read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
-            out_BSD, new_cache = self.attention(whole_BSD, read_BSD, context, cache, mix)
-            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), new_cache
+            whole_read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
+            out_BSD, *new = self.attention(whole_BSD, whole_read_BSD, read_BSD, context, *kept, mix)
+            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), tuple(new)
 
         def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
             routing = None
@@ -65,9 +68,9 @@ class Layer(nnx.Module):
                 out_BSD = self.feed_forward(gather_sequence(read_BSD))
             return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), routing
 
-        x_BSD, cache = self.attention_residual(x_BSD, attend, context.residual_scale)
+        x_BSD, own = self.attention_residual(x_BSD, attend, context.residual_scale)
         x_BSD, routing = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
-        return x_BSD, (cache, routing)
+        return x_BSD, (own, routing)
 
 
 class Stack(nnx.Module):
@@ -96,42 +99,44 @@ class Stack(nnx.Module):
         context: Context,
         cache: KeysValues | None = None,
         embedded_nBSKH: jax.Array | None = None,
-        before_BLSW: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        before: Routed | None = None,
+    ) -> tuple[jax.Array, KeysValues | None, Routed]:
         """Returns (out, cache, what the routers did).
 
         cache: (keys, values), each (num_layers, B, T, K, H), or None.
         embedded_nBSKH: for the layers that have a value embedding.
-        before_BLSW: sets of experts of the loop before, for the layers that have experts.
+        before: what the routers did in the loop before.
         """
         graph, parameters = nnx.split(self.layers)
         gate_graph, gates = nnx.split(self.value_gates)
 
         def applied(graph: nnx.GraphDef) -> Apply:
             def apply(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, Visit]:
-                (parameters, cache, before_BSW), embedded = xs
+                (parameters, kept, before_BSW), embedded = xs
                 mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
-                return nnx.merge(graph, parameters)(x_BSD, context, cache, before_BSW, mix)
+                return nnx.merge(graph, parameters)(x_BSD, context, kept, before_BSW, mix)
 
             if context.remat == "names":
                 return jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES))
             return apply if context.remat == "none" else jax.checkpoint(apply)
 
-        before_LBSW = None if before_BLSW is None else jnp.moveaxis(before_BLSW, 1, 0)
-        layers = (parameters, cache, before_LBSW)
+        before_LBSW, before_heads_LBSW = (
+            None if routing is None else jnp.moveaxis(routing.experts_BSW, 1, 0) for routing in before or Routed()
+        )
+        layers = (parameters, (cache, before_heads_LBSW), before_LBSW)
         if self.dense_layers is not None:
             dense_graph, dense = nnx.split(self.dense_layers)
             x_BSD, kept = in_units(
-                (applied(graph), applied(dense_graph)), x_BSD, (parameters, dense), cache, before_LBSW, self.units,
-                unroll=context.unroll,
+                (applied(graph), applied(dense_graph)), x_BSD, (parameters, dense), (cache, before_heads_LBSW),
+                before_LBSW, self.units, unroll=context.unroll,
             )  # fmt: skip
         elif embedded_nBSKH is None:
             x_BSD, kept = jax.lax.scan(applied(graph), x_BSD, (layers, None), unroll=context.unroll)
         else:
             extras = (gates, embedded_nBSKH)
             x_BSD, kept = in_groups(applied(graph), x_BSD, layers, extras, self.group_size, unroll=context.unroll)
-        cache, routing = kept
-        return x_BSD, cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), routing)
+        (cache, heads), feed_forward = kept
+        return x_BSD, cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), Routed(feed_forward, heads))
 
 
 def in_groups(

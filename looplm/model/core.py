@@ -11,7 +11,7 @@ from looplm.model.block import Stack
 from looplm.model.context import Context, KeysValues
 from looplm.model.injection import build_injection
 from looplm.model.layers import build_norm
-from looplm.model.routing import Routing
+from looplm.model.routing import Routed
 
 
 class Core(nnx.Module):
@@ -29,15 +29,12 @@ class Core(nnx.Module):
         context: Context,
         cache: KeysValues | None,
         embedded_nBSKH: jax.Array | None = None,
-        before: Routing | None = None,
-    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+        before: Routed | None = None,
+    ) -> tuple[jax.Array, KeysValues | None, Routed]:
         """One loop.
 
         cache: (keys, values) of this loop, each (L, B, T, K, H), or None.
         before: what the routers did in the loop before.
         """
-        before_BLSW = before.experts_BSW if before else None
-        x_BSD, cache, routing = self.block(
-            self.injection(state_BSD, input_BSD), context, cache, embedded_nBSKH, before_BLSW
-        )
-        return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, routing
+        x_BSD, cache, routed = self.block(self.injection(state_BSD, input_BSD), context, cache, embedded_nBSKH, before)
+        return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, routed

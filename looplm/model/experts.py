@@ -93,7 +93,7 @@ class Experts(nnx.Module):
         if parts is not None:
             out_nD = jax.lax.psum_scatter(out_nD, EXPERT, tiled=True)
         # Zeros that vary over the devices as the choices do.
-        return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2))
+        return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2), dtype=jnp.int32)
 
     def _limited(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Model, MoE
+from looplm.config.schema import MixtureAttention, Model, MoE
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
@@ -84,8 +84,14 @@ class FunctionalLM:
 
         def active(path: Any, leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> int:
             place: Any = "block" if path[0].key == "core" else path[0].key
-            moe = self.config.feed_forward_of(place) if "experts" in axes else None
-            return leaf.size * moe.experts_per_token // moe.num_experts if isinstance(moe, MoE) else leaf.size
+            chosen: Any = None
+            if "experts" in axes:
+                chosen = self.config.feed_forward_of(place)
+            elif "head_experts" in axes:
+                chosen = self.config.attention
+            if isinstance(chosen, MoE | MixtureAttention):
+                return leaf.size * chosen.experts_per_token // chosen.num_experts
+            return leaf.size
 
         axes = self.map(lambda _, variable: variable.axes, self.shapes)
         return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(active, self.shapes, axes)))

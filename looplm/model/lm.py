@@ -25,7 +25,7 @@ from looplm.model.gates import ExitGate, exit_loop, log_exit_distribution
 from looplm.model.init import initializers
 from looplm.model.layers import Embedding, Linear, build_norm, parameter
 from looplm.model.loop import Depth, run_loops
-from looplm.model.routing import Routing, nothing
+from looplm.model.routing import Routed, nothing
 from looplm.model.state_init import initial_state
 from looplm.model.value_embedding import Embedded, ValueEmbedding
 from looplm.ops.precision import at_least_fp32
@@ -64,9 +64,9 @@ class Output:
     """Loops of the window, read or not."""
     statistics: LoopStatistics | None
     """Of the last loop; None when not asked for."""
-    routing: dict[Place, Routing]
+    routing: dict[Place, Routed]
     """What routers did in every visit, leaves (T, B, L, ...): T = 1 for the prelude, the loops of the window, or what
-    was read by the coda. Empty when not asked for, or without experts."""
+    was read by the coda. Empty when not asked for."""
     loops_RB: jax.Array
     """Number of every loop of the window, from 0; see `Depth.numbers_RB`."""
     read_RB: jax.Array | None = None
@@ -156,7 +156,7 @@ class LoopLM(nnx.Module):
 
         # The statistics compare the last three states: the driver carries two, which nothing differentiates.
         lookback = 2 if with_statistics else 0
-        before = None
+        before = Routed()
         if context.with_routing:
             before = nothing(
                 self.config, "block", tokens_BS, at_least_fp32(state_BSD).dtype, context.with_router_logits
@@ -209,7 +209,7 @@ class LoopLM(nnx.Module):
             hidden_BSD, coda_cache, routed = self.read(state_BSD, context, embedded.coda, cache.coda if cache else None)
             hidden_RBSD, routing["coda"] = jax.tree.map(lambda leaf: leaf[None], (hidden_BSD, routed))
         new_cache = Cache(prelude_cache, block_cache, coda_cache) if cache else None
-        routing = {place: routed for place, routed in routing.items() if routed is not None}
+        routing = {place: routed for place, routed in routing.items() if any(routed)}
         return Output(
             hidden_RBSD,
             gate_logits_RBS,
@@ -228,13 +228,13 @@ class LoopLM(nnx.Module):
         context: Context,
         embedded_nBSKH: jax.Array | None,
         cache: KeysValues | None = None,
-    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
+    ) -> tuple[jax.Array, KeysValues | None, Routed]:
         """From a loop's state to what the head reads: read-out, coda, final norm. Returns (hidden, coda's cache, what
         its routers did)."""
         x_BSD = self.read_out(state_BSD) if self.read_out else state_BSD
         if self.config.norm_before_coda and self.final_norm:
             x_BSD = self.final_norm(x_BSD)
-        routed = None
+        routed = Routed()
         if self.coda:
             x_BSD, cache, routed = self.coda(x_BSD, context, cache, embedded_nBSKH)
         return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache, routed

@@ -27,7 +27,7 @@ def in_units(
     applies: Sequence[Callable[[jax.Array, tuple], tuple[jax.Array, tuple]]],
     x_BSD: jax.Array,
     parameters: Sequence[Any],
-    cache: Any,
+    kept: Any,
     before_LBSW: jax.Array | None,
     plan: Units,
     *,
@@ -36,15 +36,15 @@ def in_units(
     """Runs the layers in order.
 
     Args:
-        applies: (of layers with experts, of dense ones): (x, ((parameters, cache, before), None)) -> (x, visit).
+        applies: (of layers with experts, of dense ones): (x, ((parameters, kept, before), None)) -> (x, visit).
         parameters: (of the layers with experts, of the dense ones), each stacked.
-        cache: stacked over all layers.
+        kept: what every layer has of its own, stacked over all layers.
         before_LBSW: stacked over the layers with experts.
 
     Returns:
-        (x, (cache, routing)), stacked like the arguments.
+        (x, (kept, routing)), stacked like the arguments.
     """
-    done, caches, routings = [0, 0], list[Any](), list[Any]()
+    done, keeps, routings = [0, 0], list[Any](), list[Any]()
     for unit, repeats in plan:
         places, seen, first = [], [0, 0], sum(done)
         for offset, dense in enumerate(unit):
@@ -53,23 +53,23 @@ def in_units(
             own = slice(done[dense] + seen[dense], done[dense] + size * repeats, size)
             anywhere = slice(first + offset, first + len(unit) * repeats, len(unit))
             before = None if dense else take(before_LBSW, own)
-            places.append((take(parameters[dense], own), take(cache, anywhere), before))
+            places.append((take(parameters[dense], own), take(kept, anywhere), before))
             seen[dense] += 1
 
         def run(x_BSD: jax.Array, xs: list, unit: tuple[bool, ...] = unit) -> tuple[jax.Array, list]:
-            kept = []
+            visits = []
             for dense, place in zip(unit, xs, strict=True):
                 x_BSD, one = applies[dense](x_BSD, (place, None))
-                kept.append(one)
-            return x_BSD, kept
+                visits.append(one)
+            return x_BSD, visits
 
-        x_BSD, kept = jax.lax.scan(run, x_BSD, places, unroll=unroll)
-        caches.append(interleaved([cache for cache, _ in kept]))
-        if experts := [routing for dense, (_, routing) in zip(unit, kept, strict=True) if not dense]:
+        x_BSD, visits = jax.lax.scan(run, x_BSD, places, unroll=unroll)
+        keeps.append(interleaved([own for own, _ in visits]))
+        if experts := [routing for dense, (_, routing) in zip(unit, visits, strict=True) if not dense]:
             routings.append(interleaved(experts))
         done = [done[kind] + repeats * unit.count(bool(kind)) for kind in (0, 1)]
     join = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
-    return x_BSD, (jax.tree.map(join, *caches), jax.tree.map(join, *routings))
+    return x_BSD, (jax.tree.map(join, *keeps), jax.tree.map(join, *routings))
 
 
 def take(tree: Any, index: int | slice) -> Any:

@@ -37,5 +37,6 @@ class MoE(nnx.Module):
         if not context.with_routing:
             return out_BSD, None
         return out_BSD, summed(
-            self.moe, logits_BSE, scores_BSE, ids_BSk, dropped_B, before_BSW, with_logits=context.with_router_logits
-        )
+            logits_BSE, scores_BSE, ids_BSk, dropped_B, before_BSW,
+            with_softmax=self.moe.balance.entropy_weight > 0, with_logits=context.with_router_logits,
+        )  # fmt: skip

@@ -46,20 +46,20 @@ class Router(nnx.Module):
         if self.balance_bias is not None:
             # Chooses, but does not weigh.
             wanted_BSE = _add_row(wanted_BSE, jax.lax.stop_gradient(use(self.balance_bias, x_BSD.dtype)), loop_B)
-        ids_BSk = _best(wanted_BSE, moe.experts_per_token)
+        ids_BSk = best(wanted_BSE, moe.experts_per_token)
         weights_BSk = jnp.take_along_axis(scores_BSE, ids_BSk, axis=-1)
         if moe.renormalise:
             weights_BSk /= jnp.sum(weights_BSk, axis=-1, keepdims=True)
         return ids_BSk, weights_BSk, scores_BSE, logits_BSE
 
 
-def _best(wanted_BSE: jax.Array, count: int) -> jax.Array:
-    """Ids of the highest values, the highest first."""
-    best = lambda wanted_BSE: jax.lax.top_k(wanted_BSE, count)[1]  # noqa: E731
-    if (spec := activation_spec("batch", "residual", "routes")) is None:
-        return best(wanted_BSE)
+def best(wanted: jax.Array, count: int) -> jax.Array:
+    """Ids of the highest values, the highest first. wanted: (B, S, ..., E), in the layout of the residual stream."""
+    ids = lambda wanted: jax.lax.top_k(wanted, count)[1]  # noqa: E731
+    if (spec := activation_spec("batch", "residual", *("routes",) * (wanted.ndim - 2))) is None:
+        return ids(wanted)
     # Per device: XLA for a CPU would gather the scores of all devices on each.
-    return on_each_device(best, wanted_BSE, out_specs=spec)
+    return on_each_device(ids, wanted, out_specs=spec)
 
 
 def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Array:

@@ -5,4 +5,3 @@ from looplm.objective.base import Sums as Sums
 from looplm.objective.base import evaluate as evaluate
 from looplm.objective.base import trained as trained
 from looplm.objective.build import build_objective as build_objective
-from looplm.objective.router import RouterSums as RouterSums

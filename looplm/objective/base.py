@@ -8,7 +8,7 @@ import jax
 from looplm.config.schema import Place
 from looplm.model.functional import Params
 from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.objective.router import RouterSums, router_loss, router_sums
+from looplm.objective.router import RouterSums, head_sums, router_loss, router_sums
 from looplm.ops.cross_entropy import IGNORED, TokenScores, linear_cross_entropy
 
 
@@ -25,6 +25,8 @@ class Sums(NamedTuple):
     """More sums, by metric name; `(R,)` arrays are per iteration of the window."""
     routers: dict[Place, RouterSums] = {}  # noqa: RUF012
     """Of the sections that have experts."""
+    heads: dict[Place, RouterSums] = {}  # noqa: RUF012
+    """Of the sections whose attentions have experts."""
 
 
 class Objective(Protocol):
@@ -46,7 +48,7 @@ def evaluate(objective: Objective, model: LoopLM, output: Output, labels_BS: jax
     if not objective.trains_gate_only:
         scored_B = jax.numpy.sum(labels_BS != IGNORED, axis=1)
         sums = sums._replace(objective=sums.objective + router_loss(model.config, output, scored_B))
-    return sums._replace(routers=router_sums(model.config, output))
+    return sums._replace(routers=router_sums(model.config, output), heads=head_sums(output))
 
 
 def trained(objective: Objective, params: Params) -> Params:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from looplm.config.schema import Balance, Model, MoE, Place
+from looplm.config.schema import MixtureAttention, Model, MoE, Place
 from looplm.model.lm import Output
-from looplm.model.routing import Routing
+from looplm.model.routing import Routing, num_head_groups
 
 
 class RouterSums(NamedTuple):
@@ -33,11 +34,16 @@ class RouterSums(NamedTuple):
 def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
     """What is added to the objective's sum. scored_B: scored tokens of every sequence."""
     total = jnp.zeros((), jnp.float32)
-    for place, routing in output.routing.items():
+    for place, (routing, heads) in output.routing.items():
+        if heads is not None:
+            total += _entropy(_head_weights(model), heads, _ran(output, place, heads), scored_B)
+        if routing is None:
+            continue
         moe = model.feed_forward_of(place)
         assert isinstance(moe, MoE)
         ran_TB = _ran(output, place, routing)
-        total += _auxiliary(moe, routing, ran_TB, scored_B) + _entropy(moe.balance, routing, ran_TB, scored_B)
+        total += _auxiliary(moe, routing, ran_TB, scored_B)
+        total += _entropy(moe.balance.entropy_weight, routing, ran_TB, scored_B)
         if weight := moe.balance.z_loss_weight:
             z_TB = jnp.mean(routing.z_B, axis=2) / _tokens(routing)
             total += weight * jnp.sum(_mean(z_TB, ran_TB) * scored_B)
@@ -45,24 +51,36 @@ def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
 
 
 def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
+    """Of the layers' experts."""
     sums: dict[Place, RouterSums] = {}
-    for place, routing in output.routing.items():
+    for place, routed in output.routing.items():
         moe = model.feed_forward_of(place)
-        assert isinstance(moe, MoE)
-        ran_TB = _ran(output, place, routing)
-        load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
-        rows_TB = jnp.minimum(output.loops_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), _last_row(moe))
-        by_row = [
-            jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in _rows(moe)
-        ]
-        counted_TB1 = ran_TB[:, :, None]
-        sums[place] = RouterSums(
-            jnp.sum(load_TBLE, axis=1),
-            jnp.stack(by_row, axis=1),
-            jnp.sum(jnp.where(counted_TB1, routing.kept_B, 0), axis=(1, 2)).astype(jnp.int32),
-            jnp.sum(jnp.where(counted_TB1, routing.dropped_B, 0)),
-        )
+        if routed.feed_forward is not None and isinstance(moe, MoE):
+            sums[place] = _sums(output, place, routed.feed_forward, max(moe.loop_biases, 1))
     return sums
+
+
+def head_sums(output: Output) -> dict[Place, RouterSums]:
+    """Of the experts of attentions."""
+    heads = {place: routed.attention for place, routed in output.routing.items()}
+    return {place: _sums(output, place, routing, 1) for place, routing in heads.items() if routing is not None}
+
+
+def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> RouterSums:
+    """num_rows: of the router's tables."""
+    ran_TB = _ran(output, place, routing)
+    load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
+    rows_TB = jnp.minimum(output.loops_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
+    by_row = [
+        jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in range(num_rows)
+    ]
+    counted_TB1 = ran_TB[:, :, None]
+    return RouterSums(
+        jnp.sum(load_TBLE, axis=1),
+        jnp.stack(by_row, axis=1),
+        jnp.sum(jnp.where(counted_TB1, routing.kept_B, 0), axis=(1, 2)).astype(jnp.int32),
+        jnp.sum(jnp.where(counted_TB1, routing.dropped_B, 0)),
+    )
 
 
 def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
@@ -86,14 +104,25 @@ def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Arra
     return balance.auxiliary_weight * jnp.sum(loss_B * scored_B)
 
 
-def _entropy(balance: Balance, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
+def _head_weights(model: Model) -> np.ndarray:
+    """(E,), of the experts of both projections: the entropy is a mean over the heads of each."""
+    mixture = model.attention
+    assert isinstance(mixture, MixtureAttention)
+    groups = num_head_groups(model, mixture)
+    return mixture.entropy_weight * np.concatenate(
+        [np.full(heads * mixture.num_experts, 1 / max(heads, 1), np.float32) for heads in groups]
+    )
+
+
+def _entropy(weight: float | np.ndarray, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
+    """weight: of all experts, or of each."""
     if routing.softmax_BE is None:
         return jnp.zeros((), jnp.float32)
     mean_BLE = _mean(routing.softmax_BE / _tokens(routing), ran_TB)
     # 0 log 0 = 0: an expert far below the others has a probability that float32 rounds to 0.
     least = jnp.finfo(mean_BLE.dtype).tiny
-    negative_entropy_BL = jnp.sum(mean_BLE * jnp.log(jnp.maximum(mean_BLE, least)), axis=-1)
-    return balance.entropy_weight * jnp.sum(jnp.sum(negative_entropy_BL, axis=1) * scored_B)
+    negative_entropy_BL = jnp.sum(weight * mean_BLE * jnp.log(jnp.maximum(mean_BLE, least)), axis=-1)
+    return jnp.sum(jnp.sum(negative_entropy_BL, axis=1) * scored_B)
 
 
 def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
@@ -115,11 +144,3 @@ def _mean(x_TB: jax.Array, ran_TB: jax.Array) -> jax.Array:
 def _tokens(routing: Routing) -> int:
     """Of a sequence."""
     return routing.experts_BSW.shape[-2]
-
-
-def _rows(moe: MoE) -> range:
-    return range(max(moe.loop_biases, 1))
-
-
-def _last_row(moe: MoE) -> int:
-    return _rows(moe)[-1]

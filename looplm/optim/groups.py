@@ -66,7 +66,7 @@ def matrix_dims(path: str, declaration: nnx.Param) -> MuonDimensionNumbers | Non
 
     Counted from the end: leading dims of layers and experts belong to neither side, so each is a matrix of its own.
     """
-    axes = tuple(axis for axis in declaration.axes if axis != "experts")
+    axes = tuple(axis for axis in declaration.axes if axis not in ("experts", "head_experts"))
     if not declaration.decays or len(axes) < 2 or not path.startswith((*LAYERS, INJECTION)):
         return None
     read = "embed" if "embed" in axes else "channels"

@@ -115,6 +115,9 @@ EXPERTS = (
     Panel("moe/load_max", "most loaded expert / mean"),
     Panel("moe/load_min", "least loaded expert / mean"),
     Panel("moe/dead", "experts without a token"),
+    Panel("attention/load_max", "most loaded expert of attentions / mean"),
+    Panel("attention/load_min", "least loaded expert of attentions / mean"),
+    Panel("attention/dead", "experts of attentions without a token"),
     Panel("moe/dropped", "choices dropped"),
 )
 

@@ -26,6 +26,7 @@ PARAMETER_AXES: dict[str, str | None] = {
     "head_dim": None,
     "hidden": "tensor",
     "experts": "expert",
+    "head_experts": None,  # of an attention's projection
     "routes": None,  # experts as the router's outputs: every device scores all of them
     "vocab": "tensor",
     "value_vocab": "fsdp",  # of a table whose heads are split over `tensor`
@@ -46,6 +47,7 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "hidden": "tensor",
     "routes": None,
+    "head_experts": None,
     "vocab": "tensor",
     "one": None,
 }

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from looplm.config.schema import Place, Run
+from looplm.config.schema import Run
 from looplm.metrics.loop_stats import scored_sums
 from looplm.metrics.routers import KEPT, LOAD
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params
-from looplm.objective import RouterSums, Sums, build_objective, evaluate, trained
+from looplm.objective import Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.optim.guard import GuardState, limits
@@ -118,7 +118,7 @@ def build_train_step(
             "optim/max_loss": max_loss,
             "optim/max_grad_norm": max_grad_norm,
             **{name: value / scored for name, value in total.extra.items()},
-            **router_metrics(total.routers),
+            **router_metrics(total),
             **lm.bind(state.params).contraction(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -126,13 +126,16 @@ def build_train_step(
     return train_step
 
 
-def router_metrics(routers: dict[Place, RouterSums]) -> Metrics:
+def router_metrics(total: Sums) -> Metrics:
     """See `metrics.routers`."""
-    if not routers:
-        return {}
-    dropped = sum((sums.dropped for sums in routers.values()), start=jnp.zeros((), jnp.int32))
-    loads = {f"{LOAD}{place}": sums.load_TLE for place, sums in routers.items()}
-    return loads | {f"{KEPT}{place}": sums.kept_T for place, sums in routers.items()} | {"moe/dropped": dropped}
+    metrics: Metrics = {}
+    for branch, routers in (("moe", total.routers), ("attention", total.heads)):
+        metrics |= {f"{branch}{LOAD}{place}": sums.load_TLE for place, sums in routers.items()}
+        metrics |= {f"{branch}{KEPT}{place}": sums.kept_T for place, sums in routers.items()}
+    if total.routers:
+        dropped = (sums.dropped for sums in total.routers.values())
+        metrics["moe/dropped"] = sum(dropped, start=jnp.zeros((), jnp.int32))
+    return metrics
 
 
 def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:

@@ -19,6 +19,10 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         ({"model.dim": 18, "model.num_heads": 6}, "the head size 3 is odd; rotary positions need an even one"),
         ({"model.head_dim": 5}, "the head size 5 is odd; rotary positions need an even one"),
         (
+            {"model.attention": {"kind": "mixture", "num_experts": 2, "experts_per_token": 3}},
+            "model.attention.experts_per_token=3 is more than num_experts=2; use at most that",
+        ),
+        (
             {"model.rope.fraction": 0.2},
             "model.rope.fraction=0.2 of a head of 8 dims leaves no pair to turn; use more, e.g. 1.0",
         ),

@@ -62,7 +62,8 @@ def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
         # Embedding, head, final norm; dense layers; layers with 64 experts, router, its biases of 4 loops.
         ("looped_moe_1b", DENSE_1B + 8 * 64 * EXPERT_1B, DENSE_1B + 8 * 8 * EXPERT_1B),
         ("smelt_100m", 366_769_280, 91_518_080),
-        ("moeut_44m", 40_499_188, 10_334_196),
+        # Of the official modules: embedding, head with its bias, norms; two layers.
+        ("moeut_44m", 44_345_792, 10_937_536),
     ],
 )
 def test_presets_with_experts_say_how_many_parameters_are_active(name, total, active):
@@ -72,7 +73,11 @@ def test_presets_with_experts_say_how_many_parameters_are_active(name, total, ac
     assert f"{total:,} parameters, {active:,} of them active." in path.read_text()
     large, tiny = (load_config(shipped_configs() / f"{n}.py").model for n in (name, f"{name}_tiny"))
     for axis in (
+        "norm",
         "norm_placement",
+        "head_bias",
+        "rope",
+        "attention",
         "injection",
         "residual_step",
         "qk_norm",

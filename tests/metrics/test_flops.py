@@ -93,6 +93,8 @@ CASES = {
         ),
         window=2,
     ),
+    "experts_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=5, experts_per_token=2), **ENDS)),
+    "one_expert_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=1, experts_per_token=1))),
     "tied": Case(dict(tie_embeddings=True, **GATE), ExpectedCrossEntropy()),
 }
 
@@ -175,7 +177,9 @@ def test_every_shipped_config_costs_what_the_formula_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("remat", ["none", "layer", "loop", "names", "offload"])
-@pytest.mark.parametrize("name", ["expected", "extras", "truncated_concat", "read_out", "experts_among_dense"])
+@pytest.mark.parametrize(
+    "name", ["expected", "extras", "truncated_concat", "read_out", "experts_among_dense", "experts_in_attention"]
+)
 def test_recomputation_costs_what_the_formula_says(name: str, remat: Any) -> None:
     case = CASES[name]
     formula = rematerialised(case.flops, case.model, remat, num_loops=R)

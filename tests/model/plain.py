@@ -6,7 +6,7 @@ No scan, no stacking, no chunks, no masks but a triangle; parameters are read by
 import jax
 import jax.numpy as jnp
 
-from looplm.config.schema import AddInjection, ConcatInjection, Model
+from looplm.config.schema import AddInjection, ConcatInjection, MixtureAttention, Model
 from looplm.model.functional import Params
 
 
@@ -79,13 +79,28 @@ def attention(config: Model, p: Params, x_SD: jax.Array, embedded: tuple | None)
     for n in range(N):
         q = rotate(config, x_SD @ p["query"]["project"]["kernel"][:, n])
         k = rotate(config, x_SD @ p["key"]["project"]["kernel"][:, n // (N // K)])
-        v = x_SD @ p["value"]["kernel"][:, n // (N // K)]
+        v = project(config, p, "value", n // (N // K), x_SD, x_SD)
         if embedded is not None:
             gate_CK, rows_SKH = embedded
             gate_S = 2 / (1 + jnp.exp(-x_SD[:, : len(gate_CK)] @ gate_CK[:, n // (N // K)]))
             v += gate_S[:, None] * rows_SKH[:, n // (N // K)]
         scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
-        out += jax.nn.softmax(scores, axis=-1) @ v @ p["output"]["kernel"][n]
+        out += project(config, p, "output", n, jax.nn.softmax(scores, axis=-1) @ v, x_SD)
+    return out
+
+
+def project(config: Model, p: Params, name: str, head: int, x_SH: jax.Array, routed_SD: jax.Array) -> jax.Array:
+    """The values of a head, or what it adds to the output."""
+    mixture, values = config.attention, name == "value"
+    if not isinstance(mixture, MixtureAttention) or (values and mixture.num_experts == 1):
+        return x_SH @ (p[name]["kernel"][:, head] if values else p[name]["kernel"][head])
+    score_SE = 1 / (1 + jnp.exp(-routed_SD @ p[f"{name}_router"]["kernel"][:, head]))
+    least_S1 = jnp.sort(score_SE, axis=-1)[:, -mixture.experts_per_token, None]
+    out = 0.0
+    for e in range(mixture.num_experts):
+        weight_S1 = jnp.where(score_SE >= least_S1, score_SE, 0)[:, e, None]
+        matrix = p[name]["experts"]["kernel"][e]
+        out += weight_S1 * (x_SH @ (matrix[:, head] if values else matrix[head]))
     return out
 
 

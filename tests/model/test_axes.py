@@ -30,6 +30,9 @@ AXES = {
     "norm_at_loop_end": [False, True],
     "norm_before_coda": [False, True],
     "prelude_norm": [False, True],
+    "attention": [
+        schema.DenseAttention(), schema.MixtureAttention(num_experts=3, experts_per_token=2, entropy_weight=0.01),
+    ],
     "qk_norm": [False, True],
     "qk_norm_scale": [True, False],
     "qk_norm_over": ["head", "all_heads"],

@@ -11,6 +11,7 @@ from looplm.config.schema import (
     AddInjection,
     ConcatInjection,
     DiagonalInjection,
+    MixtureAttention,
     NoInjection,
     ReadOut,
     Rope,
@@ -30,8 +31,17 @@ VARIANTS = {
     "value embeddings, read-out": dict(
         value_embedding=ValueEmbedding(gate_channels=7), read_out=ReadOut(), block_layers=3, coda_layers=2
     ),
-    "layer norm, head bias, half of a head turns": dict(
-        norm="layer", head_bias=True, head_dim=8, rope=Rope(fraction=0.5), coda_layers=0, prelude_layers=0
+    "layer norm, head bias, half of a head turns, experts in the attention": dict(
+        norm="layer",
+        head_bias=True,
+        head_dim=8,
+        rope=Rope(fraction=0.5),
+        coda_layers=0,
+        prelude_layers=0,
+        attention=MixtureAttention(num_experts=3, experts_per_token=2),
+    ),
+    "one expert a head": dict(
+        attention=MixtureAttention(num_experts=1, experts_per_token=1), coda_layers=0, prelude_layers=0, exit_gate=None
     ),
     "concat, state first": dict(injection=ConcatInjection(init="state"), head_dim=10),
 }

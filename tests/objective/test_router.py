@@ -14,7 +14,7 @@ from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM
 from looplm.model.lm import Output
 from looplm.model.loop import Depth
-from looplm.model.routing import summed
+from looplm.model.routing import Routed, summed
 from looplm.objective.router import router_loss, router_sums
 from looplm.ops.attention import self_mask
 
@@ -38,12 +38,15 @@ def output(config, logits_RBLSE, ran_RB=RAN):
     def visit(logits_BSE):
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
         ids_BSk = jax.lax.top_k(scores_BSE, k)[1]
-        return summed(moe, logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32), None, with_logits=False)
+        return summed(
+            logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32), None,
+            with_softmax=moe.balance.entropy_weight > 0, with_logits=False,
+        )  # fmt: skip
 
     routing = jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1))(jnp.asarray(logits_RBLSE))
     loops_RB = jnp.arange(len(logits_RBLSE))[:, None]
     active = None if ran_RB is None else jnp.asarray(ran_RB)
-    return Output(None, None, active, None, len(logits_RBLSE), None, {"block": routing}, loops_RB)
+    return Output(None, None, active, None, len(logits_RBLSE), None, {"block": Routed(routing)}, loops_RB)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
 def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     config = model(Balance())
     one = output(config, logits_RBLSE)
-    kept = replace(one.routing["block"], kept_B=jnp.ones((R, B, L)))
+    kept = Routed(replace(one.routing["block"].feed_forward, kept_B=jnp.ones((R, B, L))))
     np.testing.assert_array_equal(router_sums(config, replace(one, routing={"block": kept}))["block"].kept_T, [2, 4, 4])
 
 

@@ -58,6 +58,9 @@ WITH_EXPERTS = {
         "dense_layers": [1],
         "balance": {"bias_rate": 0.05, "auxiliary_weight": 0.1, "entropy_weight": 0.1, "z_loss_weight": 0.01},
     },
+    "model.attention": {"kind": "mixture", "num_experts": 4, "experts_per_token": 2, "entropy_weight": 0.1},
+    "model.norm": "layer",
+    "model.head_bias": True,
     "model.norm_placement": "peri",
     "loop.depth": {"kind": "uniform", "max_loops": 3},
 }

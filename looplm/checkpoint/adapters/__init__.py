@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from looplm.checkpoint.adapters import huginn, moe, ouro, parcae
+from looplm.checkpoint.adapters import huginn, moe, moeut, ouro, parcae
 from looplm.checkpoint.adapters.base import Official
 from looplm.config.schema import Loop, Model, Objective
 from looplm.errors import UserError
@@ -27,13 +27,14 @@ ADAPTERS = {
     "ouro": Adapter(ouro.model, ouro.loop, ouro.tensors, ouro.OBJECTIVE),
     "huginn_raven": Adapter(huginn.model, huginn.loop, huginn.tensors, huginn.OBJECTIVE, huginn.IGNORED),
     "ParcaeConfig": Adapter(parcae.model, parcae.loop, parcae.tensors, parcae.OBJECTIVE, parcae.IGNORED),
+    "RobertCsordas/moeut": Adapter(moeut.model, moeut.loop, moeut.tensors, moeut.OBJECTIVE),
     "mixtral": Adapter(moe.mixtral, moe.loop, moe.mixtral_tensors, moe.OBJECTIVE),
     "olmoe": Adapter(moe.olmoe, moe.loop, moe.hf_tensors, moe.OBJECTIVE),
     "qwen3_moe": Adapter(moe.qwen3_moe, moe.loop, moe.hf_tensors, moe.OBJECTIVE),
 }
 """By the kind that the official config.json names."""
-KIND_KEYS = ("model_type", "_class_name")
-"""Where it does so: Hugging Face's key; Parcae's own."""
+KIND_KEYS = ("model_type", "_class_name", "repo")
+"""Where it does so: Hugging Face's key; Parcae's own; MoEUT's repository, whose code writes no config."""
 
 
 def kind_of(config: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from typing import get_args
 
 from looplm.config.check.depth import max_loops
 from looplm.config.check.rule import Rules
-from looplm.config.schema import MoE, Place, Run
+from looplm.config.schema import MixtureAttention, MoE, Place, Run
 
 
 def _experts(run: Run) -> Iterator[str]:
@@ -53,4 +53,13 @@ def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[s
         )
 
 
-RULES: Rules = (_experts,)
+def _heads(run: Run) -> Iterator[str]:
+    mixture = run.model.attention
+    if isinstance(mixture, MixtureAttention) and mixture.experts_per_token > mixture.num_experts:
+        yield (
+            f"model.attention.experts_per_token={mixture.experts_per_token} is more than "
+            f"num_experts={mixture.num_experts}; use at most that"
+        )
+
+
+RULES: Rules = (_experts, _heads)

@@ -20,7 +20,9 @@ from looplm.config.schema.loop import UniformDepth as UniformDepth
 from looplm.config.schema.model import Model as Model
 from looplm.config.schema.model import Place as Place
 from looplm.config.schema.moe import Balance as Balance
+from looplm.config.schema.moe import DenseAttention as DenseAttention
 from looplm.config.schema.moe import FeedForward as FeedForward
+from looplm.config.schema.moe import MixtureAttention as MixtureAttention
 from looplm.config.schema.moe import MoE as MoE
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy

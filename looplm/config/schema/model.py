@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
-from looplm.config.schema.moe import FeedForward
+from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     ExitGate,
     Init,
@@ -45,6 +45,7 @@ class Model(Section):
     """Of the prelude's layers; None means `feed_forward`."""
     coda_feed_forward: FeedForward | None = None
     """Of the coda's layers; None means `feed_forward`."""
+    attention: Attention = DenseAttention()
     attention_mask: Literal["causal", "prefix", "full"] = "causal"
     """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
     attention_window: PositiveInt | None = None

@@ -1,4 +1,4 @@
-"""Mixture of experts: a feed-forward of which every token uses a part."""
+"""Mixtures of experts: a feed-forward, or projections of the attention, of which every token uses a part."""
 
 from typing import Annotated, Literal
 
@@ -59,3 +59,32 @@ class MoE(Section):
 
 
 FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | MoE, Field(discriminator="kind")]
+
+
+class DenseAttention(Section):
+    """One value and one output projection a head."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class MixtureAttention(Section):
+    """Value and output projections of every head are mixtures of experts, weighted by sigmoid scores (SwitchHead, arXiv
+    2312.07987). A token's values are of the experts that it chose itself, the outputs of those that the query chose.
+    With one expert only the output has a weight: the sigmoid of a gate."""
+
+    kind: Literal["mixture"] = "mixture"
+    num_experts: PositiveInt
+    """Of a head."""
+    experts_per_token: PositiveInt
+    """How many of them a token uses."""
+    entropy_weight: NonNegativeFloat = 0.0
+    """Weight of minus the entropy of softmax(logits), averaged over a sequence and all loops; a mean over
+    heads, summed over both projections and all layers (arXiv 2405.16039: 0.001)."""
+
+    @property
+    def routed_values(self) -> bool:
+        """Whether values have a router."""
+        return self.num_experts > 1
+
+
+Attention = Annotated[DenseAttention | MixtureAttention, Field(discriminator="kind")]

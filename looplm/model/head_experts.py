@@ -1,0 +1,107 @@
+"""Projections of an attention that are mixtures of experts, head by head (SwitchHead, arXiv 2312.07987).
+
+All experts are computed and weighted, those that were not chosen with 0: plain products that are split over devices
+like those of a dense attention. What the choice would save was measured: docs/decisions.md.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config.schema import MixtureAttention, Model
+from looplm.model.init import initializers, of_each
+from looplm.model.layers import Linear, parameter
+from looplm.model.router import best
+from looplm.model.routing import Routing, summed
+from looplm.ops.precision import at_least_fp32
+from looplm.sharding.collective import lay_out, use
+from looplm.sharding.rules import activation_spec
+
+IN_ROUTER = ("batch", "residual", "routes", "routes")
+
+
+class Choice(NamedTuple):
+    """Of the experts of a projection's heads (G), in the layout of the residual stream."""
+
+    weights_BSGE: jax.Array
+    """The scores of the chosen, 0 for the others."""
+    ids_BSGk: jax.Array
+    scores_BSGE: jax.Array
+    logits_BSGE: jax.Array
+
+
+class HeadRouter(nnx.Module):
+    """Scores the experts of every head for every token by a sigmoid and takes the best; float32 at least."""
+
+    def __init__(self, config: Model, mixture: MixtureAttention, num_heads: int, *, rngs: nnx.Rngs):
+        self.count, shape = mixture.experts_per_token, (config.dim, num_heads, mixture.num_experts)
+        self.kernel = parameter(rngs, initializers(config)["router"], shape, ("embed", "routes", "routes"), wide=True)
+
+    def __call__(self, x_BSD: jax.Array) -> Choice:
+        """x_BSD: in the layout of the residual stream."""
+        x_BSD = at_least_fp32(x_BSD)
+        logits_BSGE = jnp.einsum(
+            "BSD,DGE->BSGE", x_BSD, use(self.kernel, x_BSD.dtype), out_sharding=activation_spec(*IN_ROUTER),
+            precision="highest",  # else float32 would be bfloat16 on a TPU
+        )  # fmt: skip
+        scores_BSGE = jax.nn.sigmoid(logits_BSGE)
+        ids_BSGk = best(jax.lax.stop_gradient(scores_BSGE), self.count)
+        chosen_BSGE = jnp.any(ids_BSGk[..., None] == jnp.arange(scores_BSGE.shape[-1]), axis=-2)
+        return Choice(jnp.where(chosen_BSGE, scores_BSGE, 0), ids_BSGk, scores_BSGE, logits_BSGE)
+
+
+class ValueExperts(nnx.Module):
+    """sum over the experts of a head of weight * x W_e."""
+
+    def __init__(self, config: Model, mixture: MixtureAttention, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+        self.experts = Linear(
+            rngs, of_each(initializers(config)["linear"]), "BSD,EDKH->BSEKH",
+            (mixture.num_experts, config.dim, num_heads, head_dim), ("head_experts", "embed", "kv_heads", "head_dim"),
+            ("batch", "sequence", "head_experts", "kv_heads", "head_dim"),
+        )  # fmt: skip
+
+    def __call__(self, x_BSD: jax.Array, choice: Choice) -> jax.Array:
+        weights_BSKE = lay_out(choice.weights_BSGE, "batch", "sequence", "kv_heads", "head_experts")
+        weights_BSEK1 = jnp.swapaxes(weights_BSKE, 2, 3)[..., None]
+        return jnp.sum(self.experts(x_BSD) * weights_BSEK1, axis=2).astype(x_BSD.dtype)
+
+
+class OutputExperts(nnx.Module):
+    """sum over heads and their experts of weight * x W_e."""
+
+    def __init__(self, config: Model, mixture: MixtureAttention, head_dim: int, *, rngs: nnx.Rngs):
+        self.experts = Linear(
+            rngs, of_each(initializers(config)["residual_output"]), "BSENH,ENHD->BSD",
+            (mixture.num_experts, config.num_heads, head_dim, config.dim),
+            ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"),
+        )  # fmt: skip
+
+    def __call__(self, x_BSNH: jax.Array, choice: Choice) -> jax.Array:
+        weights_BSNE = lay_out(choice.weights_BSGE, "batch", "sequence", "heads", "head_experts")
+        weights_BSEN1 = jnp.swapaxes(weights_BSNE, 2, 3)[..., None]
+        return self.experts((x_BSNH[:, :, None] * weights_BSEN1).astype(x_BSNH.dtype))
+
+
+def routing_of(
+    choices: Sequence[Choice], before_BSW: jax.Array | None, *, with_softmax: bool, with_logits: bool
+) -> Routing:
+    """The sums over the experts of all projections, one after the other."""
+
+    def together(arrays_BSGE: Iterable[jax.Array]) -> jax.Array:
+        return jnp.concatenate(tuple(arrays_BSGE), axis=2)
+
+    def flat(x_BSGE: jax.Array) -> jax.Array:
+        return x_BSGE.reshape(*x_BSGE.shape[:2], -1)
+
+    logits_BSGE = together(choice.logits_BSGE for choice in choices)
+    num_groups, num_experts = logits_BSGE.shape[2:]
+    ids_BSGk = together(choice.ids_BSGk for choice in choices) + num_experts * jnp.arange(num_groups)[:, None]
+    scores_BSGE = together(choice.scores_BSGE for choice in choices)
+    none_B = jnp.sum(0 * ids_BSGk, axis=(1, 2, 3), dtype=jnp.int32)
+    return summed(
+        flat(logits_BSGE), flat(scores_BSGE), flat(ids_BSGk), none_B, before_BSW,
+        num_groups=num_groups, with_softmax=with_softmax, with_logits=with_logits,
+    )  # fmt: skip
