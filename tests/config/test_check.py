@@ -23,6 +23,11 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             "model.attention.experts_per_token=3 is more than num_experts=2; use at most that",
         ),
         (
+            {"model.attention": {"kind": "mixture", "num_experts": 1, "experts_per_token": 1, "entropy_weight": 0.1}},
+            "model.attention.entropy_weight=0.1 has no part in num_experts=1, where nothing is chosen; set it to 0, or "
+            "use more experts",
+        ),
+        (
             {"model.rope.fraction": 0.2},
             "model.rope.fraction=0.2 of a head of 8 dims leaves no pair to turn; use more, e.g. 1.0",
         ),

@@ -16,7 +16,7 @@ DROPOUTS = ("dropout", "ff_expert_dropout", "att_expert_dropout")
 def model(config: dict[str, Any]) -> Model:
     if dropped := [f"{key}={config[key]}" for key in DROPOUTS if config.get(key)]:
         raise UserError(f"{', '.join(dropped)}: looplm drops nothing in training; set it to 0 to load the weights")
-    expert_dim = config.get("ff_expert_size", 128)
+    expert_dim, num_experts = config.get("ff_expert_size", 128), config["att_n_experts"]
     return Model(
         vocab_size=config["n_tokens"],
         dim=config["d_model"],
@@ -34,9 +34,9 @@ def model(config: dict[str, Any]) -> Model:
             balance=Balance(entropy_weight=config.get("entropy_reg", 0.01)),
         ),
         attention=MixtureAttention(
-            num_experts=config["att_n_experts"],
-            experts_per_token=min(config.get("att_k", 2), config["att_n_experts"]),
-            entropy_weight=config.get("att_entropy_reg", 0.001),
+            num_experts=num_experts,
+            experts_per_token=min(config.get("att_k", 2), num_experts),
+            entropy_weight=config.get("att_entropy_reg", 0.001) if num_experts > 1 else 0.0,
         ),
         rope=Rope(theta=config.get("rope_base", 10_000), fraction=config.get("rotate_fraction", 0.5)),
         norm="layer",

@@ -55,7 +55,14 @@ def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[s
 
 def _heads(run: Run) -> Iterator[str]:
     mixture = run.model.attention
-    if isinstance(mixture, MixtureAttention) and mixture.experts_per_token > mixture.num_experts:
+    if not isinstance(mixture, MixtureAttention):
+        return
+    if mixture.entropy_weight and mixture.num_experts == 1:
+        yield (
+            f"model.attention.entropy_weight={mixture.entropy_weight} has no part in num_experts=1, where nothing is "
+            "chosen; set it to 0, or use more experts"
+        )
+    if mixture.experts_per_token > mixture.num_experts:
         yield (
             f"model.attention.experts_per_token={mixture.experts_per_token} is more than "
             f"num_experts={mixture.num_experts}; use at most that"
