@@ -64,7 +64,7 @@ AXES = {
     "depth": ["fixed", "batch", "sequence"],
 }  # fmt: skip
 B, S, VOCAB = 4, 8, 31
-SEED = 37
+SEED = 24
 """Of many, one that gives few cases."""
 
 
