@@ -9,10 +9,14 @@ from typing import NamedTuple
 import jax
 
 from looplm.compile.hlo import Module
+from looplm.errors import UserError
 from looplm.train.memory import Memory, memory_of
 from looplm.train.program import Program
 
 NEEDED = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)")
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+FEWER = "give a device fewer tokens at a time: a larger data.accumulation_steps, or more devices"
+"""What helps where the bytes that are missing are not known, or not those of the device's main memory."""
 
 
 class CompiledStep(NamedTuple):
@@ -22,7 +26,10 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(program: Program) -> CompiledStep:
-    """Lowers and compiles from shapes alone; allocates nothing."""
+    """Lowers and compiles from shapes alone; allocates nothing.
+
+    Raises UserError where the compiler gives up for lack of another memory than the device's main one.
+    """
     lowered = program.lower()
     # The text is taken from the compiler's own dump: programs of a libtpu that is newer than jaxlib cannot be read back
     # (`as_text` fails on asynchronous slices).
@@ -30,9 +37,12 @@ def compile_step(program: Program) -> CompiledStep:
         try:
             compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
-            if (memory := memory_needed(program, error)) is None:
+            if (memory := memory_needed(program, error)) is not None:
+                return CompiledStep(None, memory)
+            if OUT_OF_MEMORY not in str(error):
                 raise
-            return CompiledStep(None, memory)
+            kind = program.mesh.devices.flat[0].device_kind
+            raise UserError(f"the compiler finds no room for the step on {kind} ({reason(error)}); {FEWER}") from error
         (path,) = Path(folder).glob("*train_step*after_optimizations.txt")
         text = path.read_text()
     return CompiledStep(Module(text, unknown_trips=mean_detached_loops(program)), memory_of(compiled))
@@ -44,6 +54,12 @@ def memory_needed(program: Program, error: Exception) -> Memory | None:
         return None
     temporaries = int(float(needed[1]) * 1024 ** (" KMGT".index(needed[2])))
     return Memory(_bytes_per_device(program), temporaries, 0, 0)
+
+
+def reason(error: Exception) -> str:
+    """XLA's first words on what was too large; where the first line is a heading, with the second."""
+    said = str(error).partition(OUT_OF_MEMORY)[2].removeprefix(": ").strip().splitlines() or [OUT_OF_MEMORY]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]
 
 
 def mean_detached_loops(program: Program) -> float:

@@ -5,14 +5,12 @@ from contextlib import contextmanager
 
 import jax
 
-from looplm.compile.compiled import memory_needed
+from looplm.compile.compiled import FEWER, OUT_OF_MEMORY, memory_needed, reason
 from looplm.compile.remedies import remedies
 from looplm.errors import UserError
 from looplm.hardware import find
 from looplm.train.memory import Memory, available_bytes, gib, memory_of
 from looplm.train.trainer import Trainer
-
-SIGN = "RESOURCE_EXHAUSTED"
 
 
 @contextmanager
@@ -21,7 +19,7 @@ def explained(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if SIGN not in str(error):
+        if OUT_OF_MEMORY not in str(error):
             raise
         raise UserError(explain(trainer, error)) from error
 
@@ -35,14 +33,13 @@ def explain(trainer: Trainer, error: Exception) -> str:
     what = f"{device.device_kind} is out of memory"
     if memory is not None:
         what += f": the step needs {gib(memory.total)}" + (f" of {gib(available)}" if available else "")
-    (reason, *_) = str(error).partition(SIGN)[2].strip(": \n").splitlines() or [SIGN]
     found = remedies(program, memory, available or 0) if memory is not None else []
     told = "; ".join(
         f"{' '.join(f'--set {setting}' for setting in remedy.settings)} (about {gib(remedy.predicted_bytes)}, "
         f"{remedy.costs})"
         for remedy in found
     )
-    return f"{what} ({reason[:200]}); " + (f"the cheapest remedies: {told}" if told else "use more devices")
+    return f"{what} ({reason(error)}); " + (f"the cheapest remedies: {told}" if told else FEWER)
 
 
 def _memory(trainer: Trainer, error: Exception) -> Memory | None:

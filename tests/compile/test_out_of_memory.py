@@ -8,6 +8,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from looplm.compile.compiled import compile_step
 from looplm.compile.out_of_memory import explained
 from looplm.compile.remedies import remedies
 from looplm.config.schema import Run
@@ -20,6 +21,10 @@ AT_RUN = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184
 AT_COMPILE = (
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.1G of 15.75G "
     "hbm.\n  reserved 1M\n  program 18.35G\n memory required for HLO temporaries (18.35G)"
+)
+IN_FAST_MEMORY = (
+    "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\n"
+    "Ran out of memory in memory space vmem while allocating on stack\nSee the documentation"
 )
 
 
@@ -58,6 +63,19 @@ def test_at_compile_time_the_need_is_what_the_compiler_says(trainer: Trainer) ->
     assert "the step needs 18.35 GiB" in text
     assert "the cheapest remedies: --set " in text
     assert "--set data.accumulation_steps=" in text
+
+
+def test_a_lack_of_another_memory_has_a_remedy_too(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = "give a device fewer tokens at a time: a larger data.accumulation_steps, or more devices"
+    assert message(trainer, IN_FAST_MEMORY).endswith(f"memory space vmem while allocating on stack); {remedy}")
+
+    def give_up(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError(IN_FAST_MEMORY)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", give_up)
+    with pytest.raises(UserError, match="the compiler finds no room for the step on cpu") as error:
+        compile_step(trainer.program)
+    assert str(error.value).endswith(remedy)
 
 
 def test_another_error_stays_what_it_is(trainer: Trainer) -> None:
