@@ -16,7 +16,9 @@ from looplm.train.program import Program
 NEEDED = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)")
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 FEWER = "give a device fewer tokens at a time: a larger data.accumulation_steps, or more devices"
-"""What helps where the bytes that are missing are not known, or not those of the device's main memory."""
+"""What helps where the bytes that are missing are not known."""
+MORE_VMEM = "let it use more of a TPU's vmem, LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536, or "
+"""Of 128 MiB libtpu takes 16; compiled for v5e with libtpu 0.0.52 (docs/scaling.md)."""
 
 
 class CompiledStep(NamedTuple):
@@ -42,7 +44,9 @@ def compile_step(program: Program) -> CompiledStep:
             if OUT_OF_MEMORY not in str(error):
                 raise
             kind = program.mesh.devices.flat[0].device_kind
-            raise UserError(f"the compiler finds no room for the step on {kind} ({reason(error)}); {FEWER}") from error
+            raise UserError(
+                f"the compiler finds no room for the step on {kind} ({reason(error)}); {remedy(error)}"
+            ) from error
         (path,) = Path(folder).glob("*train_step*after_optimizations.txt")
         text = path.read_text()
     return CompiledStep(Module(text, unknown_trips=mean_detached_loops(program)), memory_of(compiled))
@@ -60,6 +64,10 @@ def reason(error: Exception) -> str:
     """XLA's first words on what was too large; where the first line is a heading, with the second."""
     said = str(error).partition(OUT_OF_MEMORY)[2].removeprefix(": ").strip().splitlines() or [OUT_OF_MEMORY]
     return " ".join(said[: 2 if said[0].endswith(":") else 1])[:200]
+
+
+def remedy(error: Exception) -> str:
+    return f"{MORE_VMEM}{FEWER}" if "vmem" in str(error) else FEWER
 
 
 def mean_detached_loops(program: Program) -> float:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import jax
 
-from looplm.compile.compiled import FEWER, OUT_OF_MEMORY, memory_needed, reason
+from looplm.compile.compiled import OUT_OF_MEMORY, memory_needed, reason, remedy
 from looplm.compile.remedies import remedies
 from looplm.errors import UserError
 from looplm.hardware import find
@@ -35,11 +35,10 @@ def explain(trainer: Trainer, error: Exception) -> str:
         what += f": the step needs {gib(memory.total)}" + (f" of {gib(available)}" if available else "")
     found = remedies(program, memory, available or 0) if memory is not None else []
     told = "; ".join(
-        f"{' '.join(f'--set {setting}' for setting in remedy.settings)} (about {gib(remedy.predicted_bytes)}, "
-        f"{remedy.costs})"
-        for remedy in found
+        f"{' '.join(f'--set {setting}' for setting in one.settings)} (about {gib(one.predicted_bytes)}, {one.costs})"
+        for one in found
     )
-    return f"{what} ({reason(error)}); " + (f"the cheapest remedies: {told}" if told else FEWER)
+    return f"{what} ({reason(error)}); " + (f"the cheapest remedies: {told}" if told else remedy(error))
 
 
 def _memory(trainer: Trainer, error: Exception) -> Memory | None:

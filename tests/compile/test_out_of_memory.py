@@ -66,7 +66,10 @@ def test_at_compile_time_the_need_is_what_the_compiler_says(trainer: Trainer) ->
 
 
 def test_a_lack_of_another_memory_has_a_remedy_too(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    remedy = "give a device fewer tokens at a time: a larger data.accumulation_steps, or more devices"
+    remedy = (
+        "let it use more of a TPU's vmem, LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536, or give a device "
+        "fewer tokens at a time: a larger data.accumulation_steps, or more devices"
+    )
     assert message(trainer, IN_FAST_MEMORY).endswith(f"memory space vmem while allocating on stack); {remedy}")
 
     def give_up(*_: object) -> None:
