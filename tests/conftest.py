@@ -145,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     if folder.is_mount():
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a file may still be open
 
 
 class Outcome(NamedTuple):
