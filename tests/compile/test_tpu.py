@@ -1,5 +1,8 @@
 """The training step compiled for a described TPU slice; needs libtpu, no device. Run with -m aot."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
 
 from looplm.compile.collectives import collectives
@@ -27,6 +30,15 @@ SIZES = {
 """Every device's part is at least a tile of 128 columns: smaller gradients are not worth scattering to the compiler."""
 FEW_NUMBERS = 2**8
 """Bytes: the sums of the metrics of a micro-batch."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flags_that_libtpu_knows() -> Iterator[None]:
+    """It reads them when it is loaded, and ends the process for one that it does not know."""
+    flags = os.environ["XLA_FLAGS"].split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", " ".join(flag for flag in flags if not flag.startswith("--xla_cpu_")))
+        yield
 
 
 def steps(tiny_run, *loops: int):
