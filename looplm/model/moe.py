@@ -10,6 +10,7 @@ from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.router import Router
 from looplm.model.routing import Routing, summed
+from looplm.ops.grouped_matmul import check_backend, products_by
 from looplm.sharding.collective import lay_out
 
 
@@ -17,6 +18,7 @@ class MoE(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), + f_shared(x)."""
 
     def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
+        check_backend(moe.backend)
         self.moe = moe
         self.router, self.experts = Router(config, moe, rngs=rngs), Experts(config, moe, rngs=rngs)
         self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None
@@ -31,7 +33,8 @@ class MoE(nnx.Module):
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
         whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
-        out_BSD, dropped_B = self.experts(x_BSD, *whole)
+        with products_by(self.moe.backend):
+            out_BSD, dropped_B = self.experts(x_BSD, *whole)
         if self.shared is not None:
             out_BSD += self.shared(x_BSD)
         if not context.with_routing:

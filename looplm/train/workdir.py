@@ -12,6 +12,7 @@ from looplm.errors import UserError
 from looplm.train.lock import only_one
 
 FREE_TO_CHANGE = (
+    "model.feed_forward.backend", "model.prelude_feed_forward.backend", "model.coda_feed_forward.backend",
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
     "data.cache_dir", "data.cache_gb", "data.validation", "optim.guard.", "checkpoint.", "eval.", "log.",
 )  # fmt: skip

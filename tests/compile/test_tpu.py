@@ -12,6 +12,7 @@ from looplm.compile.topology import described_devices
 from looplm.config.load import load_config, override, shipped_configs
 from looplm.config.schema import Mesh
 from looplm.errors import UserError
+from looplm.ops.grouped_matmul import check_backend
 from looplm.sharding.mesh import batch_part, build_mesh
 from looplm.train.program import Program
 
@@ -118,3 +119,19 @@ def test_presets_with_experts_compile(name: str) -> None:
     run = override(run, {"data.batch_tokens": 16 * run.data.sequence_length, "model.dtype": "bfloat16"})
     program = Program(run, build_mesh(run.mesh, described_devices("v5e:4x4")))
     assert describe(program, compile_step(program), "v5e:4x4").fits
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernel_of_tokamax_is_in_the_program(tiny_run, dtype) -> None:
+    """With experts wider than a tile. XLA would take a kernel of its own, when it compiles."""
+    try:
+        check_backend("tokamax")
+    except UserError as error:
+        pytest.skip(str(error))
+    moe = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 1536, "expert": "relu"}
+    ours = {**SIZES, "data.batch_tokens": 2 * 4 * 128, "loop.num_loops": 2, "model.dtype": dtype}
+    for backend, has_one in (("auto", False), ("tokamax", True)):
+        run = tiny_run(**ours, **{"model.feed_forward": {**moe, "backend": backend}})
+        program = Program(run, build_mesh(Mesh(fsdp=2, expert=2), described_devices("v5e:2x2")))
+        assert ("pallas_tpu_ragged_dot" in program.lower().as_text()) == has_one
+        assert describe(program, compile_step(program), "v5e:2x2").fits

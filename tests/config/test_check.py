@@ -52,6 +52,11 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                     "balance.auxiliary_over=batch has no part in auxiliary_weight=0; leave it at sequence",
                 ),
                 (
+                    {"capacity_factor": 2.0, "backend": "tokamax"},
+                    "backend=tokamax has no part in capacity_factor=2.0, where all experts have as many places; "
+                    "leave it at auto",
+                ),
+                (
                     {"experts_per_token": 8, "balance": {"bias_rate": 0.1}},
                     "experts_per_token=8 uses every expert for every token: there is nothing to balance or to limit; "
                     "use fewer",

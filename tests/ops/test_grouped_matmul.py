@@ -1,11 +1,16 @@
 """Every backend against a loop over the groups in numpy: values, gradients, empty groups, rows beyond the last."""
 
+import importlib.util
+from functools import partial
+from importlib import metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.ops.grouped_matmul import BACKENDS, grouped_matmul
+from looplm.errors import UserError
+from looplm.ops.grouped_matmul import BACKENDS, check_backend, grouped_matmul, products_by, tokamax
 
 M, D, F = 200, 12, 20
 SIZES = {"uneven": [50, 0, 87, 13, 40], "one": [0, 0, 200, 0, 0], "few": [1, 2, 0, 3, 0], "none": [0, 0, 0, 0, 0]}
@@ -19,8 +24,88 @@ def by_hand(x_MD, w_EDF, sizes):
     return np.concatenate([*rows, np.zeros((len(x_MD) - start, w_EDF.shape[2]))])
 
 
+@pytest.fixture
+def its_kernel(monkeypatch):
+    """tokamax's kernel for TPUs, interpreted: every operation by itself, on the CPU. Gives a mesh to trace it under."""
+    skip_without_tokamax()
+    import tokamax.ops.tpu as kernels
+    from jax.experimental.pallas import tpu as pallas
+
+    def interpreted(tile_rows, tile):
+        config = kernels.RaggedDotConfig(tile_m=tile_rows, tile_k=256, tile_n=256)
+        return kernels.RaggedDot(
+            config=config, interpret=pallas.InterpretParams(buffer_bounds="padded"), bypass_device_check=True
+        )
+
+    monkeypatch.setattr(tokamax, "kernel", interpreted)
+    device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    return jax.sharding.AbstractMesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)
+
+
+def skip_without_tokamax():
+    try:
+        check_backend("tokamax")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_of_tokamax(its_kernel, dtype):
+    """Dims below its least, and such that are no whole tiles."""
+    generator = np.random.default_rng(0)
+    x_MD, w_EDF, y_MF = (jnp.asarray(generator.normal(size=shape), dtype) for shape in ((M, D), (5, D, 300), (M, 300)))
+    numbers = [np.float64(x) for x in (x_MD, w_EDF, y_MF)]
+
+    @jax.jit
+    def run(x_MD, w_EDF, y_MF, sizes_E):
+        value, pull_back = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes_E, backend="tokamax"), x_MD, w_EDF)
+        return value, *pull_back(y_MF)
+
+    for name, sizes in SIZES.items():
+        sizes_E = jnp.asarray(sizes, jnp.int32)
+        with jax.sharding.use_abstract_mesh(its_kernel):
+            results = run(x_MD, w_EDF, y_MF, sizes_E)
+        for result, expected in zip(results, by_hand_with_gradients(*numbers, sizes), strict=True):
+            error = np.max(np.abs(np.float64(result) - expected))
+            assert error <= (2e-6 if dtype == "float32" else 4e-3) * max(np.max(np.abs(expected)), 1), name
+
+
+def test_a_library_that_is_missing_or_does_not_fit_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tokamax, which is not installed; pip install 'looplm\[kernels\]'"):
+        check_backend("tokamax")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.12")
+    with pytest.raises(UserError, match=r"needs tokamax>=0.0.17, and 0.0.12 is installed"):
+        check_backend("tokamax")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.17")
+    monkeypatch.setattr(metadata, "requires", lambda name: ["jax>=99.0", "jax[tpu]>=99.0; extra == 'tpu'"])
+    with pytest.raises(UserError, match=r"tokamax 0.0.17 needs jax>=99.0, and jax .* is installed"):
+        check_backend("tokamax")
+
+
+def test_the_backend_of_a_config_is_that_of_its_products():
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in
+              (((M, D), jnp.float32), ((3, D, F), jnp.float32), ((3,), jnp.int32))]  # fmt: skip
+
+    def ours(*arrays):
+        with products_by("ragged"):
+            return grouped_matmul(*arrays)
+
+    assert "ragged_dot" in str(jax.make_jaxpr(ours)(*shapes))
+    assert "while" in str(jax.make_jaxpr(partial(grouped_matmul, backend="blocks"))(*shapes))
+
+
+def by_hand_with_gradients(x_MD, w_EDF, y_MF, sizes):
+    ends = np.cumsum(sizes)
+    gradient_EDF = [x_MD[end - size : end].T @ y_MF[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return by_hand(x_MD, w_EDF, sizes), by_hand(y_MF, w_EDF.swapaxes(1, 2), sizes), np.stack(gradient_EDF)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend):
+    if backend == "tokamax":
+        skip_without_tokamax()
     generator = np.random.default_rng(0)
     x_MD, w_EDF, y_MF = (generator.normal(size=shape) for shape in ((M, D), (5, D, F), (M, F)))
 
@@ -32,12 +117,9 @@ def test_values_and_gradients(backend):
 
     for name, sizes in SIZES.items():
         arrays = (jnp.float32(x) for x in (x_MD, w_EDF, y_MF))
-        value, dx_MD, dw_EDF = run(*arrays, jnp.asarray(sizes, jnp.int32))
-        np.testing.assert_allclose(value, by_hand(x_MD, w_EDF, sizes), atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(dx_MD, by_hand(y_MF, w_EDF.swapaxes(1, 2), sizes), atol=2e-5, err_msg=name)
-        ends = np.cumsum(sizes)
-        expected = [x_MD[end - size : end].T @ y_MF[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        np.testing.assert_allclose(dw_EDF, expected, atol=5e-5, err_msg=name)
+        results = run(*arrays, jnp.asarray(sizes, jnp.int32))
+        for result, expected in zip(results, by_hand_with_gradients(x_MD, w_EDF, y_MF, sizes), strict=True):
+            np.testing.assert_allclose(result, expected, atol=5e-5, err_msg=name)
 
 
 def test_the_platform_of_the_program_decides():

@@ -39,6 +39,11 @@ def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[s
         yield f"{{name}}.dense_layers={list(moe.dense_layers)} leaves no layer with experts; use kind={moe.dense.kind}"
     elif list(moe.dense_layers) != sorted(set(moe.dense_layers)):
         yield f"{{name}}.dense_layers={list(moe.dense_layers)} must be ascending, each layer once"
+    if moe.backend != "auto" and moe.capacity_factor is not None:
+        yield (
+            f"{{name}}.backend={moe.backend} has no part in capacity_factor={moe.capacity_factor}, where all experts "
+            "have as many places; leave it at auto"
+        )
     if moe.loop_biases and own:
         yield f"{{name}}.loop_biases={moe.loop_biases}: the {place} runs once; leave it at 0"
     if moe.balance.auxiliary_over != "sequence" and not moe.balance.auxiliary_weight:

@@ -22,6 +22,7 @@ from looplm.config.schema.model import Place as Place
 from looplm.config.schema.moe import Balance as Balance
 from looplm.config.schema.moe import DenseAttention as DenseAttention
 from looplm.config.schema.moe import FeedForward as FeedForward
+from looplm.config.schema.moe import GroupedBackend as GroupedBackend
 from looplm.config.schema.moe import MixtureAttention as MixtureAttention
 from looplm.config.schema.moe import MoE as MoE
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy

@@ -7,6 +7,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from looplm.config.schema.base import NonNegativeFloat, Section
 from looplm.config.schema.parts import GELU, SquaredReLU, SwiGLU
 
+GroupedBackend = Literal["auto", "reference", "ragged", "blocks", "tokamax"]
+"""What multiplies the rows of every expert with its matrix."""
+
 
 class Balance(Section):
     """What keeps the experts of a layer equally busy. Rules may be combined; all are off by default."""
@@ -51,6 +54,10 @@ class MoE(Section):
     capacity_factor: PositiveFloat | None = None
     """An expert takes at most this times the mean load of every sequence, earlier tokens first; what is above is
     dropped, and counted. None means nothing is dropped."""
+    backend: GroupedBackend = "auto"
+    """What computes the experts' products if nothing is limited. `auto`: `blocks` on a CPU, `ragged` elsewhere.
+    `ragged`: XLA's own. `blocks`: expert after expert, for CPUs. `tokamax`: its Mosaic kernel on a TPU, XLA elsewhere;
+    needs looplm[kernels]. `reference`: every row times every matrix, to compare with."""
     dense_layers: tuple[NonNegativeInt, ...] = ()
     """Layers of the section (from 0) that have the dense feed-forward of model.hidden_dim instead."""
     dense: Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")] = SwiGLU()

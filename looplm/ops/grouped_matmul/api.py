@@ -1,18 +1,39 @@
 """The grouped matrix product with its gradient, and which backend computes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Literal
 
 import jax
 
-from looplm.ops.grouped_matmul import blocks, ragged, reference
+from looplm.config.schema import GroupedBackend as Backend
+from looplm.ops.grouped_matmul import blocks, ragged, reference, tokamax
 
-Backend = Literal["auto", "reference", "ragged", "blocks"]
-BACKENDS = {"reference": reference, "ragged": ragged, "blocks": blocks}
+BACKENDS = {"reference": reference, "ragged": ragged, "blocks": blocks, "tokamax": tokamax}
+_CHOSEN: ContextVar[Backend] = ContextVar("backend", default="auto")
 
 
-def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+@contextmanager
+def products_by(backend: Backend) -> Iterator[None]:
+    """Products that are traced inside are of this backend, unless they name another. For the inside of what is traced:
+    JAX, which keeps what it has traced, does not see it."""
+    token = _CHOSEN.set(backend)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
+
+
+def check_backend(backend: Backend) -> None:
+    """Raises UserError where it needs what is not installed."""
+    if backend == "tokamax":
+        tokamax.check_installed()
+
+
+def grouped_matmul(
+    x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, backend: Backend | None = None
+) -> jax.Array:
     """Multiplies every row with the matrix of its group.
 
     Args:
@@ -20,12 +41,12 @@ def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, bac
         w_EDF: one matrix a group, in the type of x.
         sizes_E: rows of every group, int32; together at most M.
         backend: `auto` is `blocks` where the program runs on a CPU and `ragged` elsewhere. `reference` is a loop over
-            the groups.
+            the groups. None is that of `products_by`, else `auto`.
 
     Returns:
         (M, F) in the type of x; rows beyond the last group are 0.
     """
-    return _product(backend, x_MD, w_EDF, sizes_E)
+    return _product(backend or _CHOSEN.get(), x_MD, w_EDF, sizes_E)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -36,7 +57,7 @@ def _product(backend: Backend, x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.A
 def _forward(
     backend: Backend, x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _product(backend, x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
+    return _product(backend or _CHOSEN.get(), x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
 
 
 def _backward(backend: Backend, saved: tuple, cotangent_MF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
