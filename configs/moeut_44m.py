@@ -3,9 +3,7 @@
     looplm train configs/moeut_44m.py --workdir runs/moeut --set data.train=DATASET
 
 44,345,792 parameters, 10,937,536 of them active.
-Departures: matrices start with one standard deviation (`model.init`) where the official ones go by their inputs and the
-depth, with rows of routers made equally long. Half of a head of 82 dims are 41, of which the official code cannot make
-pairs; 40 turn.
+Departure: half of a head of 82 dims are 41, of which the official code cannot make pairs; 40 turn.
 """
 
 from looplm.config.schema import (
@@ -13,6 +11,7 @@ from looplm.config.schema import (
     Balance,
     Checkpoint,
     Data,
+    FanInInit,
     Loop,
     MixtureAttention,
     Model,
@@ -51,6 +50,7 @@ def config() -> Run:
             norm_eps=1e-5,
             norm_placement="peri",
             head_bias=True,
+            init=FanInInit(effective_depth=8 * 2),
         ),
         loop=Loop(num_loops=8),
         optim=Optim(

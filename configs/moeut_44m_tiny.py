@@ -16,6 +16,7 @@ def config() -> Run:
         "model.dim": 128,
         "model.head_dim": 32,
         "model.hidden_dim": 128,
+        "model.init.effective_depth": 3 * 2,
         "model.feed_forward.num_experts": 20,
         "model.feed_forward.experts_per_token": 4,
         "model.feed_forward.expert_dim": 32,

@@ -38,7 +38,9 @@ class HeadRouter(nnx.Module):
 
     def __init__(self, config: Model, mixture: MixtureAttention, num_heads: int, *, rngs: nnx.Rngs):
         self.count, shape = mixture.experts_per_token, (config.dim, num_heads, mixture.num_experts)
-        self.kernel = parameter(rngs, initializers(config)["router"], shape, ("embed", "routes", "routes"), wide=True)
+        self.kernel = parameter(
+            rngs, initializers(config)["head_router"], shape, ("embed", "routes", "routes"), wide=True
+        )
 
     def __call__(self, x_BSD: jax.Array) -> Choice:
         """x_BSD: in the layout of the residual stream."""
@@ -74,7 +76,7 @@ class OutputExperts(nnx.Module):
 
     def __init__(self, config: Model, mixture: MixtureAttention, head_dim: int, *, rngs: nnx.Rngs):
         self.experts = Linear(
-            rngs, of_each(initializers(config)["residual_output"]), "BSENH,ENHD->BSD",
+            rngs, of_each(initializers(config)["residual_output"], summed=False), "BSENH,ENHD->BSD",
             (mixture.num_experts, config.num_heads, head_dim, config.dim),
             ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"),
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """First values of all parameters: one table, read by the modules that declare them."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from looplm.config.schema import (
     ConcatInjection,
     DepthScaledInit,
     DiagonalInjection,
+    FanInInit,
     Model,
     NormalInit,
     OrthogonalInit,
@@ -22,6 +24,7 @@ ORTHOGONAL_STEPS = 40
 
 def initializers(config: Model) -> dict[str, Any]:
     """The initialiser (key, shape, dtype) -> array of every role that a parameter can have."""
+    own: dict[str, Any] = {}
     match config.init:
         case NormalInit(std=std):
             matrix = output = normal(std)
@@ -32,12 +35,19 @@ def initializers(config: Model) -> dict[str, Any]:
             matrix, output = truncated_normal(std), truncated_normal(std / math.sqrt(2 * depth))
         case OrthogonalInit():
             matrix, output = orthogonal(math.sqrt(2 / (5 * config.dim))), zeros
+        case FanInInit(effective_depth=depth):
+            scale, width = math.sqrt(2 / depth), 1 / math.sqrt(config.dim)
+            matrix, output = normal(scale * width), ByInputs(scale)
+            within = uniform_within(width)  # what torch gives a linear map
+            rows = same_length(matrix)
+            own = {"embedding": normal(width), "router": rows, "head": within, "head_bias": within}
     return {
         "embedding": matrix,
         "linear": matrix,
         "residual_output": output,
         "head": matrix,
         "router": matrix,
+        "head_router": matrix,
         "router_bias": zeros,
         "norm": ones,
         "norm_bias": zeros,
@@ -52,7 +62,7 @@ def initializers(config: Model) -> dict[str, Any]:
         "diagonal_step": constant(_diagonal_step(config)),
         "gate": zeros,
         "gate_bias": constant(_gate_bias(config)),
-    }
+    } | own
 
 
 def truncated_normal(std: float) -> Initializer:
@@ -91,13 +101,53 @@ def identity(
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
-def of_each(matrix: Initializer) -> Initializer:
-    """Every matrix of a leading dim by itself."""
+@dataclass(frozen=True)
+class ByInputs:
+    """Normal with standard deviation scale / sqrt(inputs); all dims but the last are inputs."""
+
+    scale: float
+    times: int = 1
+    """There are so many times the inputs."""
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: None = None
+    ) -> jax.Array:
+        return self.scale / math.sqrt(self.times * math.prod(shape[:-1])) * jax.random.normal(key, shape, dtype)
+
+
+def uniform_within(bound: float) -> Initializer:
+    def draw(
+        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
+    ) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw  # type: ignore[return-value]
+
+
+def same_length(matrix: Initializer) -> Initializer:
+    """What an output has for weights is of one length for all outputs, and the standard deviation stays."""
 
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
     ) -> jax.Array:
-        return jax.vmap(lambda key: matrix(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
+        x = matrix(key, shape, dtype)
+        unit = x / jnp.linalg.norm(x, axis=0, keepdims=True)
+        return unit * (jnp.std(x) / jnp.std(unit))
+
+    return draw  # type: ignore[return-value]
+
+
+def of_each(matrix: Initializer, *, summed: bool = True) -> Initializer:
+    """Every matrix of a leading dim by itself.
+
+    summed: whether what they give is added up, as if they were one matrix with the inputs of all.
+    """
+
+    def draw(
+        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
+    ) -> jax.Array:
+        of_one = replace(matrix, times=shape[0]) if isinstance(matrix, ByInputs) and summed else matrix
+        return jax.vmap(lambda key: of_one(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
 
     return draw  # type: ignore[return-value]
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from looplm.config.load import load_config, shipped_configs
 from looplm.config.schema import DiagonalInjection, Model, OrthogonalInit, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM
 
@@ -47,3 +48,40 @@ def test_value_embeddings_start_as_the_official_ones(params):
     (gate,) = params["core"]["block"]["value_gates"]["linear"]["kernel"]
     assert 0.8 / 3 < np.abs(gate).max() < 1 / 3
     assert params["value_embedding"]["block"].std() == pytest.approx(1, abs=0.05)
+
+
+def test_moeut_starts_as_officially():
+    """Standard deviations as RobertCsordas/moeut:moeut/moeut.py (reset_parameters) and torch's Linear have them."""
+    run = load_config(shipped_configs() / "moeut_44m_tiny.py")
+    model, moe = run.model, run.model.feed_forward
+    D, N, H = model.dim, model.num_heads, model.head_dim
+    params = jax.tree.map(np.asarray, FunctionalLM(model).init(jax.random.key(0)))
+    scale = math.sqrt(2 / (run.loop.num_loops * model.block_layers))
+    layers = params["core"]["block"]["layers"]
+    attention, experts = layers["attention"], layers["feed_forward"]["experts"]
+    of_inputs = scale / math.sqrt(D)
+    expected = [
+        (params["embedding"]["table"], 1 / math.sqrt(D)),
+        (params["head"], 1 / math.sqrt(3 * D)),
+        (params["head_bias"], 1 / math.sqrt(3 * D)),
+        (attention["query"]["project"]["kernel"], of_inputs),
+        (attention["key"]["project"]["kernel"], of_inputs),
+        (attention["value"]["experts"]["kernel"], of_inputs),
+        (attention["output"]["experts"]["kernel"], scale / math.sqrt(N * H)),
+        (attention["value_router"]["kernel"], of_inputs),
+        (attention["output_router"]["kernel"], of_inputs),
+        (layers["feed_forward"]["router"]["kernel"], of_inputs),
+        (experts["up"], of_inputs),
+        (experts["down"], scale / math.sqrt(moe.num_experts * moe.expert_dim)),
+    ]
+    for leaf, std in expected:
+        assert leaf.std() == pytest.approx(std, rel=6 / math.sqrt(2 * leaf.size)), leaf.shape  # six deviations of it
+    assert np.abs(params["head"]).max() <= 1 / math.sqrt(D)
+    lengths_LE = np.linalg.norm(layers["feed_forward"]["router"]["kernel"], axis=1)
+    np.testing.assert_allclose(lengths_LE / lengths_LE.mean(axis=1, keepdims=True), 1, rtol=1e-5)
+    assert np.linalg.norm(attention["value_router"]["kernel"], axis=1).std() > 0.01 * scale
+    norms = [params["final_norm"], *(layers[f"{name}_residual"]["norm"] for name in ("attention", "feed_forward"))]
+    assert all(np.all(norm["scale"] == 1) and not np.any(norm["bias"]) for norm in norms)
+    assert sum(leaf.size for leaf, _ in expected) + sum(leaf.size for leaf in jax.tree.leaves(norms)) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )

@@ -43,6 +43,7 @@ from looplm.config.schema.parts import DepthScaledInit as DepthScaledInit
 from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import EmbeddingState as EmbeddingState
 from looplm.config.schema.parts import ExitGate as ExitGate
+from looplm.config.schema.parts import FanInInit as FanInInit
 from looplm.config.schema.parts import Init as Init
 from looplm.config.schema.parts import Injection as Injection
 from looplm.config.schema.parts import InputState as InputState

@@ -148,7 +148,19 @@ class OrthogonalInit(Section):
     kind: Literal["orthogonal"] = "orthogonal"
 
 
-Init = Annotated[NormalInit | DepthScaledInit | ZeroOutputInit | OrthogonalInit, Field(discriminator="kind")]
+class FanInInit(Section):
+    """std = sqrt(2 / depth) / sqrt(inputs); experts of a feed-forward, which are added up, count the inputs of all of
+    them to the outputs, and get rows of one length in their router. Embeddings 1 / sqrt(D); the head and its bias
+    uniform within 1 / sqrt(D) (RobertCsordas/moeut, arXiv 2405.16039)."""
+
+    kind: Literal["fan_in"] = "fan_in"
+    effective_depth: PositiveInt
+    """Layers that a token passes: prelude + loops * block + coda."""
+
+
+Init = Annotated[
+    NormalInit | DepthScaledInit | ZeroOutputInit | OrthogonalInit | FanInInit, Field(discriminator="kind")
+]
 
 
 class ValueEmbedding(Section):
