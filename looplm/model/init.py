@@ -109,9 +109,7 @@ class ByInputs:
     times: int = 1
     """There are so many times the inputs."""
 
-    def __call__(
-        self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: None = None
-    ) -> jax.Array:
+    def __call__(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         return self.scale / math.sqrt(self.times * math.prod(shape[:-1])) * jax.random.normal(key, shape, dtype)
 
 
