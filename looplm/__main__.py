@@ -1,6 +1,7 @@
 """`python -m looplm`."""
 
-from looplm.cli import main
+if __name__ == "__main__":
+    # Here, since worker processes import this module too.
+    from looplm.cli import main
 
-if __name__ == "__main__":  # worker processes import this module too
     main()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -27,20 +27,10 @@ from looplm.data.manifest import (
     mask_name,
     shard_name,
 )
+from looplm.data.source import Source
 from looplm.data.tokenizer import Tokenizer
 
 SHARD_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An input file, as a line of `sources.jsonl`."""
-
-    name: str
-    size: int
-    """Bytes on disk."""
-    sha256: str
-    """Hex digest of the file."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -33,6 +33,17 @@ _LLM_C_MAGICS = tuple(number.to_bytes(4, "little") for number in (20240520, 2024
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A file that was read, as a line of `sources.jsonl`."""
+
+    name: str
+    size: int
+    """Bytes on disk."""
+    sha256: str
+    """Hex digest of the file."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file to read."""
 

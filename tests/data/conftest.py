@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 
 from looplm.data.dataset import TokenDataset
-from looplm.data.shard import FolderWriter, Source, token_dtype
+from looplm.data.shard import FolderWriter, token_dtype
+from looplm.data.source import Source
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
 from looplm.data.writer import build_dataset
 

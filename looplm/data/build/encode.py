@@ -7,12 +7,15 @@ Processes and not threads: parsing holds the GIL, which two cores do not notice 
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from looplm.data.build.plan import Done, Group
 from looplm.data.build.unit import ROW, UnitInfo, read_info, write_unit
 from looplm.data.formats.document import Account, Document, Part, Piece, Reading, Skipped
 from looplm.data.formats.read import Block, DocumentReader, read_blocks
-from looplm.data.shard import Source
+from looplm.data.source import Source
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
@@ -164,43 +167,46 @@ def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -
 
     Raises what reading and encoding raise. Close the generator when leaving it early.
     """
-    pool = _pool(encoder, num_workers) if num_workers > 1 else None
+    with _pool(encoder, num_workers, groups[0].folder.parent) as pool:
+        try:
+            yield from _steps(groups, encoder, pool, 2 * num_workers)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the build was killed from outside, for its memory perhaps; run the same command again, "
+                f"with fewer than --workers {num_workers}: it goes on"
+            ) from None
+
+
+def _steps(
+    groups: Sequence[Group], encoder: Encoder, pool: ProcessPoolExecutor | None, most_waiting: int
+) -> Iterator[Step]:
     waiting: deque[_Waiting] = deque()
-    try:
-        for group in groups:
-            if done := group.read_done():
-                infos = [read_info(group.unit(number)) for number in range(done.num_units)]
-                size = sum(file.size for file in group.files)
-                yield Step(size, len(group.files), sum(info.num_tokens for info in infos), is_new=False)
-                continue
-            group.folder.mkdir(parents=True, exist_ok=True)
-            account, number = Account(), -1
-            sources: list[Source] = []
-            names = [file.name for file in group.files]
-            for block in read_blocks(group.files, encoder.reader.reading, account, sources):
-                number, path = block.number, group.unit(block.number)
-                item = _Waiting(group, block)
-                if path.exists():
-                    item.info = read_info(path)
-                elif pool is None:
-                    item.future = Future()
-                    item.future.set_result(encoder.write(block, names, path))
-                else:
-                    item.future = pool.submit(_write, block, names, path)
-                waiting.append(item)
-                while len(waiting) > (0 if pool is None else 2 * num_workers):
-                    yield from _finish(waiting.popleft())
-            waiting.append(_Waiting(group, num_units=number + 1, sources=sources, account=account))
-        while waiting:
-            yield from _finish(waiting.popleft())
-    except BrokenProcessPool:
-        raise UserError(
-            "a process of the build was killed from outside, for its memory perhaps; run the same command again, with "
-            f"fewer than --workers {num_workers}: it goes on"
-        ) from None
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+    for group in groups:
+        if done := group.read_done():
+            infos = [read_info(group.unit(number)) for number in range(done.num_units)]
+            size = sum(file.size for file in group.files)
+            yield Step(size, len(group.files), sum(info.num_tokens for info in infos), is_new=False)
+            continue
+        group.folder.mkdir(parents=True, exist_ok=True)
+        account, number = Account(), -1
+        sources: list[Source] = []
+        names = [file.name for file in group.files]
+        for block in read_blocks(group.files, encoder.reader.reading, account, sources):
+            number, path = block.number, group.unit(block.number)
+            item = _Waiting(group, block)
+            if path.exists():
+                item.info = read_info(path)
+            elif pool is None:
+                item.future = Future()
+                item.future.set_result(encoder.write(block, names, path))
+            else:
+                item.future = pool.submit(_write, block, names, path)
+            waiting.append(item)
+            while len(waiting) > (0 if pool is None else most_waiting):
+                yield from _finish(waiting.popleft())
+        waiting.append(_Waiting(group, num_units=number + 1, sources=sources, account=account))
+    while waiting:
+        yield from _finish(waiting.popleft())
 
 
 def _finish(item: _Waiting) -> Iterator[Step]:
@@ -215,15 +221,28 @@ def _finish(item: _Waiting) -> Iterator[Step]:
 _encoder: Encoder | None = None
 
 
-def _pool(encoder: Encoder, num_workers: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(encoder: Encoder, num_workers: int, folder: Path) -> Iterator[ProcessPoolExecutor | None]:
+    if num_workers == 1:
+        yield None
+        return
     # Not forked: the caller may have threads, of jax for one.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(encoder,))
+    # The encoder goes by a file: more than the buffer of a pipe, and one process would start after the other.
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        pickle.dump(encoder, file)
+        file.flush()
+        pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(Path(file.name),))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(encoder: Encoder) -> None:
+def _start(file: Path) -> None:
     global _encoder  # noqa: PLW0603
-    _encoder = encoder
+    _encoder = pickle.loads(file.read_bytes())
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
     parent = multiprocessing.parent_process()

@@ -16,10 +16,9 @@ import numpy as np
 
 from looplm.data.folder import sync_folder
 from looplm.data.formats.document import Account, Reading
-from looplm.data.shard import Source
-from looplm.data.source import SourceFile
+from looplm.data.source import Source, SourceFile
 
-FORMAT = 1
+FORMAT = 2
 """Of units and of the rules that make documents of files: a change of either needs another number."""
 _GROUP_BYTES = 64 << 20
 _DONE_FILE = "group.json"

@@ -104,7 +104,7 @@ class Document:
             return Skipped(record, "invalid_utf8", f"byte {error.start}")
         if not text or text.isspace():
             return Skipped(record, "empty")
-        notes = ("crlf",) if b"\r\n" in data else ()
+        notes = ("crlf",) if b"\r" in data and b"\r\n" in data else ()  # one byte is found much faster
         return Document(record, text, len(data), hashlib.sha256(data).digest(), notes)
 
 

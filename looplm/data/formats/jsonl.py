@@ -11,7 +11,7 @@ from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, 
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.text import BYTE_ORDER_MARK
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 _SHOWN_KEYS = 8
 _KINDS = {
     str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",

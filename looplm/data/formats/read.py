@@ -12,11 +12,11 @@ from looplm.data.formats.stream import Damaged, FileStream
 from looplm.data.formats.supervised import example_maker
 from looplm.data.formats.text import read_text, text_documents
 from looplm.data.formats.token_file import read_token_file, token_documents
-from looplm.data.shard import Source
-from looplm.data.source import SourceFile, find_files
+from looplm.data.source import Source, SourceFile, find_files
 from looplm.errors import UserError
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
+"""A second or less of work, so that no process is left with much to do when the others have ended."""
 PLAIN = Reading()
 
 

@@ -4,14 +4,15 @@ Exact means decode(encode(text)) == text for any text. Deliberately absent: the 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from looplm.data.tokenizer.base import FileName, Tokenizer
+from looplm.data.tokenizer.words import Words, word_finder
 from looplm.errors import UserError
 
 TOKENIZER_FILE: FileName = "tokenizer.model"
@@ -22,6 +23,8 @@ SPACE_MARK = "\u2581"
 _CHUNK_CHARS = 1 << 14
 # Encodings of this text tell apart tokenizers with equal pieces but other rules for spaces and line ends.
 _PROBE = "  A b\n\tc\u00e9  12\r\n \u65e5\u672c\U0001f389 x "
+# A normaliser makes fewer characters of these.
+_JOINED = "e\u0301\ufb01\u2460\u212b"
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -102,9 +105,23 @@ class SentencePieceTokenizer(Tokenizer):
                 yield self._encode_part(part[start:end])
                 start = end
 
+    @cached_property
+    def _ids(self) -> Callable[[str], np.ndarray]:
+        """Encodes a text; word by word where that gives the same.
+
+        So it does for BPE, whose scores are ranks, without a normaliser, which could join characters over a cut.
+        """
+        p = self._processor
+        pieces = [i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i))]
+        find = word_finder(p.id_to_piece(i).replace(SPACE_MARK, " ") for i in pieces)
+        is_local = all(p.get_score(i).is_integer() for i in pieces) and p.normalize(_JOINED) == _JOINED
+        if find and is_local and self._splits_freely:
+            return Words(find, p.encode).encode
+        return partial(p.encode, return_type="numpy")
+
     def _encode_part(self, text: str) -> np.ndarray:
         try:
-            return self._processor.encode(text, return_type="numpy")
+            return self._ids(text)
         except RuntimeError:
             if text.encode("utf-8", "replace").decode() == text:
                 raise
