@@ -9,7 +9,8 @@ import numpy as np
 
 from looplm.compile.hlo import Computation, Instruction, Module, array_bytes, dtypes, shape_of
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+RAGGED = "ragged-all-to-all"
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", RAGGED)
 OPCODES = {f"{kind}{suffix}": kind for kind in KINDS for suffix in ("", "-start")}
 SCATTERED = "all-reduce-scatter"
 """How a TPU program calls the fusion of an all-reduce and the slice that a device keeps."""
@@ -55,9 +56,13 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
                 kind = "reduce-scatter"
             collective = _collective(kind, site.instruction, site.computation, mesh, site.loop_depth, site.executions)
             # A TPU program cuts an asynchronous collective into a start, fusions that go on with it, and an end: all
-            # of them print the collective, with one channel. One that was combined may share a channel with another.
+            # of them print the collective, with one channel and origin. One that was combined may share a channel with
+            # another, and those that a `shard_map` writes itself all share one. A ragged one is not cut.
             channel = re.search(r"channel_id=(\d+)", site.instruction.attributes)
-            key = (kind, channel[1], collective.wire_bytes) if channel else len(found)
+            origin = re.search(r"metadata=\{[^}]*\}", site.instruction.attributes)
+            key: object = len(found)
+            if channel and kind != RAGGED:
+                key = kind, channel[1], collective.wire_bytes, origin and origin[0]
             if collective.group_size > 1 and (key not in found or found[key].executions < collective.executions):
                 found[key] = collective
     return list(found.values())
@@ -72,7 +77,11 @@ def _collective(
     executions: float,
 ) -> Collective:
     groups = device_groups(instruction.attributes, math.prod(mesh.values()))
-    shapes = "".join(shape_of(operand, computation) for operand in instruction.operands)
+    operands = [shape_of(operand, computation) for operand in instruction.operands]
+    if kind == RAGGED:
+        # Rows, where they get to, and offsets. How many rows are sent depends on data: at most the smaller of the two.
+        operands = sorted(operands[:2], key=array_bytes)[:1]
+    shapes = "".join(operands)
     places = np.stack(np.unravel_index(groups, tuple(mesh.values())))  # (axis, group, member)
     differ = (places != places[:, :, :1]).any(axis=(1, 2))
     size = groups.shape[1]

@@ -10,6 +10,7 @@ import jax
 
 from looplm.compile.hlo import Module
 from looplm.errors import UserError
+from looplm.ops.rounds import LATER_ROUNDS
 from looplm.train.memory import Memory, memory_of
 from looplm.train.program import Program
 
@@ -49,7 +50,7 @@ def compile_step(program: Program) -> CompiledStep:
             ) from error
         (path,) = Path(folder).glob("*train_step*after_optimizations.txt")
         text = path.read_text()
-    return CompiledStep(Module(text, unknown_trips=mean_detached_loops(program)), memory_of(compiled))
+    return CompiledStep(Module(text, mean_detached_loops(program), never=LATER_ROUNDS), memory_of(compiled))
 
 
 def memory_needed(program: Program, error: Exception) -> Memory | None:

@@ -60,12 +60,14 @@ class Module:
     Args:
         text: as printed by XLA (`compiled.as_text()`).
         unknown_trips: how often a loop turns whose number of turns depends on the program's arguments.
+        never: in the origin (`op_name`) of loops that do not turn as a rule.
     """
 
-    def __init__(self, text: str, unknown_trips: float = 1.0):
+    def __init__(self, text: str, unknown_trips: float = 1.0, never: str | None = None):
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         self.unknown_trips = unknown_trips
+        self.never = never
         computation: Computation = {}
         for line in text.splitlines():
             if line.startswith((" ", "\t")):
@@ -86,8 +88,7 @@ class Module:
             yield Site(instruction, computation, name, depth, executions)
             match instruction.opcode:
                 case "while":
-                    known = self.trip_count(instruction, computation)
-                    trips = self.unknown_trips if known is None else known
+                    trips = self.turns(instruction, computation)
                     yield from self._walk(instruction.attribute("body"), depth + 1, executions * trips)
                 # A custom call names what it runs where it hands a collective to another core (TPU7x: SparseCore).
                 case "fusion" | "call" | "conditional" | "async-start" | "custom-call":
@@ -95,6 +96,14 @@ class Module:
                     called = NAME.findall(branches[1]) if branches else CALLED.findall(instruction.attributes)
                     for callee in called:
                         yield from self._walk(callee, depth, executions)
+
+    def turns(self, loop: Instruction, computation: Computation) -> float:
+        """What a loop counts as."""
+        known = self.trip_count(loop, computation)
+        if known is not None:
+            return known
+        origin = re.search(r'op_name="([^"]*)"', loop.attributes)
+        return 0.0 if self.never and origin and self.never in origin[1].split("/") else self.unknown_trips
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a while loop turns; None where that depends on data.

@@ -4,8 +4,9 @@ On a mesh every device holds E / mesh.expert of them, whole over `fsdp`, their w
 device (`shard_map`), since rows are sorted on each device for itself. The kernels enter marked `reduced`, so their
 gradients stay partial sums like all others; over `expert` there is nothing to reduce.
 
-- Nothing dropped: a device gets the tokens of all devices along `expert`, lets its own experts work on what is meant
-  for them, and a sum that is scattered brings the outputs home. Buffers hold the worst case.
+- Nothing dropped: every device sends each row, sorted by expert, to the device of its expert, and gets it back: an
+  exchange of slices of any sizes. Arrays have one size, so it goes in rounds of `ROOM` times the mean; where the router
+  is balanced one is enough, and where it is not, none of the rows is left out.
 - With a capacity: every expert has a fixed number of places for each sequence; two all-to-alls carry them there and
   back.
 """
@@ -25,10 +26,17 @@ from looplm.model.init import initializers, of_each
 from looplm.model.layers import parameter
 from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
+from looplm.ops.ragged_exchange import exchange, windows
+from looplm.ops.rounds import sum_of_rounds
 from looplm.sharding.collective import on_each_device, use
 from looplm.sharding.rules import MESH_AXES, activation_spec
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
+ROOM = 1.25
+"""Rows that a device works on at a time, over those that come to it on average. More costs memory and traffic always,
+less costs a second round more often."""
+SUBLANES = 8
+"""Rows of a tile of a TPU."""
 
 
 class Tokens(NamedTuple):
@@ -76,24 +84,41 @@ class Experts(nnx.Module):
         return way(tokens, kernels, parts)
 
     def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
-        x_nD, group_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
-        held = self.moe.num_experts // (parts or 1)
-        if parts is not None:
-            x_nD, group_nk, weights_nk = (
-                jax.lax.all_gather(x, EXPERT, tiled=True) for x in (x_nD, group_nk, weights_nk)
-            )
-            group_nk -= held * jax.lax.axis_index(EXPERT)
-            group_nk = jnp.where((group_nk >= 0) & (group_nk < held), group_nk, held)
-        choice_M, places_nk, sizes_E = sorted_places(group_nk, held)
-        token_M = choice_M // tokens.ids_BSk.shape[-1]
-        weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1))
-        product = partial(grouped_matmul, sizes_E=sizes_E)
-        y_MD = self._expert(product, spread(x_nD, token_M, places_nk), weights_M1, kernels)
-        out_nD = collect(y_MD, token_M, places_nk)
-        if parts is not None:
-            out_nD = jax.lax.psum_scatter(out_nD, EXPERT, tiled=True)
+        x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
+        choice_M, places_nk, sizes_E = sorted_places(ids_nk, self.moe.num_experts)
+        token_M = choice_M // ids_nk.shape[1]
+        rows_MD = spread(x_nD, token_M, places_nk, full=True)
+        weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1), full=True)
+        if parts is None or parts == 1:
+            y_MD = self._expert(partial(grouped_matmul, sizes_E=sizes_E), rows_MD, weights_M1, kernels)
+        else:
+            y_MD = self._elsewhere(rows_MD, weights_M1, sizes_E, kernels)
+        out_nD = collect(y_MD, token_M, places_nk, full=True)
         # Zeros that vary over the devices as the choices do.
         return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2), dtype=jnp.int32)
+
+    def _elsewhere(
+        self, rows_MD: jax.Array, weights_M1: jax.Array, sizes_E: jax.Array, kernels: Sequence[jax.Array]
+    ) -> jax.Array:
+        """Rows in the order of experts through the experts of all devices; arguments as in `_dropless`."""
+        M = rows_MD.shape[0]
+        size = -(-int(M * ROOM) // SUBLANES) * SUBLANES
+        sizes_pE = jax.lax.all_gather(sizes_E, EXPERT)
+        p = sizes_pE.shape[0]
+        arriving_p = jnp.sum(sizes_pE.reshape(p, p, -1), axis=(0, 2))
+
+        def one_round(
+            r: jax.Array, where: tuple[jax.Array, ...], rows: jax.Array, weights: jax.Array, *kernels: jax.Array
+        ) -> jax.Array:
+            sizes_pE, index = where
+            there, back, sizes_h = windows(sizes_pE, index, r * size, size)
+            rows = exchange(rows, there, back, size, EXPERT)
+            weights = exchange(weights, there, back, size, EXPERT, gathered=True)
+            y = self._expert(partial(grouped_matmul, sizes_E=sizes_h), rows, weights, kernels)
+            return exchange(y, back, there, M, EXPERT)
+
+        where = sizes_pE, jax.lax.axis_index(EXPERT)
+        return sum_of_rounds(one_round, -(-jnp.max(arriving_p) // size), where, rows_MD, weights_M1, *kernels)
 
     def _limited(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens

@@ -3,34 +3,45 @@
 A token has k places, or fewer where some are dropped; a place holds one token, or none.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
-def spread(x_nD: jax.Array, token_M: jax.Array, places_nk: jax.Array) -> jax.Array:
+def spread(x_nD: jax.Array, token_M: jax.Array, places_nk: jax.Array, *, full: bool = False) -> jax.Array:
     """The row of the token at every place, (M, D).
 
     Args:
         token_M: whose row stands at a place; n where none does, which gives 0.
         places_nk: the places of every token, its inverse; M for one that was dropped.
+        full: no place is empty and nothing was dropped, so that nothing has to be masked.
     """
-    return x_nD.at[token_M].get(mode="fill", fill_value=0)
+    return _spread("promise_in_bounds" if full else "fill", x_nD, token_M, places_nk)
 
 
-@jax.custom_vjp
-def collect(y_MD: jax.Array, token_M: jax.Array, places_nk: jax.Array) -> jax.Array:
+def collect(y_MD: jax.Array, token_M: jax.Array, places_nk: jax.Array, *, full: bool = False) -> jax.Array:
     """The sum over the places of every token, (n, D); arguments as of `spread`."""
-    return jnp.sum(y_MD.at[places_nk].get(mode="fill", fill_value=0), axis=1, dtype=y_MD.dtype)
+    return _collect("promise_in_bounds" if full else "fill", y_MD, token_M, places_nk)
 
 
-spread.defvjp(
-    lambda x, token, places: (spread(x, token, places), (token, places)),
-    lambda saved, cotangent: (collect(cotangent, *saved), None, None),
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spread(mode: str, x_nD: jax.Array, token_M: jax.Array, places_nk: jax.Array) -> jax.Array:
+    return x_nD.at[token_M].get(mode=mode, fill_value=0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _collect(mode: str, y_MD: jax.Array, token_M: jax.Array, places_nk: jax.Array) -> jax.Array:
+    return jnp.sum(y_MD.at[places_nk].get(mode=mode, fill_value=0), axis=1, dtype=y_MD.dtype)
+
+
+_spread.defvjp(
+    lambda mode, x, token, places: (_spread(mode, x, token, places), (token, places)),
+    lambda mode, saved, cotangent: (_collect(mode, cotangent, *saved), None, None),
 )
-collect.defvjp(
-    lambda y, token, places: (collect(y, token, places), (token, places)),
-    lambda saved, cotangent: (spread(cotangent, *saved), None, None),
+_collect.defvjp(
+    lambda mode, y, token, places: (_collect(mode, y, token, places), (token, places)),
+    lambda mode, saved, cotangent: (_spread(mode, cotangent, *saved), None, None),
 )
 
 
@@ -38,7 +49,7 @@ def sorted_places(group_nk: jax.Array, num_groups: int) -> tuple[jax.Array, jax.
     """Places in the order of groups, and in it of tokens: (choice_M, places_nk, sizes_E), M = n k.
 
     Args:
-        group_nk: of every choice of every token; `num_groups` for one that belongs to none, which comes last.
+        group_nk: of every choice of every token.
 
     Returns:
         choice_M: number of the choice at a place; choice // k is its token.

@@ -91,6 +91,57 @@ backend_config={"known_trip_count":{"n":"7"}}
 }
 """
 MESH = {"d": 4, "t": 2}
+EXPERTS = """\
+HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%sent (rows: bf16[64,8], to: bf16[80,8], at: s32[8]) -> bf16[80,8] {
+  %rows = bf16[64,8] parameter(0)
+  %to = bf16[80,8] parameter(1)
+  %at = s32[8] parameter(2)
+  ROOT %r = bf16[80,8] ragged-all-to-all(%rows, %to, %at, %at, %at, %at), channel_id=1, \
+replica_groups={{0,2,4,6},{1,3,5,7}}, metadata={op_name="step/ragged" stack_frame_id=3}
+}
+
+%more (p: (s32[], s32[], f32[4])) -> pred[] {
+  %p = (s32[], s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%turn (p: (s32[], s32[], f32[4])) -> (s32[], s32[], f32[4]) {
+  %p.1 = (s32[], s32[], f32[4]) parameter(0)
+  %x.1 = f32[4] get-tuple-element(%p.1), index=2
+  ROOT %reduced = f32[4] all-reduce(%x.1), channel_id=4, replica_groups={}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[64,8], z: bf16[80,8], at: s32[8], n: s32[], y: f32[4]) -> f32[4] {
+  %x = bf16[64,8] parameter(0)
+  %z = bf16[80,8] parameter(1)
+  %at.1 = s32[8] parameter(2)
+  %n = s32[] parameter(3)
+  %y = f32[4] parameter(4)
+  %there = ((bf16[64,8], bf16[80,8], s32[8]), bf16[80,8], u32[]) async-start(%x, %z, %at.1), calls=%sent
+  %arrived = bf16[80,8] async-done(%there)
+  %back = bf16[64,8] ragged-all-to-all(%arrived, %x, %at.1, %at.1, %at.1, %at.1), channel_id=1, \
+replica_groups={{0,2,4,6},{1,3,5,7}}, metadata={op_name="step/ragged" stack_frame_id=3}
+  %one = f32[1] reduce-scatter(%y), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add, \
+metadata={op_name="step/forward" stack_frame_id=5}
+  %two = f32[1] reduce-scatter(%y), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add, \
+metadata={op_name="step/again" stack_frame_id=5}
+  %zero = s32[] constant(0)
+  %init = (s32[], s32[], f32[4]) tuple(%zero, %n, %y)
+  %drawn = (s32[], s32[], f32[4]) while(%init), condition=%more, body=%turn, metadata={op_name="step/while"}
+  ROOT %rare = (s32[], s32[], f32[4]) while(%init), condition=%more, body=%turn, \
+metadata={op_name="step/later_rounds/while"}
+}
+"""
 
 
 def test_loops_turn_as_often_as_noted_or_as_their_condition_says() -> None:
@@ -120,6 +171,20 @@ def test_collectives_are_counted_where_they_run() -> None:
     scattered = found["reduce-scatter"]
     assert (scattered.axes, scattered.loop_depth, scattered.wire_bytes) == (("t",), 1, 8 * 4 * 4 / 2)
     assert (found["collective-permute"].axes, found["collective-permute"].wire_bytes) == (("d",), 8 * 4 * 4)
+
+
+def test_what_a_shard_map_sends_is_counted_although_it_shares_a_channel() -> None:
+    """Rows that are sent are at most those of the smaller buffer; offsets and sizes are not sent."""
+    found = collectives(Module(EXPERTS), MESH)
+    sent = [c for c in found if c.kind == "ragged-all-to-all"]
+    assert [(c.axes, c.dtypes, c.wire_bytes) for c in sent] == [(("d",), ("bf16",), 3 / 4 * 64 * 8 * 2)] * 2
+    assert sum(c.kind == "reduce-scatter" for c in found) == 2
+
+
+def test_a_loop_that_does_not_turn_as_a_rule_is_not_counted() -> None:
+    for never, turns in ((None, [7, 7]), ("later_rounds", [7, 0])):
+        sites = Module(EXPERTS, unknown_trips=7, never=never).walk()
+        assert [site.executions for site in sites if site.instruction.name == "reduced"] == turns
 
 
 @pytest.mark.parametrize(

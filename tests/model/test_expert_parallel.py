@@ -21,6 +21,7 @@ B, S, D, E = 8, 8, 8, 8
 BIASES = {
     "even": np.zeros(E),
     "all_to_the_same": np.array([0, 0, 0, 9, 8, 0, 0, 0]),
+    "all_to_one_device": np.array([9, 8, 0, 0, 0, 0, 0, 0]),
     "one_has_none": np.array([0, 0, 0, 0, 0, -9, 0, 0]),
 }
 """Of the choice."""

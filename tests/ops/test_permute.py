@@ -3,20 +3,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
 
 N, K, E, D = 7, 2, 4, 3
 GROUPS = np.array([[0, 2], [2, 1], [2, 0], [4, 2], [2, 4], [0, 2], [2, 0]])
-"""4: none of these groups."""
+"""4 (= E): none of these groups."""
 
 
 def test_sorted_places_keep_the_order_of_tokens_in_a_group():
-    choice_M, places_nk, sizes_E = sorted_places(jnp.asarray(GROUPS), E)
-    flat = GROUPS.reshape(-1)
+    groups = GROUPS % E
+    choice_M, places_nk, sizes_E = sorted_places(jnp.asarray(groups), E)
+    flat = groups.reshape(-1)
     np.testing.assert_array_equal(choice_M, np.argsort(flat, kind="stable"))
     np.testing.assert_array_equal(np.asarray(choice_M)[np.asarray(places_nk).reshape(-1)], np.arange(N * K))
-    np.testing.assert_array_equal(sizes_E, np.bincount(flat, minlength=E)[:E])
+    np.testing.assert_array_equal(sizes_E, np.bincount(flat, minlength=E))
 
 
 def test_limited_places_take_the_first_and_count_what_is_taken():
@@ -38,15 +40,19 @@ def test_limited_places_take_the_first_and_count_what_is_taken():
     assert np.sum(np.asarray(places_nk) == E * 3) == 8
 
 
-def test_each_is_the_gradient_of_the_other():
-    choice_M, places_nk = limited_places(jnp.asarray(GROUPS), E, 3)
+@pytest.mark.parametrize("full", [False, True])
+def test_each_is_the_gradient_of_the_other(full):
+    if full:
+        choice_M, places_nk, _ = sorted_places(jnp.asarray(GROUPS % E), E)
+    else:
+        choice_M, places_nk = limited_places(jnp.asarray(GROUPS), E, 3)
     token_M = choice_M // K
     x_nD = jax.random.normal(jax.random.key(0), (N, D))
-    y_MD = jax.random.normal(jax.random.key(1), (E * 3, D))
+    y_MD = jax.random.normal(jax.random.key(1), (token_M.size, D))
     plain = lambda x: jnp.concatenate([x, jnp.zeros((1, D))])[jnp.minimum(token_M, N)]  # noqa: E731
     back = lambda y: jnp.concatenate([y, jnp.zeros((1, D))])[places_nk].sum(axis=1)  # noqa: E731
     for ours, theirs, at, cotangent in ((spread, plain, x_nD, y_MD), (collect, back, y_MD, x_nD)):
-        value, pull = jax.vjp(lambda a, f=ours: f(a, token_M, places_nk), at)
+        value, pull = jax.vjp(lambda a, f=ours: f(a, token_M, places_nk, full=full), at)
         expected, expected_pull = jax.vjp(theirs, at)
         np.testing.assert_allclose(value, expected, atol=1e-6)
         np.testing.assert_allclose(pull(cotangent)[0], expected_pull(cotangent)[0], atol=1e-6)
