@@ -13,6 +13,8 @@ from looplm.compile.traffic import memory_traffic
 from looplm.config.schema import Run
 from looplm.hardware import find
 from looplm.metrics.flops import Flops, rematerialised, training_flops
+from looplm.model.experts import ROOM
+from looplm.ops.rounds import LATER_ROUNDS
 from looplm.train.memory import Memory, available_bytes, gib, memory_line
 from looplm.train.program import Program
 
@@ -42,6 +44,8 @@ class CompileReport:
     """Bytes a device moves between memory and chip in a step; an estimate."""
     collectives: list[dict[str, Any]] | None
     """Of a step; alike ones together. Bytes are those a device sends."""
+    later_rounds: bool
+    """Rows may go to the experts of other devices in more rounds than the one that is counted: see `ops/rounds.py`."""
     time: Roofline | None
     """Seconds, the least possible; None for an unknown device."""
     mfu: float | None
@@ -98,7 +102,8 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         hardware_flops_per_token=hardware.hardware,
         tokens_per_step=run.data.batch_tokens,
         memory_traffic=traffic,
-        collectives=None if sent is None else _together(sent),
+        collectives=None if sent is None else _together([c for c in sent if c.executions]),
+        later_rounds=any(LATER_ROUNDS in c.name for c in sent or ()),
         time=time,
         mfu=mfu,
         remedies=remedies(program, step.memory, available) if too_large and available else [],
@@ -134,6 +139,8 @@ def lines(result: CompileReport) -> Iterator[str]:
             f"links in loops {time.links_in_loops_s:.4g}, links once a step {time.links_once_s:.4g}); "
             f"MFU by this bound {result.mfu:.1%}"
         )
+    if result.later_rounds:
+        yield f"counted for balanced routing: what a device gets beyond {ROOM:g} times the mean goes in further rounds"
     if result.fits is False:
         yield "does not fit; the cheapest remedies:"
         for remedy in result.remedies:

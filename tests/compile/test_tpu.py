@@ -7,7 +7,7 @@ import pytest
 
 from looplm.compile.collectives import collectives
 from looplm.compile.compiled import compile_step
-from looplm.compile.report import describe
+from looplm.compile.report import describe, lines
 from looplm.compile.topology import described_devices
 from looplm.config.load import load_config, override, shipped_configs
 from looplm.config.schema import Mesh
@@ -68,6 +68,7 @@ def test_the_report_of_a_known_device_has_a_verdict_and_a_time(tiny_run) -> None
     ((program, step),) = steps(tiny_run, 3)
     result = describe(program, step, "v5e:4x4")
     assert (result.device_kind, result.num_devices, result.fits, result.remedies) == ("TPU v5 lite", 16, True, [])
+    assert not result.later_rounds
     assert result.time is not None
     assert result.mfu is not None
     assert 0 < result.mfu < 1
@@ -110,7 +111,11 @@ def test_experts_stay_where_they_are_and_tokens_travel(tiny_run) -> None:
     assert [(c.executions, c.wire_bytes) for c in rows] == [(8, choices * 1024 * 2 * 3 / 4)] * 4
     # Beside them only the weights of choices and what experts get, gathered, or summed up where they are few.
     assert max(c.wire_bytes for c in inside if c not in rows) <= 2 * 3 * 1.25 * choices * 4
-    assert any(c.kind == "ragged-all-to-all" and not c.executions for c in sent)  # later rounds
+    assert any(c.kind == "ragged-all-to-all" and not c.executions for c in sent)
+    result = describe(program, step, "v5e:4x4")
+    assert result.later_rounds
+    assert all(row["executions"] for row in result.collectives or ())
+    assert any(line.startswith("counted for balanced routing") for line in lines(result))
     gathered = sum(c.step_bytes for c in sent if c.kind == "all-gather" and c.axes == ("fsdp",) and not c.loop_depth)
     held = program.lm.num_params - program.lm.num_params_of_experts * (1 - 1 / 4)
     assert gathered == pytest.approx(2 * held * 3 / 4, rel=0.05)  # in bfloat16, three of four parts
