@@ -12,8 +12,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from looplm.compile.collectives import Collective
+from looplm.compile.collectives import RAGGED, Collective
 from looplm.hardware import NETWORK_BYTES_PER_S, Device
+
+TO_ALL = ("all-to-all", RAGGED)
 
 
 class Roofline(NamedTuple):
@@ -38,7 +40,9 @@ def roofline(
     collectives: Sequence[Collective],
 ) -> Roofline:
     """device_flops: that a device really does in a step, recomputation and masked attention included."""
-    seconds = [(c.loop_depth > 0, c.step_bytes / bandwidth(device, mesh, c.axes)) for c in collectives]
+    seconds = [
+        (c.loop_depth > 0, c.step_bytes / bandwidth(device, mesh, c.axes, to_all=c.kind in TO_ALL)) for c in collectives
+    ]
     return Roofline(
         device_flops / device.peak_flops,
         traffic_bytes / device.hbm_bytes_per_s,
@@ -47,17 +51,23 @@ def roofline(
     )
 
 
-def bandwidth(device: Device, mesh: jax.sharding.Mesh, axes: Sequence[str]) -> float:
+def bandwidth(device: Device, mesh: jax.sharding.Mesh, axes: Sequence[str], *, to_all: bool = False) -> float:
     """Bytes/s that a device sends in a collective along these axes.
 
     On a torus two links for every dim of it along which the devices of a group differ; else the device's links, or the
     network where a group is larger than what they reach.
+
+    Args:
+        to_all: what a device sends is for all others, not for its neighbours: on a torus it passes through a quarter of
+            a ring on average, in the longest dim of the group.
     """
     group = _group(mesh, axes)
     if device.torus:
         coords = np.array([member.coords for member in group])
-        dims = int((coords != coords[0]).any(axis=0).sum())
-        return 2 * device.link_bytes_per_s * max(1, dims)
+        sizes = [len(set(dim)) for dim in coords.T]
+        if to_all:
+            return 2 * device.link_bytes_per_s / max(1, max(sizes) / 4)
+        return 2 * device.link_bytes_per_s * max(1, sum(size > 1 for size in sizes))
     fast = device.link_bytes_per_s and math.prod(mesh.shape[axis] for axis in axes) <= device.domain
     return device.link_bytes_per_s if fast else NETWORK_BYTES_PER_S
 
