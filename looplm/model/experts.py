@@ -90,7 +90,7 @@ class Experts(nnx.Module):
         rows_MD = spread(x_nD, token_M, places_nk, full=True)
         weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1), full=True)
         if parts is None or parts == 1:
-            y_MD = self._expert(partial(grouped_matmul, sizes_E=sizes_E), rows_MD, weights_M1, kernels)
+            y_MD = self._grouped(sizes_E, rows_MD, weights_M1, kernels)
         else:
             y_MD = self._elsewhere(rows_MD, weights_M1, sizes_E, kernels)
         out_nD = collect(y_MD, token_M, places_nk, full=True)
@@ -114,11 +114,17 @@ class Experts(nnx.Module):
             there, back, sizes_h = windows(sizes_pE, index, r * size, size)
             rows = exchange(rows, there, back, size, EXPERT)
             weights = exchange(weights, there, back, size, EXPERT, gathered=True)
-            y = self._expert(partial(grouped_matmul, sizes_E=sizes_h), rows, weights, kernels)
-            return exchange(y, back, there, M, EXPERT)
+            return exchange(self._grouped(sizes_h, rows, weights, kernels), back, there, M, EXPERT)
 
         where = sizes_pE, jax.lax.axis_index(EXPERT)
         return sum_of_rounds(one_round, -(-jnp.max(arriving_p) // size), where, rows_MD, weights_M1, *kernels)
+
+    def _grouped(
+        self, sizes_E: jax.Array, rows_MD: jax.Array, weights_M1: jax.Array, kernels: Sequence[jax.Array]
+    ) -> jax.Array:
+        """Sorted rows through the experts that are here, of which each has as many as `sizes_E` says."""
+        product = partial(grouped_matmul, sizes_E=sizes_E, backend=self.moe.backend)
+        return self._expert(product, rows_MD, weights_M1, kernels)
 
     def _limited(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens

@@ -10,7 +10,7 @@ from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.router import Router
 from looplm.model.routing import Routing, summed
-from looplm.ops.grouped_matmul import check_backend, products_by
+from looplm.ops.grouped_matmul import check_backend
 from looplm.sharding.collective import lay_out
 
 
@@ -33,8 +33,7 @@ class MoE(nnx.Module):
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
         whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
-        with products_by(self.moe.backend):
-            out_BSD, dropped_B = self.experts(x_BSD, *whole)
+        out_BSD, dropped_B = self.experts(x_BSD, *whole)
         if self.shared is not None:
             out_BSD += self.shared(x_BSD)
         if not context.with_routing:

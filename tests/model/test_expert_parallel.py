@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from looplm.config.schema import Balance, Mesh, Model, MoE
 from looplm.model.context import Context
 from looplm.model.moe import MoE as Layer
+from looplm.ops.grouped_matmul import blocks
 from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import BATCH_AXES, parameter_spec
@@ -45,11 +46,11 @@ class Result(NamedTuple):
     grads: dict
 
 
-def layer(kind):
+def layer(kind, **changes):
     experts_per_token, limit = KINDS[kind]
     moe = MoE(
         num_experts=E, experts_per_token=experts_per_token, expert_dim=4, shared_dim=4, capacity_factor=limit,
-        balance=Balance(bias_rate=0.1),
+        balance=Balance(bias_rate=0.1), **changes,
     )  # fmt: skip
     model = Model(vocab_size=8, dim=D, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
     return nnx.split(nnx.eval_shape(lambda: Layer(model, moe, rngs=nnx.Rngs(0))))
@@ -101,28 +102,44 @@ def cases(graph, state):
     return [(name, numbers(graph, state, bias)) for name, bias in BIASES.items()]
 
 
-@pytest.mark.parametrize(("kind", "sizes"), MESHES)
-def test_values_and_gradients_are_those_of_one_device(kind, sizes):
-    graph, state, expected = alone(kind)
-    count = int(np.prod(list(sizes.values())))
-    mesh = build_mesh(Mesh(**{"fsdp": 1} | sizes), jax.devices()[:count])
+def placed(mesh, state, params, xs):
     axes = {path: variable.axes for path, variable in dict(nnx.to_flat_state(state)).items()}
 
     def place(path, leaf):
         return jax.device_put(leaf, NamedSharding(mesh, parameter_spec(axes[_names(path)], leaf.shape)))
 
+    tokens = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))) for x in xs]
+    return jax.tree_util.tree_map_with_path(place, params), *tokens
+
+
+@pytest.mark.parametrize(("kind", "sizes"), MESHES)
+def test_values_and_gradients_are_those_of_one_device(kind, sizes):
+    graph, state, expected = alone(kind)
+    count = int(np.prod(list(sizes.values())))
+    mesh = build_mesh(Mesh(**{"fsdp": 1} | sizes), jax.devices()[:count])
     with jax.set_mesh(mesh):
         compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
         for name, (params, xs) in cases(graph, state):
-            placed = jax.tree_util.tree_map_with_path(place, params)
-            tokens = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))) for x in xs]
-            found = compiled(placed, *tokens)
+            found = compiled(*placed(mesh, state, params, xs))
             for (path, ours), wanted in zip(
                 jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected[name]), strict=True
             ):
                 scale = max(1.0, np.abs(wanted).max())
                 message = f"{name} {jax.tree_util.keystr(path)}"
                 np.testing.assert_allclose(np.asarray(ours) / scale, wanted / scale, atol=1e-5, err_msg=message)
+
+
+def test_the_backend_of_the_config_computes_all_products(monkeypatch):
+    """Those of the gradient and of later rounds too."""
+    for product in ("of_rows", "of_matrices"):
+        monkeypatch.setattr(blocks, product, None)  # what `auto` would take
+    graph, state = layer("dropless", backend="ragged")
+    mesh = build_mesh(Mesh(fsdp=1, expert=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        arrays = placed(mesh, state, *numbers(graph, state, BIASES["even"]))
+        text = str(jax.make_jaxpr(lambda params, *xs: result(graph, state, params, *xs))(*arrays))
+    # Three of the first round and six of its gradient; as many of later rounds, and there the forward three once more.
+    assert text.count("= ragged_dot_general[") == 3 * (1 + 2) + 3 * (1 + 1 + 2)
 
 
 def test_the_routing_was_as_skewed_as_meant():

@@ -1,7 +1,6 @@
 """Every backend against a loop over the groups in numpy: values, gradients, empty groups, rows beyond the last."""
 
 import importlib.util
-from functools import partial
 from importlib import metadata
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from looplm.errors import UserError
-from looplm.ops.grouped_matmul import BACKENDS, check_backend, grouped_matmul, products_by, tokamax
+from looplm.ops.grouped_matmul import BACKENDS, check_backend, grouped_matmul, tokamax
 
 M, D, F = 200, 12, 20
 SIZES = {"uneven": [50, 0, 87, 13, 40], "one": [0, 0, 200, 0, 0], "few": [1, 2, 0, 3, 0], "none": [0, 0, 0, 0, 0]}
@@ -82,18 +81,6 @@ def test_a_library_that_is_missing_or_does_not_fit_is_one_line(monkeypatch):
     monkeypatch.setattr(metadata, "requires", lambda name: ["jax>=99.0", "jax[tpu]>=99.0; extra == 'tpu'"])
     with pytest.raises(UserError, match=r"tokamax 0.0.17 needs jax>=99.0, and jax .* is installed"):
         check_backend("tokamax")
-
-
-def test_the_backend_of_a_config_is_that_of_its_products():
-    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in
-              (((M, D), jnp.float32), ((3, D, F), jnp.float32), ((3,), jnp.int32))]  # fmt: skip
-
-    def ours(*arrays):
-        with products_by("ragged"):
-            return grouped_matmul(*arrays)
-
-    assert "ragged_dot" in str(jax.make_jaxpr(ours)(*shapes))
-    assert "while" in str(jax.make_jaxpr(partial(grouped_matmul, backend="blocks"))(*shapes))
 
 
 def by_hand_with_gradients(x_MD, w_EDF, y_MF, sizes):

@@ -4,4 +4,3 @@ from looplm.ops.grouped_matmul.api import BACKENDS as BACKENDS
 from looplm.ops.grouped_matmul.api import Backend as Backend
 from looplm.ops.grouped_matmul.api import check_backend as check_backend
 from looplm.ops.grouped_matmul.api import grouped_matmul as grouped_matmul
-from looplm.ops.grouped_matmul.api import products_by as products_by

@@ -1,8 +1,6 @@
 """The grouped matrix product with its gradient, and which backend computes it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,18 +9,6 @@ from looplm.config.schema import GroupedBackend as Backend
 from looplm.ops.grouped_matmul import blocks, ragged, reference, tokamax
 
 BACKENDS = {"reference": reference, "ragged": ragged, "blocks": blocks, "tokamax": tokamax}
-_CHOSEN: ContextVar[Backend] = ContextVar("backend", default="auto")
-
-
-@contextmanager
-def products_by(backend: Backend) -> Iterator[None]:
-    """Products that are traced inside are of this backend, unless they name another. For the inside of what is traced:
-    JAX, which keeps what it has traced, does not see it."""
-    token = _CHOSEN.set(backend)
-    try:
-        yield
-    finally:
-        _CHOSEN.reset(token)
 
 
 def check_backend(backend: Backend) -> None:
@@ -31,9 +17,7 @@ def check_backend(backend: Backend) -> None:
         tokamax.check_installed()
 
 
-def grouped_matmul(
-    x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, backend: Backend | None = None
-) -> jax.Array:
+def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, backend: Backend = "auto") -> jax.Array:
     """Multiplies every row with the matrix of its group.
 
     Args:
@@ -41,12 +25,12 @@ def grouped_matmul(
         w_EDF: one matrix a group, in the type of x.
         sizes_E: rows of every group, int32; together at most M.
         backend: `auto` is `blocks` where the program runs on a CPU and `ragged` elsewhere. `reference` is a loop over
-            the groups. None is that of `products_by`, else `auto`.
+            the groups.
 
     Returns:
         (M, F) in the type of x; rows beyond the last group are 0.
     """
-    return _product(backend or _CHOSEN.get(), x_MD, w_EDF, sizes_E)
+    return _product(backend, x_MD, w_EDF, sizes_E)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -57,7 +41,7 @@ def _product(backend: Backend, x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.A
 def _forward(
     backend: Backend, x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _product(backend or _CHOSEN.get(), x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
+    return _product(backend, x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
 
 
 def _backward(backend: Backend, saved: tuple, cotangent_MF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
