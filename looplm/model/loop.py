@@ -112,14 +112,19 @@ def run_loops(
         body = jax.checkpoint(iterate)
     elif remat == "offload":
         body = _with_states_on_host(iterate)
-    state, (collected, per_loop) = jax.lax.scan(
-        body,
-        state,
-        (depth.active_RB, per_loop, depth.numbers_RB),
-        length=depth.window,
-        unroll=depth.window if unroll else 1,
-    )
+    xs = (depth.active_RB, per_loop, depth.numbers_RB)
+    state, (collected, per_loop) = (_written_out if unroll else jax.lax.scan)(body, state, xs)
     return state, collected, per_loop
+
+
+def _written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """`jax.lax.scan` in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and where that gives
+    partial sums (of gradients) the TPU compiler refuses the program: "unreduced axes mismatch" (JAX 0.12 does not)."""
+    kept = []
+    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+        carry, one = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        kept.append(one)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def _with_states_on_host(iterate: Callable[[Tree, Tree], tuple[Tree, Tree]]) -> Callable[[Tree, Tree], tuple]:
