@@ -144,3 +144,11 @@ def test_the_kernel_of_tokamax_is_in_the_program(tiny_run, dtype) -> None:
         program = Program(run, build_mesh(Mesh(fsdp=2, expert=2), described_devices("v5e:2x2")))
         assert ("pallas_tpu_ragged_dot" in program.lower().as_text()) == has_one
         assert describe(program, compile_step(program), "v5e:2x2").fits
+
+
+def test_loops_that_are_written_out_compile_for_several_chips(tiny_run) -> None:
+    """Calls of one function that gives partial sums are refused by the compiler: `model.loop`."""
+    for remat in ("none", "loop"):
+        run = tiny_run(**{"loop.unroll": True, "loop.remat": remat, "model.block_layers": 2, "data.batch_tokens": 256})
+        program = Program(run, build_mesh(Mesh(data=2, fsdp=2), described_devices("v5e:2x2")))
+        assert describe(program, compile_step(program), "v5e:2x2").fits
