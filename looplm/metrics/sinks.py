@@ -52,16 +52,18 @@ class JsonlSink:
     Lines that a full disk does not take are kept in memory, and written before the next one.
 
     Opening drops the lines of steps after `resume_step` and a broken last line; a broken line before raises UserError.
+
+    lists: values may be lists of numbers, and lists of those.
     """
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
+    def __init__(self, path: Path, *, resume_step: int, lists: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.reached = _drop_after(path, resume_step) if path.exists() else 0
+        self.reached = _drop_after(path, resume_step, lists) if path.exists() else 0
         """The last step that was ever written, dropped or not."""
         self._path, self._file = path, path.open("ab", buffering=0)
         self._pending, self._is_failing = b"", False
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         row = {"step": int(step)} | {name: _encode(value) for name, value in metrics.items()}
         self._pending += json.dumps(row, allow_nan=False).encode() + b"\n"
         self._try_to_write()
@@ -81,14 +83,14 @@ class JsonlSink:
         self._is_failing = bool(self._pending)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path, *, lists: bool = False) -> list[dict[str, Any]]:
     """Returns the lines of a `metrics.jsonl` in file order, without a broken last line; `step` is an int.
 
     Raises UserError for a missing file or a broken line before the last, naming the line.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; `looplm train` writes it from the first step on")
-    return [row for _, row in _rows(path)]
+    return [row for _, row in _rows(path, lists)]
 
 
 class TensorBoardSink:
@@ -191,11 +193,11 @@ class ConsoleSink:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)  # above the bar, if there is one
 
 
-def _drop_after(path: Path, step: int) -> int:
+def _drop_after(path: Path, step: int, lists: bool) -> int:
     """Returns the largest step that the file held."""
     temporary, reached = path.with_name(f"{path.name}.tmp"), 0
     with temporary.open("wb") as file:
-        for line, row in _rows(path):
+        for line, row in _rows(path, lists):
             reached = max(reached, int(row["step"]))
             if row["step"] <= step:
                 file.write(line.rstrip(b"\n") + b"\n")
@@ -205,7 +207,7 @@ def _drop_after(path: Path, step: int) -> int:
     return reached
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+def _rows(path: Path, lists: bool) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yields every line with its content; a broken line is an error only once another follows."""
     fault: UserError | None = None
     with path.open("rb") as file:
@@ -213,22 +215,26 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
             if fault is not None:
                 raise fault
             try:
-                yield line, _parse(line)
+                yield line, _parse(line, lists)
             except ValueError as error:
                 fault = UserError(f"{path} line {number} is no object of numbers ({error}); delete that line")
 
 
-def _parse(line: bytes) -> dict[str, float]:
+def _parse(line: bytes, lists: bool) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError("it needs an integer `step`")
     for name, value in row.items():
+        if lists and isinstance(value, list):
+            continue
         if not isinstance(value, int | float) and not (isinstance(value, str) and value in NON_FINITE):
             raise ValueError(f"{name} is {value!r}")
     return {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
-def _encode(value: float) -> float | str:
+def _encode(value: Any) -> Any:
+    if isinstance(value, list):
+        return value
     number = int(value) if isinstance(value, Integral) else float(value)
     return number if math.isfinite(number) else json.dumps(number)  # gives the names of NON_FINITE
 

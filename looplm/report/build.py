@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from looplm.config.load import from_json, leaves
 from looplm.config.schema import Run, UniformDepth
 from looplm.errors import UserError
 from looplm.metrics.events import read_events
+from looplm.metrics.loads import read_loads
 from looplm.metrics.sinks import read_metrics
 from looplm.metrics.sweep import Sweep, read_sweeps
 from looplm.metrics.timing import PARTS, TIME, goodput, whole
@@ -35,7 +37,8 @@ def write_report(workdir: Path) -> Path:
         raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
     sweeps = read_sweeps(workdir / "eval")
     seconds = whole([event for event in read_events(workdir / "events.jsonl") if event["kind"] == TIME])
-    html = build_report(workdir.resolve().name, from_json(workdir / "config.json"), History(rows), sweeps, seconds)
+    run, loads = from_json(workdir / "config.json"), read_loads(workdir / "experts.jsonl")
+    html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads)
     target = workdir / "report.html"
     temporary = workdir / "report.html.tmp"
     # The name of a folder may hold bytes that are no UTF-8.
@@ -45,17 +48,23 @@ def write_report(workdir: Path) -> Path:
 
 
 def build_report(
-    name: str, run: Run, history: History, sweeps: list[Sweep], seconds: Mapping[str, float] | None = None
+    name: str,
+    run: Run,
+    history: History,
+    sweeps: list[Sweep],
+    seconds: Mapping[str, float] | None = None,
+    loads: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Returns the HTML; `sweeps` are ordered by step, and the last one is shown in full.
 
     seconds: where the wall-clock went, see `metrics.timing`.
+    loads: of every expert, see `metrics.loads`.
     """
     sweep = sweeps[-1] if sweeps else None
     found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
     header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
     header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
-    sections = [_depths(sweep), _training(run, history), _experts(history), _sources(run, history)]
+    sections = [_depths(sweep), _training(run, history), _experts(history, loads), _sources(run, history)]
     sections += [_exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
     sections += [_facts(run, history), _time(seconds or {}), _config(run)]
     return page(escape(f"looplm report: {name}"), "\n".join(header), [part for part in sections if part])
@@ -127,7 +136,7 @@ def _training(run: Run, history: History) -> str:
     return pieces.section("Training", missing, pieces.grid(*charts))
 
 
-def _experts(history: History) -> str:
+def _experts(history: History, loads: Sequence[Mapping[str, Any]]) -> str:
     _, dead = history.column("moe/dead")
     if not len(dead):
         return ""
@@ -142,7 +151,11 @@ def _experts(history: History) -> str:
     numbers = pieces.table(("loop", "most loaded", "least loaded", "changed"), rows, caption=caption)
     chart = pieces.figure(plots.stack(history, plots.EXPERTS), "Balance of the experts in every step.")
     told = f"Experts without a token in any loop of a step: {dead[-1]:.0f} at the end, {dead.max():.0f} at most."
-    return pieces.section("Experts", pieces.paragraph(told), pieces.grid(chart, numbers))
+    parts = [pieces.paragraph(told), pieces.grid(chart, numbers)]
+    if shown := [row for row in loads if row["loops"] and "moe/load/block" in row]:
+        picture = plots.loads(shown[-1]["moe/load/block"], shown[-1]["loops"])
+        parts.append(pieces.figure(picture, f"Every expert of the block at step {shown[-1]['step']:,}."))
+    return pieces.section("Experts", *parts)
 
 
 def _sources(run: Run, history: History) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from looplm.metrics.routers import relative_load
 from looplm.metrics.sweep import Sweep
 from looplm.report.history import History, smooth
 from looplm.report.picture import Picture, Theme, picture
@@ -120,6 +121,29 @@ EXPERTS = (
     Panel("attention/dead", "experts of attentions without a token"),
     Panel("moe/dropped", "choices dropped"),
 )
+
+
+def loads(load_TLE: np.ndarray, loops: Sequence[int]) -> Picture:
+    """The load of every expert over the mean of its visit: a row for each loop of each layer."""
+    relative_LTE = np.moveaxis(relative_load(load_TLE), 0, 1)
+    L, T, E = relative_LTE.shape
+    rows = relative_LTE.reshape(-1, E)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        image = axes.imshow(rows, aspect="auto", vmin=0.0, vmax=max(2.0, np.nanmax(rows)), interpolation="nearest")
+        figure.colorbar(image, ax=axes, label="load / mean")
+        axes.grid(visible=False)
+        axes.set_yticks(range(0, L * T, T), [f"layer {layer}, loop {loops[0]}" for layer in range(L)])
+        for layer in range(1, L):
+            axes.axhline(layer * T - 0.5, color=theme.ink, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="expert")
+
+    layer, loop, expert = (int(i) for i in np.unravel_index(np.nanargmax(relative_LTE), relative_LTE.shape))
+    alt = f"Load of {E} experts in {T} loops of {L} layers, over the mean. Most: {np.nanmax(rows):.2f}, expert {expert}"
+    alt += f" of layer {layer} in loop {loops[loop]}; least: {np.nanmin(rows):.2f}."
+    return picture(draw, alt, height_inches=1.2 + 0.16 * max(L * T, 12))
 
 
 def stack(history: History, panels: Sequence[Panel]) -> Picture | None:

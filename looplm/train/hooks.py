@@ -17,6 +17,7 @@ from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
 from looplm.metrics.flops import training_flops
+from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import Sink
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import Params, compute_dtype
@@ -43,8 +44,8 @@ class Dispatched(NamedTuple):
 class StepLog:
     """Writes the numbers of one step after the other."""
 
-    def __init__(self, run: Run, sinks: Sequence[Sink], extra: dict[str, float]):
-        self.run, self.sinks = run, sinks
+    def __init__(self, run: Run, sinks: Sequence[Sink], loads: LoadLog | None, extra: dict[str, float]):
+        self.run, self.sinks, self.loads = run, sinks, loads
         self.extra = extra
         """For the next line only."""
         self.restart_clock()
@@ -55,7 +56,8 @@ class StepLog:
 
     def write(self, dispatched: Dispatched) -> dict[str, float]:
         """Waits for a dispatched step and writes its numbers, which it returns."""
-        metrics = readable(jax.device_get(dispatched.metrics), dispatched.drawn)
+        arrays = jax.device_get(dispatched.metrics)
+        metrics = readable(arrays, dispatched.drawn)
         done = time.perf_counter()
         seconds = done - self._since
         metrics |= {
@@ -68,6 +70,8 @@ class StepLog:
         self._since, self.extra = done, {}
         for sink in self.sinks:
             sink.write(dispatched.step, metrics)
+        if self.loads is not None:
+            self.loads.write(dispatched.step, arrays, dispatched.drawn)
         return metrics
 
 

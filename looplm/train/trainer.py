@@ -26,6 +26,7 @@ from looplm.distributed import wait_for_all
 from looplm.errors import Preempted, StoppedItself
 from looplm.hardware import find as find_device
 from looplm.metrics.events import Events
+from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from looplm.metrics.timing import Timekeeper, line
 from looplm.model.parameter_table import parameter_table, totals
@@ -132,22 +133,23 @@ class Trainer:
             self.saving.close()
             return state
         self.done = first_step
-        sinks = self.open_sinks(first_step)
+        sinks, loads = self.open_sinks(first_step), self.open_loads(first_step)
         try:
-            return self.run_steps(state, first_step, sinks)
+            return self.run_steps(state, first_step, sinks, loads)
         finally:
             with self.time.during("checkpoint"):
                 self.saving.close()
-            for sink in sinks:
+            for sink in (*sinks, *([loads] if loads else ())):
                 sink.close()
             self.time.note(self.done)
             self.console.print(line(self.time.whole()))
 
-    def run_steps(self, state: TrainState, done: int, sinks: list[Sink]) -> TrainState:
+    def run_steps(self, state: TrainState, done: int, sinks: list[Sink], loads: LoadLog | None) -> TrainState:
         batches = self.batches.read(self.loader, done + 1)
         log = StepLog(
             self.run,
             sinks,
+            loads,
             {
                 "perf/compile_s": self.compiled.seconds,
                 "model/num_parameters": self.lm.num_params,
@@ -244,6 +246,12 @@ class Trainer:
         if run.log.tensorboard:
             sinks.append(TensorBoardSink(self.workdir.tensorboard, resume_step=first_step))
         return sinks
+
+    def open_loads(self, first_step: int) -> LoadLog | None:
+        if jax.process_index() != 0:
+            return None
+        log, last = self.run.log, self.run.num_steps
+        return LoadLog(self.workdir.loads, resume_step=first_step, every_steps=log.loads_every_steps, last_step=last)
 
     def loader(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         data = self.run.data

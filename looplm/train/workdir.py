@@ -20,12 +20,14 @@ FREE_TO_CHANGE = (
 
 
 class Workdir:
-    """WORKDIR/{config.json, the tokenizer, {metrics,events}.jsonl, checkpoints/, eval/, report.html, tensorboard/}."""
+    """WORKDIR/{config.json, the tokenizer, {metrics,events,experts}.jsonl, checkpoints/, eval/, report.html,
+    tensorboard/}."""
 
     def __init__(self, root: Path):
         self.root = root
         self.config = root / "config.json"
         self.metrics = root / "metrics.jsonl"
+        self.loads = root / "experts.jsonl"
         self.events = root / "events.jsonl"
         self.checkpoints = root / "checkpoints"
         self.eval = root / "eval"

@@ -182,13 +182,17 @@ def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
         for step in (1, 2)
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load = [[[8, 0, 4, 4], [4, 4, 4, 4]], [[4, 4, 4, 4], [4, 2, 1, 9]]]
+    (workdir / "experts.jsonl").write_text(json.dumps({"step": 2, "loops": [1, 2], "moe/load/block": load}) + "\n")
     page = Page(write_report(workdir))
     assert "Experts" in page.text["h2"]
     assert page.says("Experts without a token in any loop of a step: 1 at the end, 2 at most.")
     assert row_of(page, "all") == ["all", "2.00", "0.00", "-"]
     assert row_of(page, "1") == ["1", "1.50", "0.50", "-"]
     assert row_of(page, "2") == ["2", "3.00", "0.25", "0.25"]
-    assert "experts without a token against step: 2 at step 1, 1 at step 2" in str(page.all("img")[-1]["alt"])
+    balance, every_expert = (str(image["alt"]) for image in page.all("img")[-2:])
+    assert "experts without a token against step: 2 at step 1, 1 at step 2" in balance
+    assert "4 experts in 2 loops of 2 layers, over the mean. Most: 2.25, expert 3 of layer 1 in loop 2" in every_expert
 
 
 def test_the_tokens_of_every_source_are_shown(make_run: MakeRun) -> None:

@@ -76,6 +76,9 @@ class Log(Section):
     every_steps: PositiveInt = 10
     """A line on the console every so many steps (`metrics.jsonl` holds every step)."""
     tensorboard: bool = True
+    loads_every_steps: NonNegativeInt = 100
+    """The load of every expert goes to `experts.jsonl` after so many steps, and at the first and the last; 0 means
+    never."""
 
 
 class Run(Section):
