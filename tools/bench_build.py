@@ -1,10 +1,11 @@
-"""How fast and in how much memory `looplm data build` makes a dataset of generated text.
+"""How fast and in how much memory `looplm data build` makes a dataset.
 
-    python tools/bench_build.py speed [--mb 100] [--workers 2] [--tokenizer FILE]
+    python tools/bench_build.py speed [--mb 100] [--workers 2] [--tokenizer FILE] [--text PATH]
     python tools/bench_build.py memory [--mb 200 --mb 2000]
 
-speed: a build of one .jsonl file against the tokenizer library alone on the same texts, already in memory, with as many
-threads; in turn, medians of pairs. memory: the largest sum of the resident memory of all processes of the command.
+speed: a build of one .jsonl file of generated text, or of the files of PATH, against the tokenizer library alone on the
+same texts, already in memory, with as many threads; in turn, medians of pairs. memory: of generated text, the largest
+sum of the resident memory of all processes of the command.
 """
 
 import json
@@ -24,12 +25,14 @@ import numpy as np
 import psutil
 import typer
 
+from looplm.data.formats.read import read_documents
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
 from looplm.data.tokenizer.huggingface import HuggingFaceTokenizer
 from looplm.data.writer import build_dataset
 
 app = typer.Typer(add_completion=False)
 NUM_WORDS, VOCAB_SIZE = 20_000, 8192
+Text = Annotated[Path | None, typer.Option(help="A file or folder of real text instead.")]
 Tokens = Annotated[Path | None, typer.Option(help="Its tokenizer; one is trained on the text when left out.")]
 
 
@@ -73,26 +76,31 @@ def seconds(function: Callable[[], object]) -> tuple[float, float]:
 
 
 def library(tokenizer: Tokenizer, texts: list[str], threads: int) -> None:
-    """The tokenizer library alone."""
+    """The tokenizer library alone, until the ids are there."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer._plain.encode_batch_fast(texts, add_special_tokens=False)  # RAYON_NUM_THREADS threads
+        # RAYON_NUM_THREADS threads.
+        for encoding in tokenizer._plain.encode_batch_fast(texts, add_special_tokens=False):
+            encoding.ids  # noqa: B018
     else:
         tokenizer._processor.encode(texts, num_threads=threads, return_type="numpy")  # type: ignore[attr-defined]
 
 
 @app.command()
-def speed(mb: float = 100, workers: int = 2, rounds: int = 3, tokenizer: Tokens = None) -> None:
+def speed(mb: float = 100, workers: int = 2, rounds: int = 3, tokenizer: Tokens = None, text: Text = None) -> None:
     """Prints a table."""
     os.environ["RAYON_NUM_THREADS"] = str(workers)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = write_lines(folder / "text.jsonl", mb)
-        size = sum(len(text) for text in texts) / 1e6
+        if text is None:
+            texts = write_lines(folder / "text.jsonl", mb)
+        else:
+            texts = [str(document.content) for document in read_documents([text])]
+        size = sum(len(one.encode()) for one in texts) / 1e6
         file = tokenizer or train_tokenizer(texts[:1000], VOCAB_SIZE, folder)
         loaded = Tokenizer.load(file)
 
         def build() -> None:
-            build_dataset([folder / "text.jsonl"], file, folder / "out", num_workers=workers)
+            build_dataset([text or folder / "text.jsonl"], file, folder / "out", num_workers=workers)
 
         library(loaded, texts[:100], workers)
         pairs = []

@@ -10,6 +10,7 @@ A reader's own reading ahead counts from its start. Peers that are not installed
 out with a line.
 """
 
+import gc
 import os
 import shutil
 import statistics
@@ -111,6 +112,15 @@ def rates(reader: Reader, tokens_each: int, batches: int) -> tuple[float, float]
     return count * tokens_each / seconds[0], count * tokens_each / seconds[1]
 
 
+def settle() -> None:
+    """Wait until nothing computes in this process: what read ahead for the reader before goes on for a while."""
+    gc.collect()
+    worked = -1.0
+    while time.process_time() - worked > 0.01:
+        worked = time.process_time()
+        time.sleep(0.3)
+
+
 def main(
     length: Annotated[int, typer.Option(help="S.")] = 2048,
     batch: Annotated[int, typer.Option(help="B.")] = 64,
@@ -143,6 +153,7 @@ def main(
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
         for _ in range(rounds):
             for name, reader in ready.items():
+                settle()
                 found[name].append(rates(reader, length * batch, batches))
         print(f"{len(os.sched_getaffinity(0))} cores, S={length}, B={batch}, {dataset.num_tokens / 1e6:.0f} M tokens")
         print(
