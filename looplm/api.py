@@ -10,6 +10,7 @@ import numpy as np
 
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
+from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.config.load import from_json
 from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
@@ -273,7 +274,8 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
     """Loads a model onto the default device.
 
     Args:
-        path: a run directory of `looplm train`, or a folder with an official config.json and safetensors files.
+        path: a run directory of `looplm train`, one of its checkpoints (RUN/checkpoints/12), or a folder with an
+            official config.json and safetensors files.
         step: which checkpoint of a run; the newest when None.
         dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
         ema: take the moving average of the run's weights.
@@ -295,6 +297,10 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
             jax.tree.map(jnp.asarray, params),
             adapter=folder.adapter,
         )
+    root, named = checkpoint_of(root)
+    if named is not None and step not in (None, named):
+        raise UserError(f"step={step} is not that of {path}; leave it out, or give {root}")
+    step = step if named is None else named
     run = from_json(root / "config.json")
     tokenizer = Tokenizer.find(root)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

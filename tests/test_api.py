@@ -109,3 +109,14 @@ def test_an_objective_that_needs_a_gate_is_refused_without_one(lm, tokens_BS):
 def test_prompts_must_be_a_list(lm, prompts):
     with pytest.raises(UserError, match="list"):
         lm.generate(prompts)
+
+
+def test_one_checkpoint_of_a_run_is_loaded_by_its_folder(lm, finished_run, tokens_BS, monkeypatch):
+    first = looplm.load(finished_run / "checkpoints" / "2")
+    assert (first.step, lm.step) == (2, 3)
+    expected = looplm.load(finished_run, step=2)
+    np.testing.assert_array_equal(first(tokens_BS).logits(3), expected(tokens_BS).logits(3))
+    monkeypatch.chdir(finished_run / "checkpoints")
+    assert looplm.load("2").step == 2
+    with pytest.raises(UserError, match=r"step=3 is not that of 2; leave it out, or give .*"):
+        looplm.load("2", step=3)

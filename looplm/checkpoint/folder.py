@@ -18,6 +18,14 @@ REMAINS = re.compile(r"[0-9]+\.(writing|deleting)(\.[A-Za-z0-9._-]+)?")
 DAMAGED = re.compile(r"[0-9]+\.damaged")
 
 
+def checkpoint_of(path: Path) -> tuple[Path, int | None]:
+    """(run directory, which of its checkpoints): of RUN the newest (None), of RUN/checkpoints/12 that one."""
+    place = path.absolute()
+    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name):
+        return place.parent.parent, int(place.name)
+    return path, None
+
+
 def steps(folder: Path) -> list[int]:
     """Ascending; empty when there is no such folder."""
     return sorted(map(int, _named(folder, STEP)))

@@ -12,6 +12,9 @@ from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import on_each_device, per_channel, use
 from looplm.sharding.rules import activation_spec
 
+TINY = 1e-18
+"""The least that the sum of the chosen scores counts as. Its square, which the gradient divides by, is in float32."""
+
 
 class Router(nnx.Module):
     """Scores all experts for every token and takes the best; float32 at least."""
@@ -49,7 +52,8 @@ class Router(nnx.Module):
         ids_BSk = best(wanted_BSE, moe.experts_per_token)
         weights_BSk = jnp.take_along_axis(scores_BSE, ids_BSk, axis=-1)
         if moe.renormalise:
-            weights_BSk /= jnp.sum(weights_BSk, axis=-1, keepdims=True)
+            # Not 0 where all that were chosen underflow (sigmoids of logits below -88).
+            weights_BSk /= jnp.maximum(jnp.sum(weights_BSk, axis=-1, keepdims=True), TINY)
         return ids_BSk, weights_BSk, scores_BSE, logits_BSE
 
 

@@ -66,14 +66,17 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
         (("fsdp",), "model.dim", model.dim),
         (("tensor",), "model.num_heads", model.num_heads),
         (("tensor",), "model.num_kv_heads", model.num_kv_heads or model.num_heads),
-        (("tensor",), "model.hidden_dim", model.hidden_dim),
         (("tensor",), "model.vocab_size", model.vocab_size),
         (BATCH_AXES, "the sequences of a micro-batch", micro_batch),
         (SEQUENCE_AXES, "data.sequence_length", sequence_length),
     ]
     for place in get_args(Place):
         moe = model.feed_forward_of(place)
-        if isinstance(moe, MoE) and model.layers_of(place):
+        if not model.layers_of(place):
+            continue
+        if not isinstance(moe, MoE) or moe.dense_layers:
+            rules.append((("tensor",), "model.hidden_dim", model.hidden_dim))
+        if isinstance(moe, MoE):
             name = _name_of(model, place)
             rules.append((("expert",), f"{name}.num_experts", moe.num_experts))
             rules.append((("tensor",), f"{name}.expert_dim", moe.expert_dim or model.hidden_dim))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from looplm.checkpoint.folder import STEP
+from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.tree import differences, kinds
@@ -69,11 +69,9 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
 
 
 def _checkpoints_of(path: Path) -> tuple[Path, int | None]:
-    """The folder of checkpoints and which of them; of RUN the newest (None), of RUN/checkpoints/12 that one."""
-    place = path.absolute()
-    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name):
-        return path.parent, int(place.name)
-    return path / "checkpoints", None
+    """The folder of checkpoints and which of them."""
+    root, step = checkpoint_of(path)
+    return root / "checkpoints", step
 
 
 def _model_of(path: Path) -> Model:

@@ -12,6 +12,7 @@ from flax import nnx
 from looplm.config.schema import Balance, Model, MoE
 from looplm.model.context import Context
 from looplm.model.moe import MoE as Layer
+from looplm.model.router import Router
 
 B, S, D = 2, 6, 8
 CASES = {
@@ -188,3 +189,19 @@ def test_the_sums_of_a_visit():
     np.testing.assert_allclose(routing.z_B, (jax.nn.logsumexp(logits_BSE, axis=-1) ** 2).sum(axis=1), rtol=1e-5)
     assert moe.balance.entropy_weight == 0
     assert routing.softmax_BE is None
+
+
+def test_scores_that_underflow_do_not_make_nan():
+    """Sigmoids of -200 are 0 in float32, and so is their sum."""
+    moe = MoE(num_experts=4, experts_per_token=2, expert_dim=4, scores="sigmoid", renormalise=True)
+    model = Model(vocab_size=8, dim=4, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
+    router = Router(model, moe, rngs=nnx.Rngs(0))
+    router.kernel.set_value(jnp.full((4, 4), -50.0))
+
+    def total(x_BSD):
+        return jnp.sum(router(x_BSD, jnp.zeros(1, jnp.int32))[1])
+
+    weights, gradient = jax.value_and_grad(total)(jnp.ones((1, 3, 4)))
+    assert weights == 0
+    assert not np.any(gradient)
+    assert total(-jnp.ones((1, 3, 4))) == pytest.approx(3)

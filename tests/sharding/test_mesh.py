@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from looplm.config.schema import Mesh, Run
+from looplm.config.schema import Mesh, MoE, Run
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM
 from looplm.model.parameter_table import parameter_table, totals
-from looplm.sharding.mesh import across_slices, build_mesh
+from looplm.sharding.mesh import across_slices, build_mesh, check_fit
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,13 @@ def test_the_table_says_what_a_device_holds(tiny_run: Callable[..., Run]) -> Non
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert sum(row.bytes_per_device for row in rows) == held
     assert f"{lm.num_params:,} parameters on fsdp=4 x tensor=2" in totals(rows, mesh)
+
+
+def test_only_widths_that_a_layer_has_are_to_be_divided(tiny_run: Callable[..., Run]) -> None:
+    mesh, moe = build_mesh(Mesh(fsdp=4, tensor=2)), MoE(num_experts=4, experts_per_token=2, expert_dim=8)
+    model = tiny_run().model.model_copy(update={"hidden_dim": 33, "block_layers": 2})
+    check_fit(mesh, model.model_copy(update={"feed_forward": moe}), micro_batch=8, sequence_length=16)
+    for feed_forward in (model.feed_forward, moe.model_copy(update={"dense_layers": (1,)})):
+        one = model.model_copy(update={"feed_forward": feed_forward})
+        with pytest.raises(UserError, match=r"mesh.tensor=2 does not divide model.hidden_dim=33"):
+            check_fit(mesh, one, micro_batch=8, sequence_length=16)

@@ -53,7 +53,8 @@ class MoE(Section):
     last. 0 means that all loops share the router."""
     capacity_factor: PositiveFloat | None = None
     """An expert takes at most this times the mean load of every sequence, earlier tokens first; what is above is
-    dropped, and counted. None means nothing is dropped."""
+    dropped, and counted. A sequence is a window: of the documents packed into one, earlier ones take places from later
+    ones. None means nothing is dropped."""
     backend: GroupedBackend = "auto"
     """What computes the experts' products if nothing is limited. `auto`: `blocks` on a CPU, `ragged` elsewhere.
     `ragged`: XLA's own. `blocks`: expert after expert, for CPUs. `tokamax`: its Mosaic kernel on a TPU, XLA elsewhere;
