@@ -7,7 +7,6 @@ Processes and not threads: parsing holds the GIL, which two cores do not notice 
 
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -16,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -228,21 +227,22 @@ def _pool(encoder: Encoder, num_workers: int, folder: Path) -> Iterator[ProcessP
         return
     # Not forked: the caller may have threads, of jax for one.
     context = multiprocessing.get_context("spawn")
-    # The encoder goes by a file: more than the buffer of a pipe, and one process would start after the other.
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        pickle.dump(encoder, file)
-        file.flush()
-        pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(Path(file.name),))
+    # The tokenizer goes by files: more than the buffer of a pipe, and one process would start after the other.
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        for file, data in (encoder.tokenizer.files if encoder.tokenizer else {}).items():
+            Path(name, file).write_bytes(data)
+        rest = replace(encoder, tokenizer=None)
+        pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(rest, Path(name)))
         try:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(file: Path) -> None:
+def _start(rest: Encoder, folder: Path) -> None:
     global _encoder  # noqa: PLW0603
-    _encoder = pickle.loads(file.read_bytes())
+    _encoder = replace(rest, tokenizer=Tokenizer.find(folder))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
     parent = multiprocessing.parent_process()
