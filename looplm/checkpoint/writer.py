@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,8 @@ from looplm.errors import UserError
 
 PATIENCE_S = 30.0
 """How long a save that is due waits for the one before it; then it is left out."""
+SWEEPS, SWEEP_S = 50, 0.1
+"""How often, and after how many seconds, what a failed save left is removed again while more comes."""
 SAVES = itertools.count(1)
 """Of this process: names what the processes tell each other about a save."""
 TIMEOUT_S = 1200
@@ -153,7 +156,10 @@ class CheckpointWriter:
             if self._thread.is_alive():
                 return f"the one before is still being written, {time.monotonic() - self._started:.0f} s by now"
             self._thread = None
-        return names.refusal(self.folder, self._num_bytes) if jax.process_index() == 0 else ""
+        if jax.process_index() != 0:
+            return ""
+        self._sweep(1)
+        return names.refusal(self.folder, self._num_bytes)
 
     def _fail(self, step: int, reason: str) -> None:
         self._failure = reason
@@ -178,11 +184,20 @@ class CheckpointWriter:
         except Exception as error:  # whatever a disk or a library comes up with
             self._fail(step, first_line(error))
             if jax.process_index() == 0:
-                for name in names.remains(self.folder):
-                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                self._sweep(SWEEPS)
             return
         if jax.process_index() == 0:
             self._prune()
+
+    def _sweep(self, tries: int) -> None:
+        """Removes what a failed save has left. Orbax's threads may go on writing to it for a moment."""
+        with suppress(OSError):  # the folder itself may be gone
+            for _ in range(tries):
+                for name in names.remains(self.folder):
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                if not names.remains(self.folder):
+                    return
+                time.sleep(SWEEP_S)
 
     def _commit(self, step: int, number: int, digest: np.ndarray, metrics: dict[str, float]) -> None:
         written = names.writing(self.folder, step)

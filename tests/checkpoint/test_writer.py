@@ -84,6 +84,7 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint(
     save(writer, trees, 1)
     monkeypatch.setattr(writer_module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     monkeypatch.setattr(writer_module.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(writer_module, "SWEEPS", 1)
     save(writer, trees, 2)
     assert said == ["checkpoint 2 was not saved: [Errno 28] No space left; training goes on, the next save is the "
                     "next try"]  # fmt: skip
@@ -97,6 +98,26 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint(
         f"removed {folder / name}" for name in ("1.deleting", "2.writing", "7.writing.orbax-checkpoint-tmp")
     ]
     assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+def test_what_is_still_written_to_after_a_failure_goes_too(
+    writer_of: Callable[..., CheckpointWriter], small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the library may make a file while the folder is being removed."""
+    folder, remove, tries = tmp_path / "checkpoints", shutil.rmtree, []
+
+    def remove_and_write(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        tries.append(path.name)
+        if len(tries) < 3:
+            path.mkdir()
+
+    writer = writer_of()
+    monkeypatch.setattr(writer_module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(writer_module.shutil, "rmtree", remove_and_write)
+    save(writer, noise(small, 0), 2)
+    assert tries == ["2.writing"] * 3
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture
