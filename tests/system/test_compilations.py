@@ -1,4 +1,4 @@
-"""Whatever depth a step has, one program serves it, and after the first step nothing is compiled any more."""
+"""Whatever depth a step has, one program serves it, and after the first step and the first save nothing is compiled."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -44,4 +44,6 @@ def test_one_program_serves_all_depths(
     assert len(set(depths)) >= 3
     assert sum("train_step" in name for name in compiled) == 1
     assert len(before_step) == 8
-    assert compiled[before_step[1] :] == []
+    # At the first save, after step 3, Orbax compiles how it cuts the arrays.
+    assert compiled[before_step[1] : before_step[3]] == []
+    assert compiled[before_step[4] :] == []
