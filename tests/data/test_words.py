@@ -2,6 +2,7 @@
 
 import io
 import json as a_package
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from looplm.data.tokenizer import Tokenizer, words
@@ -18,6 +19,8 @@ from looplm.data.tokenizer.words import Words
 
 SOURCE = "".join(path.read_text("utf-8") for path in sorted(Path(a_package.__file__).parent.glob("*.py")))
 SYMBOLS = ["\n", "\t"]
+RULES = "31 2F 37\tBD\n"
+"""1/7 becomes one half."""
 OURS = {
     "model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
     "add_dummy_prefix": False, "allow_whitespace_only_pieces": True, "split_digits": True,
@@ -29,6 +32,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "symbols": ({**OURS, "user_defined_symbols": [*SYMBOLS, "<|x|>", "\u2581y", "ab", "._"]}, True),
     "a symbol with a space inside": ({**OURS, "user_defined_symbols": [*SYMBOLS, "a\u2581b"]}, False),
     "pieces over spaces": ({**OURS, "split_by_whitespace": False}, False),
+    "signs joined by a rule of its own": ({**OURS, "normalization_rule_tsv": RULES}, False),
     "characters joined": ({**OURS, "normalization_rule_name": "nfkc"}, False),
     "a space before the text": ({**OURS, "add_dummy_prefix": True}, False),
     "unigram": ({**OURS, "model_type": "unigram"}, False),
@@ -36,8 +40,14 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest) -> tuple[SentencePieceTokenizer, bool]:
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SentencePieceTokenizer, bool]:
     options, by_words = MODELS[request.param]
+    if rules := options.get("normalization_rule_tsv"):
+        path = tmp_path_factory.mktemp("rules") / "rules.tsv"
+        path.write_text(rules)
+        options = {**options, "normalization_rule_tsv": str(path)}
     file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SOURCE.split("\n")), model_writer=file, vocab_size=700, byte_fallback=True,
@@ -54,9 +64,10 @@ def _by_words(tokenizer: SentencePieceTokenizer) -> Words | None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    text=st.text(st.sampled_from("ab_ y.<|x>\n\t17\u00e9\u0301\ufb01\u65e5\u00a0\0\r"), max_size=40)
+    text=st.text(st.sampled_from("ab_ y./<|x>\n\t17\u00e9\u0301\ufb01\u65e5\u00a0\0\r"), max_size=40)
     | st.text(max_size=30)
 )
+@example(text="1/7 y17")
 def test_any_text(model: tuple[SentencePieceTokenizer, bool], text: str) -> None:
     tokenizer, _ = model
     # The mark is a space to the library and a character of its own to us.
@@ -70,6 +81,15 @@ def test_a_long_text(model: tuple[SentencePieceTokenizer, bool]) -> None:
     expected = tokenizer._processor.encode(SOURCE)
     for _ in range(2):  # from the model, then from memory
         np.testing.assert_array_equal(tokenizer.encode(SOURCE), expected)
+
+
+def test_without_protobuf_the_library_is_asked(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _by_words(tokenizer) is not None
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    monkeypatch.delattr(sentencepiece, "sentencepiece_model_pb2")
+    again = type(tokenizer)(tokenizer.files, tokenizer.path)
+    assert _by_words(again) is None
+    np.testing.assert_array_equal(again.encode(SOURCE), tokenizer.encode(SOURCE))
 
 
 def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,10 @@ SPACE_MARK = "\u2581"
 _CHUNK_CHARS = 1 << 14
 # Encodings of this text tell apart tokenizers with equal pieces but other rules for spaces and line ends.
 _PROBE = "  A b\n\tc\u00e9  12\r\n \u65e5\u672c\U0001f389 x "
-# A normaliser makes fewer characters of these.
-_JOINED = "e\u0301\ufb01\u2460\u212b"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model. Encoding releases the GIL, so threads run in parallel."""
+    """A SentencePiece model."""
 
     file_name = TOKENIZER_FILE
 
@@ -107,16 +105,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _ids(self) -> Callable[[str], np.ndarray]:
-        """Encodes a text; word by word where that gives the same.
-
-        So it does for BPE, whose scores are ranks, without a normaliser, which could join characters over a cut.
-        """
+        """Encodes a text; word by word where that gives the same."""
         p = self._processor
-        pieces = [i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i))]
-        find = word_finder(p.id_to_piece(i).replace(SPACE_MARK, " ") for i in pieces)
-        is_local = all(p.get_score(i).is_integer() for i in pieces) and p.normalize(_JOINED) == _JOINED
-        if find and is_local and self._splits_freely:
-            return Words(find, p.encode).encode
+        if self._splits_freely and _is_plain_bpe(self.files[self.file_name]):
+            pieces = [i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i))]
+            find = word_finder(p.id_to_piece(i).replace(SPACE_MARK, " ") for i in pieces)
+            if find is not None:
+                return Words(find, p.encode).encode
         return partial(p.encode, return_type="numpy")
 
     def _encode_part(self, text: str) -> np.ndarray:
@@ -133,3 +128,13 @@ class SentencePieceTokenizer(Tokenizer):
             byte = int(piece[3:5], 16)
             return chr(byte) if byte < 0x80 else "\ufffd"
         return piece.replace(SPACE_MARK, " ")
+
+
+def _is_plain_bpe(data: bytes) -> bool:
+    """Whether the model of a file merges neighbours and takes every character as it is; False where nobody can tell."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2 as specs
+    except Exception:  # it asks for just so new a protobuf; without it only speed is lost
+        return False
+    model = specs.ModelProto.FromString(data)
+    return model.trainer_spec.model_type == specs.TrainerSpec.BPE and not model.normalizer_spec.precompiled_charsmap
