@@ -23,7 +23,7 @@ import numpy as np
 
 from looplm.data.build.assemble import Documents, write_documents
 from looplm.data.build.encode import Encoder, encode_groups, reader_of
-from looplm.data.build.plan import FORMAT, Done, Group, plan
+from looplm.data.build.plan import Done, Group, plan
 from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Progress
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
@@ -38,6 +38,9 @@ from looplm.data.source import SourceFile, find_files
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
+RULES = 1
+"""By which a dataset is made of documents: a change of its bytes needs another number, and datasets of before are then
+other builds. How the work is cut into units is no part of it (`build.plan.FORMAT`)."""
 _BYTES_A_WORKER = 8 << 20
 """Below this much input a process is not worth its start."""
 
@@ -208,7 +211,7 @@ def _completed(reading: Reading, tokenizer: Tokenizer | None) -> Reading:
 
 def _build_digest(options: _Options, files: Sequence[SourceFile]) -> str:
     listed = [(file.name, file.size) for file in files]
-    return hashlib.sha256(json.dumps([FORMAT, asdict(options), listed]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([RULES, asdict(options), listed]).encode()).hexdigest()
 
 
 def _there_already(out: Path, build: str, files: Sequence[SourceFile]) -> BuildReport | None:

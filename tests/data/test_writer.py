@@ -128,6 +128,15 @@ def test_the_same_build_again_finds_its_dataset(emails: Path, tokenizer: Tokeniz
     assert contents(tmp_path) == before
 
 
+def test_datasets_of_before_are_found(tmp_path: Path) -> None:
+    """The digest that this build had on 2026-11-24. Another means that everybody's datasets are "something else"."""
+    np.arange(100, dtype="<u2").tofile(tmp_path / "tokens.bin")
+    reading = Reading(separator_id=0)
+    build_dataset([tmp_path / "tokens.bin"], None, tmp_path / "out", reading=reading, vocab_size=100)
+    build = json.loads((tmp_path / "out/build_report.json").read_text())["build"]
+    assert build == "683cfbe9df54121e8141400379017e6ea13401a00b0c85ba0d2e5aa278cfed38"
+
+
 def test_an_interrupted_build_goes_on(
     emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,8 @@ from looplm.data.formats.document import Account, Reading
 from looplm.data.source import Source, SourceFile
 
 FORMAT = 2
-"""Of units and of the rules that make documents of files: a change of either needs another number."""
+"""Of units and of the rules that make documents of files: a change of either needs another number, one of the rules
+also another `writer.RULES`."""
 _GROUP_BYTES = 64 << 20
 _DONE_FILE = "group.json"
 

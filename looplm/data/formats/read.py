@@ -16,7 +16,7 @@ from looplm.data.source import Source, SourceFile, find_files
 from looplm.errors import UserError
 
 _BLOCK_BYTES = 2 << 20
-"""A second or less of work, so that no process is left with much to do when the others have ended."""
+"""Half a second of work, so that no process is left with much to do when the others have ended."""
 PLAIN = Reading()
 
 
