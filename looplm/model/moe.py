@@ -10,7 +10,6 @@ from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.router import Router
 from looplm.model.routing import Routing, summed
-from looplm.ops.grouped_matmul import check_backend
 from looplm.sharding.collective import lay_out
 
 
@@ -18,7 +17,6 @@ class MoE(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), + f_shared(x)."""
 
     def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
-        check_backend(moe.backend)
         self.moe = moe
         self.router, self.experts = Router(config, moe, rngs=rngs), Experts(config, moe, rngs=rngs)
         self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None

@@ -1,14 +1,16 @@
 """The one compiled program of a run: a training step for every step and depth, lowered from shapes alone."""
 
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 import jax
 import numpy as np
 
-from looplm.config.schema import Run
+from looplm.config.schema import MoE, Place, Run
 from looplm.hardware import find as find_device
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import build_objective
+from looplm.ops.grouped_matmul import check_backend
 from looplm.optim.build import build_guarded
 from looplm.sharding.mesh import check_fit
 from looplm.train.batch import BatchLayout
@@ -18,7 +20,8 @@ from looplm.train.step import Metrics, build_train_step
 
 
 class Program:
-    """What a run computes on a mesh. Raises UserError when the model or batch does not fit the mesh."""
+    """What a run computes on a mesh. Raises UserError when the model or batch does not fit the mesh, or what
+    it needs there is not installed."""
 
     def __init__(self, run: Run, mesh: jax.sharding.Mesh):
         self.run, self.mesh = run, mesh
@@ -26,8 +29,12 @@ class Program:
         micro_batch = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
         check_fit(mesh, run.model, micro_batch=micro_batch, sequence_length=run.data.sequence_length)
         self.batch = BatchLayout(run.data, mesh, per_sequence=self.depths.per_sequence)
+        platform = mesh.devices.flat[0].platform
+        for place in get_args(Place):
+            if isinstance(moe := run.model.feed_forward_of(place), MoE):
+                check_backend(moe.backend, platform)
         self.lm = FunctionalLM(run.model)
-        self.dtype = compute_dtype(run.model, mesh.devices.flat[0].platform)
+        self.dtype = compute_dtype(run.model, platform)
         gate_only = build_objective(run.objective).trains_gate_only
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, gate_only=gate_only)
 

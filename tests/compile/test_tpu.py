@@ -134,7 +134,7 @@ def test_presets_with_experts_compile(name: str) -> None:
 def test_the_kernel_of_tokamax_is_in_the_program(tiny_run, dtype) -> None:
     """With experts wider than a tile. XLA would take a kernel of its own, when it compiles."""
     try:
-        check_backend("tokamax")
+        check_backend("tokamax", "tpu")
     except UserError as error:
         pytest.skip(str(error))
     moe = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 1536, "expert": "relu"}

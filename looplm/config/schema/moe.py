@@ -57,8 +57,8 @@ class MoE(Section):
     ones. None means nothing is dropped."""
     backend: GroupedBackend = "auto"
     """What computes the experts' products if nothing is limited. `auto`: `blocks` on a CPU, `ragged` elsewhere.
-    `ragged`: XLA's own. `blocks`: expert after expert, for CPUs. `tokamax`: its Mosaic kernel on a TPU, XLA elsewhere;
-    needs looplm[kernels]. `reference`: every row times every matrix, to compare with."""
+    `ragged`: XLA's own. `blocks`: expert after expert, for CPUs. `tokamax`: its Mosaic kernel on a TPU, which
+    needs looplm[kernels], and XLA's elsewhere. `reference`: every row times every matrix, to compare with."""
     dense_layers: tuple[NonNegativeInt, ...] = ()
     """Layers of the section (from 0) that have the dense feed-forward of model.hidden_dim instead."""
     dense: Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")] = SwiGLU()

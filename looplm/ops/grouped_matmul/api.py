@@ -11,9 +11,9 @@ from looplm.ops.grouped_matmul import blocks, ragged, reference, tokamax
 BACKENDS = {"reference": reference, "ragged": ragged, "blocks": blocks, "tokamax": tokamax}
 
 
-def check_backend(backend: Backend) -> None:
-    """Raises UserError where it needs what is not installed."""
-    if backend == "tokamax":
+def check_backend(backend: Backend, platform: str) -> None:
+    """Raises UserError where a program for this platform ("tpu", ...) needs what is not installed."""
+    if backend == "tokamax" and platform == "tpu":
         tokamax.check_installed()
 
 

@@ -1,4 +1,4 @@
-"""The library tokamax (extra `kernels`): on a TPU its Mosaic kernel, elsewhere XLA's grouped product as it calls that.
+"""The Mosaic kernel for TPUs of the library tokamax (extra `kernels`); elsewhere XLA's grouped product, without it.
 
 Its kernels for GPUs do not tell `shard_map` over which devices their results vary, so they cannot run here.
 
@@ -15,6 +15,7 @@ from jax.lax import RaggedDotDimensionNumbers
 from packaging.requirements import Requirement
 
 from looplm.errors import UserError
+from looplm.ops.grouped_matmul import ragged
 
 NEEDED = Requirement("tokamax>=0.0.17")
 """The first that was seen to run inside a `shard_map`; it needs Python 3.12."""
@@ -44,6 +45,8 @@ def check_installed() -> None:
 
 
 def of_rows(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False) -> jax.Array:
+    if _platform() != "tpu":
+        return ragged.of_rows(x_MD, w_EDF, sizes_E, transposed=transposed)
     numbers = _TRANSPOSED if transposed else _ROWS
     width = w_EDF.shape[1 if transposed else 2]
     y_MF = _product(x_MD, w_EDF, sizes_E, numbers)[: x_MD.shape[0], :width]
@@ -52,15 +55,13 @@ def of_rows(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed
 
 
 def of_matrices(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    if _platform() != "tpu":
+        return ragged.of_matrices(x_MD, y_MF, sizes_E)
     return _product(x_MD, y_MF, sizes_E, _MATRICES)[:, : x_MD.shape[1], : y_MF.shape[1]]
 
 
 def _product(x: jax.Array, y: jax.Array, sizes_E: jax.Array, numbers: RaggedDotDimensionNumbers) -> jax.Array:
     check_installed()
-    if _platform() != "tpu":
-        import tokamax
-
-        return tokamax.ragged_dot_general(x, y, sizes_E, numbers, implementation="xla")
     tile_rows = min(TILE_ROWS, _up(x.shape[0], LEAST))
     x = _padded(x, tile_rows)
     y = _padded(y, tile_rows if y.ndim == 2 else LEAST)
