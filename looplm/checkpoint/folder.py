@@ -14,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
-REMAINS = re.compile(r"[0-9]+\.(writing|deleting)(\.[A-Za-z0-9._-]+)?")
+UNFINISHED = re.compile(r"[0-9]+\.writing(\.[A-Za-z0-9._-]+)?")
+REMAINS = re.compile(rf"{UNFINISHED.pattern}|[0-9]+\.deleting(\.[A-Za-z0-9._-]+)?")
 DAMAGED = re.compile(r"[0-9]+\.damaged")
 
 
 def checkpoint_of(path: Path) -> tuple[Path, int | None]:
     """(run directory, which of its checkpoints): of RUN the newest (None), of RUN/checkpoints/12 that one."""
     place = path.absolute()
-    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name):
+    is_run = (place / "checkpoints").is_dir()  # wherever it lies
+    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name) and not is_run:
         return place.parent.parent, int(place.name)
     return path, None
 
@@ -34,6 +36,11 @@ def steps(folder: Path) -> list[int]:
 def remains(folder: Path) -> list[str]:
     """Names of what dead saves and removals have left."""
     return _named(folder, REMAINS)
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Those of saves alone: a removal may go on in another process."""
+    return _named(folder, UNFINISHED)
 
 
 def damaged(folder: Path) -> list[str]:

@@ -156,10 +156,7 @@ class CheckpointWriter:
             if self._thread.is_alive():
                 return f"the one before is still being written, {time.monotonic() - self._started:.0f} s by now"
             self._thread = None
-        if jax.process_index() != 0:
-            return ""
-        self._sweep(1)
-        return names.refusal(self.folder, self._num_bytes)
+        return names.refusal(self.folder, self._num_bytes) if jax.process_index() == 0 else ""
 
     def _fail(self, step: int, reason: str) -> None:
         self._failure = reason
@@ -184,18 +181,18 @@ class CheckpointWriter:
         except Exception as error:  # whatever a disk or a library comes up with
             self._fail(step, first_line(error))
             if jax.process_index() == 0:
-                self._sweep(SWEEPS)
+                self._sweep()
             return
         if jax.process_index() == 0:
             self._prune()
 
-    def _sweep(self, tries: int) -> None:
+    def _sweep(self) -> None:
         """Removes what a failed save has left. Orbax's threads may go on writing to it for a moment."""
         with suppress(OSError):  # the folder itself may be gone
-            for _ in range(tries):
-                for name in names.remains(self.folder):
+            for _ in range(SWEEPS):
+                for name in names.unfinished(self.folder):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
-                if not names.remains(self.folder):
+                if not names.unfinished(self.folder):
                     return
                 time.sleep(SWEEP_S)
 
