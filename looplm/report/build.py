@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from looplm.config.load import from_json, leaves
-from looplm.config.schema import Run, UniformDepth
+from looplm.config.schema import Model, MoE, Run, UniformDepth
 from looplm.errors import UserError
 from looplm.metrics.events import read_events
 from looplm.metrics.loads import read_loads
@@ -64,7 +64,7 @@ def build_report(
     found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
     header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
     header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
-    sections = [_depths(sweep), _training(run, history), _experts(history, loads), _sources(run, history)]
+    sections = [_depths(sweep), _training(run, history), _experts(run.model, history, loads), _sources(run, history)]
     sections += [_exits(run, sweep), _texts(sweep), _sweeps(sweeps)]
     sections += [_facts(run, history), _time(seconds or {}), _config(run)]
     return page(escape(f"looplm report: {name}"), "\n".join(header), [part for part in sections if part])
@@ -136,7 +136,7 @@ def _training(run: Run, history: History) -> str:
     return pieces.section("Training", missing, pieces.grid(*charts))
 
 
-def _experts(history: History, loads: Sequence[Mapping[str, Any]]) -> str:
+def _experts(model: Model, history: History, loads: Sequence[Mapping[str, Any]]) -> str:
     _, dead = history.column("moe/dead")
     if not len(dead):
         return ""
@@ -152,8 +152,10 @@ def _experts(history: History, loads: Sequence[Mapping[str, Any]]) -> str:
     chart = pieces.figure(plots.stack(history, plots.EXPERTS), "Balance of the experts in every step.")
     told = f"Experts without a token in any loop of a step: {dead[-1]:.0f} at the end, {dead.max():.0f} at most."
     parts = [pieces.paragraph(told), pieces.grid(chart, numbers)]
-    if shown := [row for row in loads if row["loops"] and "moe/load/block" in row]:
-        picture = plots.loads(shown[-1]["moe/load/block"], shown[-1]["loops"])
+    moe, shown = model.feed_forward_of("block"), [row for row in loads if row["loops"] and "moe/load/block" in row]
+    if isinstance(moe, MoE) and shown:
+        layers = [layer for layer in range(model.block_layers) if layer not in moe.dense_layers]
+        picture = plots.loads(shown[-1]["moe/load/block"], shown[-1]["loops"], layers)
         parts.append(pieces.figure(picture, f"Every expert of the block at step {shown[-1]['step']:,}."))
     return pieces.section("Experts", *parts)
 

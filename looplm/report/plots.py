@@ -123,8 +123,8 @@ EXPERTS = (
 )
 
 
-def loads(load_TLE: np.ndarray, loops: Sequence[int]) -> Picture:
-    """The load of every expert over the mean of its visit: a row for each loop of each layer."""
+def loads(load_TLE: np.ndarray, loops: Sequence[int], layers: Sequence[int]) -> Picture:
+    """The load of every expert over the mean of its visit: a row for each loop of each layer; numbers of both."""
     relative_LTE = np.moveaxis(relative_load(load_TLE), 0, 1)
     L, T, E = relative_LTE.shape
     rows = relative_LTE.reshape(-1, E)
@@ -134,7 +134,7 @@ def loads(load_TLE: np.ndarray, loops: Sequence[int]) -> Picture:
         image = axes.imshow(rows, aspect="auto", vmin=0.0, vmax=max(2.0, np.nanmax(rows)), interpolation="nearest")
         figure.colorbar(image, ax=axes, label="load / mean")
         axes.grid(visible=False)
-        axes.set_yticks(range(0, L * T, T), [f"layer {layer}, loop {loops[0]}" for layer in range(L)])
+        axes.set_yticks(range(0, L * T, T), [f"layer {layer}, loop {loops[0]}" for layer in layers])
         for layer in range(1, L):
             axes.axhline(layer * T - 0.5, color=theme.ink, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -142,7 +142,7 @@ def loads(load_TLE: np.ndarray, loops: Sequence[int]) -> Picture:
 
     layer, loop, expert = (int(i) for i in np.unravel_index(np.nanargmax(relative_LTE), relative_LTE.shape))
     alt = f"Load of {E} experts in {T} loops of {L} layers, over the mean. Most: {np.nanmax(rows):.2f}, expert {expert}"
-    alt += f" of layer {layer} in loop {loops[loop]}; least: {np.nanmin(rows):.2f}."
+    alt += f" of layer {layers[layer]} in loop {loops[loop]}; least: {np.nanmin(rows):.2f}."
     return picture(draw, alt, height_inches=1.2 + 0.16 * max(L * T, 12))
 
 

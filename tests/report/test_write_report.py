@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
+from looplm.config.load import from_json, override, to_json
 from looplm.config.schema import Source
 from looplm.errors import UserError
 from looplm.report import write_report
@@ -175,6 +176,9 @@ def row_of(page: Page, first: str) -> list[str]:
 
 def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
     workdir = make_run()
+    experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 1, "dense_layers": [0]}
+    run = override(from_json(workdir / "config.json"), {"model.block_layers": 3, "model.feed_forward": experts})
+    (workdir / "config.json").write_text(to_json(run))
     rows = [
         {"step": step, "moe/dead": 3.0 - step, "moe/dropped": 0, "moe/load_max": 2.0, "moe/load_min": 0.0}
         | {"moe/load_max_loop_1": 1.5, "moe/load_min_loop_1": 0.5, "moe/load_max_loop_2": 1.0 + step}
@@ -192,7 +196,7 @@ def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
     assert row_of(page, "2") == ["2", "3.00", "0.25", "0.25"]
     balance, every_expert = (str(image["alt"]) for image in page.all("img")[-2:])
     assert "experts without a token against step: 2 at step 1, 1 at step 2" in balance
-    assert "4 experts in 2 loops of 2 layers, over the mean. Most: 2.25, expert 3 of layer 1 in loop 2" in every_expert
+    assert "4 experts in 2 loops of 2 layers, over the mean. Most: 2.25, expert 3 of layer 2 in loop 2" in every_expert
 
 
 def test_the_tokens_of_every_source_are_shown(make_run: MakeRun) -> None:
