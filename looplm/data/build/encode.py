@@ -2,7 +2,7 @@
 
 One process reads, decompresses and cuts; the others parse, check and tokenize, and write units themselves, so what
 comes back is small. What is there already is not done again, and the bytes do not depend on the number of processes.
-Processes and not threads: parsing holds the GIL, which two cores do not notice and sixteen do.
+Processes and not threads: parsing and looking up words hold the GIL.
 """
 
 import multiprocessing
@@ -241,10 +241,10 @@ def _pool(encoder: Encoder, num_workers: int, folder: Path) -> Iterator[ProcessP
 
 
 def _start(rest: Encoder, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
     global _encoder  # noqa: PLW0603
     _encoder = replace(rest, tokenizer=Tokenizer.find(folder))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process says when to end
     parent = multiprocessing.parent_process()
     assert parent is not None
 
