@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Balance, Mesh, Model, MoE
 from looplm.model.context import Context
+from looplm.model.experts import ROOM
 from looplm.model.moe import MoE as Layer
 from looplm.ops.grouped_matmul import blocks
 from looplm.sharding.collective import gather, reduce_gradient, split_sequence
@@ -112,6 +113,13 @@ def placed(mesh, state, params, xs):
     return jax.tree_util.tree_map_with_path(place, params), *tokens
 
 
+def assert_equal(found, expected, name):
+    for (path, ours), wanted in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, np.abs(wanted).max())
+        message = f"{name} {jax.tree_util.keystr(path)}"
+        np.testing.assert_allclose(np.asarray(ours) / scale, wanted / scale, atol=1e-5, err_msg=message)
+
+
 @pytest.mark.parametrize(("kind", "sizes"), MESHES)
 def test_values_and_gradients_are_those_of_one_device(kind, sizes):
     graph, state, expected = alone(kind)
@@ -120,13 +128,28 @@ def test_values_and_gradients_are_those_of_one_device(kind, sizes):
     with jax.set_mesh(mesh):
         compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
         for name, (params, xs) in cases(graph, state):
-            found = compiled(*placed(mesh, state, params, xs))
-            for (path, ours), wanted in zip(
-                jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected[name]), strict=True
-            ):
-                scale = max(1.0, np.abs(wanted).max())
-                message = f"{name} {jax.tree_util.keystr(path)}"
-                np.testing.assert_allclose(np.asarray(ours) / scale, wanted / scale, atol=1e-5, err_msg=message)
+            assert_equal(compiled(*placed(mesh, state, params, xs)), expected[name], name)
+
+
+def test_groups_may_need_different_numbers_of_rounds():
+    """In one the tokens are spread, in the other all want the experts of one device, which takes two rounds."""
+    graph, state, _ = alone("dropless")
+    params, (x_BSD, weight_BSD) = numbers(graph, state, np.zeros(E))
+    params["router"]["kernel"] = 9 * np.eye(D, E, dtype=np.float32)
+    own_BS = np.arange(B * S).reshape(B, S) % E
+    spread_BSD, same_BSD = np.eye(D)[own_BS], np.broadcast_to(np.eye(D)[0], (B, S, D))
+    nudge_BSD = np.eye(D)[(own_BS + 4) % E], np.broadcast_to(np.eye(D)[1], (B, S, D))
+    is_first = (np.arange(B) < B // 2)[:, None, None]
+    routed_BSD = np.where(is_first, spread_BSD + nudge_BSD[0] / 2, same_BSD + nudge_BSD[1] / 2)
+    x_BSD = np.float32(routed_BSD + 0.01 * x_BSD)
+    one = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))(params, x_BSD, weight_BSD)
+    arriving = one.load.reshape(2, B // 2, 2, E // 2).sum(axis=(1, 3))  # (group, device)
+    room = ROOM * B * S * 2 / 4
+    assert [int(-(-most // room)) for most in arriving.max(axis=1)] == [1, 2]
+    mesh = build_mesh(Mesh(fsdp=2, expert=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda params, x, weight: result(graph, state, params, x, weight))
+        assert_equal(compiled(*placed(mesh, state, params, (x_BSD, weight_BSD))), one, "two groups")
 
 
 def test_the_backend_of_the_config_computes_all_products(monkeypatch):

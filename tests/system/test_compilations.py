@@ -44,6 +44,8 @@ def test_one_program_serves_all_depths(
     assert len(set(depths)) >= 3
     assert sum("train_step" in name for name in compiled) == 1
     assert len(before_step) == 8
-    # At the first save, after step 3, Orbax compiles how it cuts the arrays.
-    assert compiled[before_step[1] : before_step[3]] == []
-    assert compiled[before_step[4] :] == []
+    # At the first save, after step 3, Orbax compiles how it cuts the arrays, where nothing in this process did before.
+    first_save = slice(before_step[3], before_step[4])
+    assert set(compiled[first_save]) <= {"jit(slice)"}
+    del compiled[first_save]
+    assert compiled[before_step[1] :] == []
