@@ -3,11 +3,13 @@
 Steps are counted from 1 in everything that is written: the line of step n, and the checkpoint n, describe the state
 after n optimizer steps, and the batch that led there is the loader's batch n - 1.
 
-The host never waits for the step it has just dispatched: it reads the metrics of the step before.
+The host never waits for the step it has just dispatched: it reads the metrics of the step before, while a thread reads
+the next batch and sends it to the devices.
 """
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -159,20 +161,16 @@ class Trainer:
         watchdog = Watchdog(self.workdir.root, self.note_hang)
         before: Dispatched | None = None
         saves = False
-        with self.time.during("data_wait"):
-            upcoming = self.place_next(batches, done + 1)
-        with watchdog:
+        with watchdog, ThreadPoolExecutor(1, "batches") as reader:
+            upcoming = reader.submit(self.place_next, batches, done + 1)
             for step in range(done + 1, self.run.num_steps + 1):
                 self.time.begin(step)
-                placed = upcoming
+                placed = self.take(upcoming, before)
                 digests = self.check_devices(state, placed, step)
                 state, metrics = self.compiled.step(state, placed.batch, placed.depth)
                 self.preemption.ask()
                 if step < self.run.num_steps:
-                    self.time.credit()
-                    upcoming = self.place_next(batches, step + 1)  # travels while the devices work
-                    if metrics["train/loss"].is_ready():
-                        self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
+                    upcoming = reader.submit(self.place_next, batches, step + 1)
                 if before is not None:
                     self.finish(before, log, watchdog)
                 stops = self.preemption.agreed()
@@ -279,13 +277,22 @@ class Trainer:
 
     def place_next(self, batches: Iterator[dict[str, np.ndarray]], step: int) -> Placed:
         """Takes the next batch from the loader and sends it to the devices."""
-        started = time.perf_counter()
         drawn, rows = self.program.depths.draw(step - 1), next(batches)
         batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
-        data = {"data/wait_s": time.perf_counter() - started, **self.mixture.progress(self.batches.of(step) + 1)}
+        data = self.mixture.progress(self.batches.of(step) + 1)
         if self.mixture.padding:
             data["data/padding"] = float(np.mean(rows["segments"] == 0))
         return Placed(batch, depth, drawn, data)
+
+    def take(self, upcoming: Future[Placed], running: Dispatched | None) -> Placed:
+        """Waits for the batch of the next step. running: the step that the devices may be at."""
+        self.time.credit()
+        started = time.perf_counter()
+        placed = upcoming.result()
+        placed.data["data/wait_s"] = time.perf_counter() - started
+        if running is None or running.metrics["train/loss"].is_ready():  # type: ignore[attr-defined]  # not annotated
+            self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
+        return placed
 
     def finish(self, dispatched: Dispatched, log: StepLog, watchdog: Watchdog) -> dict[str, float]:
         """Waits for a dispatched step, writes its numbers and looks at them. Returns the numbers."""

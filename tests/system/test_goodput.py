@@ -1,6 +1,7 @@
 """Parts of the wall-clock sum to what a clock outside says, over a restart too, and land where they belong."""
 
 import io
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,3 +67,17 @@ def test_the_parts_sum_to_the_whole(
     rows = {row["step"]: row for row in read_metrics(tmp_path / "metrics.jsonl") if "goodput/fraction" in row}
     assert list(rows) == [2, 4, 6]
     assert rows[6]["goodput/step_s"] == pytest.approx(seconds["step"], abs=0.5)
+
+
+def test_a_batch_is_read_while_the_step_before_is_looked_at(
+    tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch 3 is not ready before the numbers of step 1 are read, so the training thread must not wait for it."""
+    looked = threading.Event()
+
+    def wait() -> None:
+        assert looked.wait(30), "the training thread waits for the batch"
+
+    faults.before_call(BatchLayout, "place", 3, wait, patch=monkeypatch.setattr)
+    faults.before_call(Trainer, "finish", 1, looked.set, patch=monkeypatch.setattr)
+    Trainer(tiny_run(**CHANGES), tmp_path, Console(file=io.StringIO())).train()
