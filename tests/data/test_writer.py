@@ -211,7 +211,7 @@ def test_a_killed_worker_is_told(
         for child in multiprocessing.active_children():
             child.kill()
 
-    with pytest.raises(UserError, match=r"was killed from outside, .* fewer than --workers 2"):
+    with pytest.raises(UserError, match=r"ended too early, .* fewer than --workers 2"):
         build_dataset([emails], tokenizer.path, tmp_path / "out", num_workers=2, progress=kill)
 
 

@@ -18,6 +18,7 @@ from looplm.data.index import permute
 from looplm.data.shard import FolderWriter
 
 PLACED_ROW = np.dtype([*((name, ROW[name]) for name in ROW.names or ()), ("unit", "<u4")])
+_BITS = np.dtype(">u8")
 _MAX_OPEN = 256
 _MAX_DOCUMENTS, _MAX_TOKENS = 1 << 14, 1 << 22
 """Written together."""
@@ -56,14 +57,17 @@ class Documents:
         """Return the table of every part: the side of a document depends on the first 64 bits of its digest."""
         if validation_fraction == 0.0:
             return {WHOLE: self.table}
-        first = np.ascontiguousarray(self.table["digest"]).view(">u8").reshape(-1, 2)[:, 0]
-        is_held_out = first < np.uint64(int(validation_fraction * 2.0**64))
+        is_held_out = _held_out(np.ascontiguousarray(self.table["digest"]).view(_BITS)[::2], validation_fraction)
         return {"train": self.table[~is_held_out], "validation": self.table[is_held_out]}
 
 
 def held_out_side(sha256: bytes, fraction: float) -> bool:
     """Return whether a document with this digest is held out."""
-    return int.from_bytes(sha256[:8], "big") < int(fraction * 2.0**64)
+    return bool(_held_out(np.frombuffer(sha256[:8], _BITS), fraction)[0])
+
+
+def _held_out(first_64_bits: np.ndarray, fraction: float) -> np.ndarray:
+    return first_64_bits < np.uint64(int(fraction * 2.0**64))
 
 
 def write_documents(

@@ -171,8 +171,8 @@ def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -
             yield from _steps(groups, encoder, pool, 2 * num_workers)
         except BrokenProcessPool:
             raise UserError(
-                "a process of the build was killed from outside, for its memory perhaps; run the same command again, "
-                f"with fewer than --workers {num_workers}: it goes on"
+                "a process of the build ended too early, killed for its memory perhaps if it printed nothing; run the "
+                f"same command again, with fewer than --workers {num_workers}: it goes on"
             ) from None
 
 
