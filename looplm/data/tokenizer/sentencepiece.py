@@ -90,6 +90,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
     def _encode_in_parts(self, text: str) -> Iterator[np.ndarray]:
+        """Line by line; the mark of a space goes by its bytes, since its piece would be decoded as a space."""
         for number, part in enumerate(text.split(SPACE_MARK)):
             if number:
                 yield np.asarray(self._space_mark_ids, np.int32)
