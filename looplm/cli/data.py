@@ -27,9 +27,9 @@ def data_tokenizer(
     max_mb: Annotated[float | None, typer.Option(help="Read so much text at most; all when left out.")] = None,
 ) -> None:
     """Train a SentencePiece tokenizer with byte fallback."""
+    from looplm.data.account import reasons
     from looplm.data.formats.document import Reading
     from looplm.data.formats.read import read_documents
-    from looplm.data.source import reasons
     from looplm.data.tokenizer import train_tokenizer
 
     skipped: Counter[str] = Counter()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from looplm.data.account import reasons
 from looplm.data.dataset import TokenDataset
-from looplm.data.source import reasons
 from looplm.errors import UserError
 
 _STRIDE = 1 << 20

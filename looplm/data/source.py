@@ -4,12 +4,12 @@ Deliberately absent: reading them (`formats`).
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from looplm.data.account import Account, Skipped
 from looplm.errors import UserError
 
 # fmt: off
@@ -58,13 +58,14 @@ class SourceFile:
     compression: Literal["gz", "zst"] | None
 
 
-def find_files(inputs: Sequence[Path], notes: Counter[str] | None = None) -> list[SourceFile]:
+def find_files(inputs: Sequence[Path], account: Account | None = None) -> list[SourceFile]:
     """List the files under `inputs`: in the order given, each folder sorted by relative path; each file once.
 
-    Folders are walked recursively without hidden entries and without following links to folders. A file that is found
-    again is counted in `notes` as `repeated_input`. Raises UserError for a path that does not exist and when no file
-    is found.
+    Folders are walked recursively without hidden entries and without following links to folders. The account gets
+    `unknown_suffix` for a file of a folder that is not taken, and the note `repeated_input` for one that is found
+    again. Raises UserError for a path that does not exist and when no file is found.
     """
+    account = account or Account()
     files: list[SourceFile] = []
     seen: set[str] = set()
     for root in map(Path, inputs):
@@ -78,8 +79,10 @@ def find_files(inputs: Sequence[Path], notes: Counter[str] | None = None) -> lis
             # A folder and a file in it may both be named; training on a text twice is never meant.
             real = os.path.realpath(path)
             if real in seen:
-                if notes is not None:
-                    notes["repeated_input"] += 1
+                account.notes["repeated_input"] += 1
+                continue
+            if root.is_dir() and not _is_taken(path):
+                account.skip(name, Skipped(-1, "unknown_suffix"))
                 continue
             seen.add(real)
             kind, compression = _kind(path)
@@ -90,11 +93,6 @@ def find_files(inputs: Sequence[Path], notes: Counter[str] | None = None) -> lis
             f"{' '.join(sorted(SUFFIXES))}, with .gz or .zst; name other files one by one"
         )
     return files
-
-
-def reasons(skipped: Mapping[str, int]) -> str:
-    """Return `2 empty, 1 nul` of what gave no document, or `none`."""
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "none"
 
 
 def _kind(path: Path) -> tuple[Kind, Literal["gz", "zst"] | None]:
@@ -119,7 +117,8 @@ def _walk(root: Path) -> Iterator[Path]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file() and _is_taken(path):
+            is_index = path.suffix == ".idx" and path.with_suffix(".bin").is_file()  # it is read with its tokens
+            if not name.startswith(".") and path.is_file() and not is_index:
                 yield path
 
 

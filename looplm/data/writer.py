@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from looplm.data.account import Account
 from looplm.data.build.assemble import Documents, write_documents
 from looplm.data.build.encode import Encoder, encode_groups, reader_of
 from looplm.data.build.plan import Done, Group, plan
@@ -28,7 +29,7 @@ from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Pro
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
 from looplm.data.folder import make_folder, sync_folder
-from looplm.data.formats.document import Account, Reading, no_documents
+from looplm.data.formats.document import Reading, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.template import CHAT_TEMPLATE, PAIRS_TEMPLATE, check_template
@@ -96,7 +97,7 @@ def build_dataset(
     tokenizer = _load_tokenizer(tokenizer_file, bos, eos, vocab_size)
     reading = _completed(reading, tokenizer)
     account = Account()
-    files = find_files(inputs, account.notes)
+    files = find_files(inputs, account)
     total_bytes = sum(file.size for file in files)
     num_workers = num_workers or max(1, min(_available_cores(), total_bytes // _BYTES_A_WORKER))
     fingerprint = tokenizer.fingerprint if tokenizer else None

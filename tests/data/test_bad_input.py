@@ -14,7 +14,7 @@ import zstandard
 
 from looplm.data.build.report import BuildReport
 from looplm.data.dataset import TokenDataset
-from looplm.data.formats import document, jsonl, stream, text
+from looplm.data.formats import jsonl, stream, text
 from looplm.data.formats.document import Reading, make_reading
 from looplm.data.formats.read import read_documents
 from looplm.data.source import find_files
@@ -242,4 +242,4 @@ def test_a_file_that_grows_or_vanishes_meanwhile(tmp_path: Path) -> None:
 def test_only_the_first_examples_are_kept(build) -> None:
     report, _ = build({"a.jsonl": b"broken\n" * 100 + lines({"text": "good"})})
     assert report.skipped == {"invalid_json": 100}
-    assert len(report.examples["invalid_json"]) == document._MAX_EXAMPLES
+    assert len(report.examples["invalid_json"]) == 5

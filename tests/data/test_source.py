@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from looplm.data.account import Account
 from looplm.data.formats.read import read_documents
 from looplm.data.source import find_files
 from looplm.errors import UserError
@@ -62,25 +63,36 @@ def test_kinds_follow_the_names(tmp_path: Path) -> None:
 
 
 def test_named_files_come_first_whatever_their_suffix_and_once(tree: Path) -> None:
-    notes: Counter[str] = Counter()
-    files = find_files([tree / "image.png", tree / "b.txt", tree, tree / "a"], notes)
+    account = Account()
+    files = find_files([tree / "image.png", tree / "b.txt", tree, tree / "a"], account)
     names = [file.name for file in files]
     assert names[:2] == ["image.png", "b.txt"]
     assert names.count("b.txt") == 1
     assert "z.py" not in names
-    assert notes == {"repeated_input": 3}
+    assert account.notes == {"repeated_input": 4}
+    assert account.examples == {"unknown_suffix": ["archive.tar.gz", "firmware.bin"]}
 
 
 def test_documents_are_the_bytes_of_the_files(tree: Path) -> None:
     skipped: Counter[str] = Counter()
     documents = list(read_documents([tree], skipped))
-    assert skipped == {"empty": 2, "invalid_utf8": 1, "nul": 1}
+    assert skipped == {"empty": 2, "invalid_utf8": 1, "nul": 1, "unknown_suffix": 3}
     files = [tree / name for name in ("a.txt", "a/B.MD", "a/z.py", "b.txt", "bom.txt")]
     for document, file in zip(documents, files, strict=True):
         data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
         assert isinstance(document.content, str)
         assert document.content.encode() == data
         assert (document.num_bytes, document.sha256) == (len(data), hashlib.sha256(data).digest())
+
+
+def test_what_a_folder_holds_besides_is_told(tree: Path) -> None:
+    (tree / "a/g.bin").write_bytes(b"tokens")
+    (tree / "a/g.idx").write_bytes(b"belongs to g.bin")
+    (tree / "a/h.idx").write_bytes(b"belongs to nothing")
+    account = Account()
+    find_files([tree], account)
+    assert account.skipped == {"unknown_suffix": 4}
+    assert account.examples == {"unknown_suffix": ["a/h.idx", "archive.tar.gz", "firmware.bin", "image.png"]}
 
 
 def test_missing_path(tree: Path) -> None:

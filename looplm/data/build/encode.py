@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from looplm.data.account import Account, Skipped
 from looplm.data.build.plan import Done, Group
 from looplm.data.build.unit import ROW, UnitInfo, read_info, write_unit
-from looplm.data.formats.document import Account, Document, Part, Piece, Reading, Skipped
+from looplm.data.formats.document import Document, Part, Piece, Reading
 from looplm.data.formats.read import Block, DocumentReader, read_blocks
 from looplm.data.source import Source
 from looplm.data.tokenizer import Tokenizer

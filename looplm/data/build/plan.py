@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from looplm.data.account import Account
 from looplm.data.folder import sync_folder
-from looplm.data.formats.document import Account, Reading
+from looplm.data.formats.document import Reading
 from looplm.data.source import Source, SourceFile
 
 FORMAT = 2

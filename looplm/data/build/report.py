@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from looplm.data.account import reasons
 from looplm.data.manifest import Manifest
-from looplm.data.source import reasons
 
 REPORT_FILE = "build_report.json"
 WHOLE = "."

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from looplm.data.formats.document import Account
+from looplm.data.account import Account
 
 ROW = np.dtype(
     [

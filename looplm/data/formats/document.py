@@ -1,20 +1,18 @@
-"""What goes between the reading of files and the encoding of documents, and the account of what is left out."""
+"""What goes between the reading of files and the encoding of documents."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from looplm.data.source import reasons
+from looplm.data.account import Account, Skipped, reasons
 from looplm.errors import UserError
 
 MAX_DOCUMENT_BYTES = 64 << 20
 """Memory is bounded by it: longer lines are left out, longer text files are cut at line ends."""
-_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,46 +104,6 @@ class Document:
             return Skipped(record, "empty")
         notes = ("crlf",) if b"\r" in data and b"\r\n" in data else ()  # one byte is found much faster
         return Document(record, text, len(data), hashlib.sha256(data).digest(), notes)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A record that is no document."""
-
-    record: int
-    """-1 for a whole file."""
-    reason: str
-    detail: str = ""
-
-
-@dataclass
-class Account:
-    """What was left out, and what was found and kept. Grows by `+=`."""
-
-    skipped: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    """The first few of every reason, as `name:record: detail`; records are counted from 1, like lines."""
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Account":
-        """Return the account whose `vars` were written as JSON, among others."""
-        return cls(Counter(fields["skipped"]), Counter(fields["notes"]), fields["examples"])
-
-    def skip(self, name: str, skipped: Skipped) -> None:
-        self.skipped[skipped.reason] += 1
-        shown = self.examples.setdefault(skipped.reason, [])
-        if len(shown) < _MAX_EXAMPLES:
-            place = f":{skipped.record + 1}" if skipped.record >= 0 else ""
-            shown.append(f"{name}{place}{': ' * bool(skipped.detail)}{skipped.detail}")
-
-    def __iadd__(self, other: "Account") -> "Account":
-        self.skipped += other.skipped
-        self.notes += other.notes
-        for reason, shown in other.examples.items():
-            mine = self.examples.setdefault(reason, [])
-            mine.extend(shown[: _MAX_EXAMPLES - len(mine)])
-        return self
 
 
 def chat_hint(names: Collection[str]) -> str:

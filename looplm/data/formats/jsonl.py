@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, Piece, Skipped, chat_hint
+from looplm.data.account import Account, Skipped
+from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Document, Piece, chat_hint
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.text import BYTE_ORDER_MARK
 

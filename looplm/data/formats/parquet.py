@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from looplm.data.formats.document import Document, Piece, Skipped, chat_hint
+from looplm.data.account import Skipped
+from looplm.data.formats.document import Document, Piece, chat_hint
 from looplm.data.formats.stream import CHUNK_BYTES, Damaged, FileStream
 from looplm.data.source import SourceFile
 from looplm.errors import UserError

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from looplm.data.formats.document import Account, Document, Piece, Reading, Skipped, no_documents
+from looplm.data.account import Account, Skipped
+from looplm.data.formats.document import Document, Piece, Reading, no_documents
 from looplm.data.formats.jsonl import line_documents, read_lines, text_of
 from looplm.data.formats.parquet import read_table, table_documents
 from looplm.data.formats.stream import Damaged, FileStream
@@ -110,7 +111,7 @@ def read_documents(
     """
     account, num_documents = Account(), 0
     reader = DocumentReader(reading, {})
-    files = find_files(inputs)
+    files = find_files(inputs, account)
     for block in read_blocks(files, reading, account, []):
         for piece in block.pieces:
             for document in reader.documents(piece):

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from looplm.data.formats.document import Document, Part, Reading, Skipped
+from looplm.data.account import Skipped
+from looplm.data.formats.document import Document, Part, Reading
 from looplm.data.formats.jsonl import no_field, no_text
 from looplm.data.formats.template import ASSISTANT, BadTemplate, chat_parts, pair_parts
 

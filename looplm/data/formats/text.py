@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Account, Document, Piece, Skipped
+from looplm.data.account import Account, Skipped
+from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Document, Piece
 from looplm.data.formats.stream import FileStream
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

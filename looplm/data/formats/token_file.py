@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from looplm.data.formats.document import Account, Document, Piece, Reading, Skipped
+from looplm.data.account import Account, Skipped
+from looplm.data.formats.document import Document, Piece, Reading
 from looplm.data.formats.megatron import read_megatron
 from looplm.data.formats.parquet import ids_document
 from looplm.data.formats.stream import Damaged, FileStream
