@@ -161,9 +161,11 @@ def test_generate_says_what_an_exit_rule_was_limited_to(made: Products, command)
 def test_the_tokenizer_says_what_it_left_out(command, texts: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "binary.txt").write_bytes(b"a\0b")
-    inputs = [word for path in (texts[0], tmp_path) for word in ("--input", path)]
+    (tmp_path / "image.png").touch()
+    inputs = [word for path in (*texts[0].glob("*.py"), tmp_path) for word in ("--input", path)]
     outcome = command("data", "tokenizer", *inputs, "--vocab-size", 384, "--out", tmp_path / "out")
-    assert outcome.stdout == f"wrote {tmp_path / 'out' / 'tokenizer.model'}; skipped: 1 empty, 1 nul\n"
+    model = tmp_path / "out" / "tokenizer.model"
+    assert outcome.stdout == f"wrote {model}; skipped: 1 empty, 1 nul, 1 unknown_suffix\n"
 
 
 def test_the_report_is_there(made: Products) -> None:
