@@ -156,7 +156,10 @@ class CheckpointWriter:
             if self._thread.is_alive():
                 return f"the one before is still being written, {time.monotonic() - self._started:.0f} s by now"
             self._thread = None
-        return names.refusal(self.folder, self._num_bytes) if jax.process_index() == 0 else ""
+        if jax.process_index() != 0:
+            return ""
+        self._sweep(1)  # what came after the sweep of a failed save would take its place on the disk
+        return names.refusal(self.folder, self._num_bytes)
 
     def _fail(self, step: int, reason: str) -> None:
         self._failure = reason
@@ -181,20 +184,21 @@ class CheckpointWriter:
         except Exception as error:  # whatever a disk or a library comes up with
             self._fail(step, first_line(error))
             if jax.process_index() == 0:
-                self._sweep()
+                self._sweep(SWEEPS)
             return
         if jax.process_index() == 0:
             self._prune()
 
-    def _sweep(self) -> None:
+    def _sweep(self, tries: int) -> None:
         """Removes what a failed save has left. Orbax's threads may go on writing to it for a moment."""
         with suppress(OSError):  # the folder itself may be gone
-            for _ in range(SWEEPS):
+            for number in range(tries):
+                if number:
+                    time.sleep(SWEEP_S)
                 for name in names.unfinished(self.folder):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 if not names.unfinished(self.folder):
                     return
-                time.sleep(SWEEP_S)
 
     def _commit(self, step: int, number: int, digest: np.ndarray, metrics: dict[str, float]) -> None:
         written = names.writing(self.folder, step)

@@ -121,6 +121,23 @@ def test_what_is_still_written_to_after_a_failure_goes_too(
     assert [path.name for path in folder.iterdir()] == ["1.deleting"]
 
 
+def test_what_a_failed_save_leaves_is_gone_before_the_next(
+    writer_of: Callable[..., CheckpointWriter], small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, writer = tmp_path / "checkpoints", writer_of()
+
+    def fail(path: Path, **_: Any) -> None:
+        path.with_name("1.writing.orbax-checkpoint-tmp").mkdir()
+        raise OSError(28, "No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._orbax, "save", fail)
+        save(writer, noise(small, 0), 1)
+    assert names.remains(folder) == ["1.writing.orbax-checkpoint-tmp"]
+    save(writer, noise(small, 0), 2)
+    assert [path.name for path in folder.iterdir()] == ["2"]
+
+
 @pytest.fixture
 def disk(small_disk: Callable[[str], Path]) -> Path:
     """A folder on a disk of 2 MB."""
