@@ -5,7 +5,7 @@ Heavy imports are inside the commands, so that `--help` and config errors come a
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -44,16 +44,21 @@ def _main() -> None:
     except RunEnded as error:
         if not console.quiet:
             show(error)
-        code = error.code
+        _end(error.code)  # else what reads ahead from storage that does not answer would be waited for
     except UsageError as error:
         messages.print(_usage(error))
         code = 2
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
-        sys.stdout.flush()
-        # Not sys.exit: threads that compile, read ahead or save would be torn down under themselves.
-        os._exit(INTERRUPTED)
+        _end(INTERRUPTED)
     sys.exit(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Not sys.exit: threads that compile, read ahead or save would be torn down under themselves."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _usage(error: Any) -> str:

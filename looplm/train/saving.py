@@ -25,7 +25,16 @@ from looplm.train.state import TrainState
 class Saving:
     """The checkpoints of one run. With several processes all of them must make the same calls."""
 
-    def __init__(self, program: Program, mixture: Mixture, folder: Path, report: Callable[[str], None]):
+    def __init__(
+        self,
+        program: Program,
+        mixture: Mixture,
+        folder: Path,
+        report: Callable[[str], None],
+        num_batches: Callable[[int], int],
+    ):
+        """num_batches: how many batches a run has read, or passed over, after so many steps."""
+        self.num_batches = num_batches
         self.program, self.run, self.mixture, self.folder, self.report = program, program.run, mixture, folder, report
         self.schedule = SaveSchedule(self.run.checkpoint, self.run.num_steps)
         self._writer: CheckpointWriter | None = None
@@ -91,7 +100,7 @@ class Saving:
         return self.program.state_of(weights_from(Path(self.run.init_from), self.program, self.report))
 
     def _check_data(self, seal: Seal) -> None:
-        if not self.mixture.is_what_was_read(seal.data, seal.step):
+        if not self.mixture.is_what_was_read(seal.data, self.num_batches(seal.step)):
             raise UserError(
                 f"checkpoint {seal.step} in {self.folder} was trained on another dataset than "
                 f"{self.mixture.location} (manifest {seal.data[:12]}, here {self.mixture.fingerprint[:12]}); put that "

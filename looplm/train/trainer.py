@@ -10,7 +10,7 @@ the next batch and sends it to the devices.
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +82,7 @@ class Trainer:
             self.validation.check_tokenizer(self.mixture.tokenizer)
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
-        self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print)
+        self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print, self.num_batches)
         if run.init_from is not None and not self.saving.newest():
             check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
@@ -161,7 +161,9 @@ class Trainer:
         watchdog = Watchdog(self.workdir.root, self.note_hang)
         before: Dispatched | None = None
         saves = False
-        with watchdog, ThreadPoolExecutor(1, "batches") as reader:
+        reader = ThreadPoolExecutor(1, "batches")
+        with watchdog, ExitStack() as stack:
+            stack.callback(reader.shutdown, wait=False, cancel_futures=True)  # its storage may never answer
             upcoming = reader.submit(self.place_next, batches, done + 1)
             for step in range(done + 1, self.run.num_steps + 1):
                 self.time.begin(step)
@@ -217,12 +219,16 @@ class Trainer:
         self.time = Timekeeper(self.events, self.started)
         self.batches = Batches(self.events)
         self.check_data()
-        self.workdir.check_ours(run, lambda step: self.batches.of(step) + 1)
+        self.workdir.check_ours(run, self.num_batches)
         self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.console)
+
+    def num_batches(self, step: int) -> int:
+        """How many batches were read or passed over when a step is done."""
+        return self.batches.of(step) + 1
 
     def check_data(self) -> None:
         """Raises UserError unless the data is the model's, and enough for all steps."""
-        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.batches.of(self.run.num_steps) + 1)
+        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.num_batches(self.run.num_steps))
 
     @cached_property
     def compiled(self) -> Compiled:
@@ -279,7 +285,7 @@ class Trainer:
         """Takes the next batch from the loader and sends it to the devices."""
         drawn, rows = self.program.depths.draw(step - 1), next(batches)
         batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
-        data = self.mixture.progress(self.batches.of(step) + 1)
+        data = self.mixture.progress(self.num_batches(step))
         if self.mixture.padding:
             data["data/padding"] = float(np.mean(rows["segments"] == 0))
         return Placed(batch, depth, drawn, data)

@@ -15,6 +15,7 @@ import pytest
 from looplm.cli import main
 from looplm.config.load import shipped_configs
 from looplm.config.schema import Run
+from looplm.errors import Preempted
 from tests.cli.wrong_inputs import make_wrong_inputs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "errors.txt"
@@ -88,6 +89,21 @@ def test_no_words_at_all_give_the_help(command: Command) -> None:
     assert code == 2
     assert "Usage: looplm" in stderr
     assert "train" in stderr
+
+
+def test_the_end_of_a_run_does_not_wait_for_threads_that_read(monkeypatch, capsys) -> None:
+    """Storage may not answer any more, and a scheduler waits for the exit code."""
+    left_with: list[int] = []
+
+    def end(**_: object) -> None:
+        raise Preempted("SIGTERM: saved after step 3")
+
+    monkeypatch.setattr("looplm.cli.app", end)
+    monkeypatch.setattr("looplm.cli.os._exit", left_with.append)
+    with pytest.raises(SystemExit):
+        main()
+    assert left_with == [75]
+    assert "saved after step 3" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_one_line_and_without_tearing_threads_down(monkeypatch, capsys) -> None:

@@ -69,6 +69,18 @@ def test_the_parts_sum_to_the_whole(
     assert rows[6]["goodput/step_s"] == pytest.approx(seconds["step"], abs=0.5)
 
 
+def test_the_end_does_not_wait_for_a_batch(
+    tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, given_up = threading.Event(), []
+    faults.before_call(BatchLayout, "place", 3, lambda: given_up.append(not ended.wait(30)), patch=monkeypatch.setattr)
+    faults.when_written(1, stop, patch=monkeypatch.setattr)
+    with pytest.raises(Stopped):
+        Trainer(tiny_run(**CHANGES), tmp_path, Console(file=io.StringIO())).train()
+    ended.set()
+    assert True not in given_up
+
+
 def test_a_batch_is_read_while_the_step_before_is_looked_at(
     tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
