@@ -14,6 +14,14 @@ def make_folder(folder: Path, out: Path) -> None:
         raise UserError(f"--out {out} cannot be made: {error.strerror}; give another folder") from None
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to the disk, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

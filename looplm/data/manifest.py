@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from looplm.errors import UserError
 
@@ -42,7 +42,8 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """In the folder itself: a manifest may come from anywhere, and its files are copied."""
     size: NonNegativeInt
     """Bytes."""
     sha256: str

@@ -62,11 +62,11 @@ class Mixture:
             return self.parts[0].windows.fingerprint
         return " ".join(_mark(part) for part in self.parts)
 
-    def is_what_was_read(self, fingerprint: str, num_steps: int) -> bool:
-        """Tell whether a mixture with that fingerprint had what this one reads in its first `num_steps` steps."""
+    def is_what_was_read(self, fingerprint: str, num_batches: int) -> bool:
+        """Tell whether a mixture with that fingerprint had what this one reads in its first `num_batches` batches."""
         if len(self.parts) == 1:
             return fingerprint in (self.fingerprint, _mark(self.parts[0]))
-        counts = self._schedule.counts(num_steps * self.batch_size)
+        counts = self._schedule.counts(num_batches * self.batch_size)
         return {_mark(part) for part, count in zip(self.parts, counts, strict=True) if count} <= {*fingerprint.split()}
 
     @property

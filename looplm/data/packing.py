@@ -109,7 +109,8 @@ class PackedWindows(DatasetWindows):
                     "can be written"
                 ) from error
         self.packing = self._load()
-        if len(self) == 0 or int(self.packing.windows[-1]) != self.packing.lengths.size:
+        num_pieces = {self.packing.starts.size, self.packing.lengths.size}
+        if len(self) == 0 or num_pieces != {int(self.packing.windows[-1])}:
             raise UserError(f"the packing {self.folder} is damaged; remove that folder, and it will be made again")
 
     def __getstate__(self) -> dict[str, Any]:

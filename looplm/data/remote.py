@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ class RemoteArray:
         self.size = num_bytes // dtype.itemsize
         self._folder, self._name, self._num_bytes, self._dtype, self._blocks = folder, name, num_bytes, dtype, blocks
         self._lock = threading.Lock()
+        self._coming: dict[int, Future[None]] = {}
+        """Blocks that a thread is fetching."""
 
     def __getitem__(self, key: slice) -> np.ndarray:
         start, stop, _ = key.indices(self.size)
@@ -172,8 +175,7 @@ class RemoteArray:
         if self._blocks is None:
             data = self._fetch([span for span in spans if span[0] < span[1]])
             return [np.frombuffer(next(data) if start < stop else b"", self._dtype) for start, stop in spans]
-        with self._lock:  # a thread that needs the same block waits for it
-            self._keep({n for start, stop in spans if start < stop for n in _blocks_of(start, stop)})
+        self._keep({n for start, stop in spans if start < stop for n in _blocks_of(start, stop)})
         return [self._from_blocks(start, stop).view(self._dtype) for start, stop in spans]
 
     def _fetch(self, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
@@ -183,8 +185,34 @@ class RemoteArray:
             yield data
 
     def _keep(self, blocks: set[int]) -> None:
+        """Fetches what is missing; waits for what another thread is fetching."""
         assert self._blocks is not None
-        missing = sorted(n for n in blocks if not _block_file(self._blocks, n).exists())
+        mine: dict[int, Future[None]] = {}
+        theirs: list[Future[None]] = []
+        with self._lock:
+            for n in sorted(blocks):
+                if n in self._coming:
+                    theirs.append(self._coming[n])
+                elif not _block_file(self._blocks, n).exists():
+                    mine[n] = self._coming[n] = Future()
+        try:
+            self._fetch_blocks(list(mine))
+        except BaseException as error:
+            for future in mine.values():
+                future.set_exception(error)
+            raise
+        else:
+            for future in mine.values():
+                future.set_result(None)
+        finally:
+            with self._lock:
+                for n in mine:
+                    del self._coming[n]
+        for future in theirs:
+            future.result()
+
+    def _fetch_blocks(self, missing: list[int]) -> None:
+        assert self._blocks is not None
         for begin in range(0, len(missing), READ_TOGETHER):
             part = missing[begin : begin + READ_TOGETHER]
             spans = [(n * BLOCK_BYTES, min((n + 1) * BLOCK_BYTES, self._num_bytes)) for n in part]

@@ -133,5 +133,8 @@ def _holds_tokens(path: Path) -> bool:
     """Of a .bin file: others than token files are in folders, too."""
     if path.with_suffix(".idx").is_file():
         return True
-    with path.open("rb") as file:
-        return file.read(4) in _LLM_C_MAGICS
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _LLM_C_MAGICS
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; change its rights, or move it away") from None

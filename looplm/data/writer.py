@@ -28,7 +28,7 @@ from looplm.data.build.plan import Done, Group, plan
 from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Progress
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
-from looplm.data.folder import make_folder, sync_folder
+from looplm.data.folder import make_folder, sync_folder, write_synced
 from looplm.data.formats.document import Reading, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
@@ -41,7 +41,7 @@ from looplm.errors import UserError
 
 RULES = 1
 """By which a dataset is made of documents: a change of its bytes needs another number, and datasets of before are then
-other builds. How the work is cut into units is no part of it (`build.plan.FORMAT`)."""
+other builds; the mending of documents that were wrong does not. How the work is cut into units is no part of it (`build.plan.FORMAT`)."""
 _BYTES_A_WORKER = 8 << 20
 """Below this much input a process is not worth its start."""
 
@@ -96,15 +96,15 @@ def build_dataset(
         raise UserError(f"num_workers={num_workers} must be positive; leave it out to use every core")
     tokenizer = _load_tokenizer(tokenizer_file, bos, eos, vocab_size)
     reading = _completed(reading, tokenizer)
-    account = Account()
-    files = find_files(inputs, account)
+    besides, account = Account(), Account()
+    files = find_files(inputs, besides)
     total_bytes = sum(file.size for file in files)
     num_workers = num_workers or max(1, min(_available_cores(), total_bytes // _BYTES_A_WORKER))
     fingerprint = tokenizer.fingerprint if tokenizer else None
     options = _Options(reading, fingerprint, vocab_size, validation_fraction, shuffle_seed, dedup)
     build = _build_digest(options, files)
     work = out.absolute().parent / f".{out.name}.partial"
-    if (report := _there_already(out, build, files)) is not None:
+    if (report := _there_already(out, build, options, files)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return report
 
@@ -125,10 +125,11 @@ def build_dataset(
         except UserError:
             shutil.rmtree(work, ignore_errors=True)  # it was all read, and the answer is final
             raise
+        account += besides  # only now: what else lies there makes no other dataset
         skipped, notes = (dict(sorted(counts.items())) for counts in (account.skipped, account.notes))
         seconds = time.monotonic() - started
         report = BuildReport(out, datasets, skipped, notes, account.examples, len(files), seconds, num_workers)
-        (staging / REPORT_FILE).write_bytes(report.dump(build, asdict(options)))
+        write_synced(staging / REPORT_FILE, report.dump(build, asdict(options)))
         _move(staging, out)
         shutil.rmtree(work, ignore_errors=True)
     return report
@@ -215,7 +216,7 @@ def _build_digest(options: _Options, files: Sequence[SourceFile]) -> str:
     return hashlib.sha256(json.dumps([RULES, asdict(options), listed]).encode()).hexdigest()
 
 
-def _there_already(out: Path, build: str, files: Sequence[SourceFile]) -> BuildReport | None:
+def _there_already(out: Path, build: str, options: _Options, files: Sequence[SourceFile]) -> BuildReport | None:
     """Return the report of the dataset at `out` if this very build made it, of the very bytes that the files hold.
 
     Raises UserError for anything else.
@@ -227,8 +228,9 @@ def _there_already(out: Path, build: str, files: Sequence[SourceFile]) -> BuildR
         same = fields["build"] == build
     except (OSError, ValueError, KeyError, TypeError):
         same = False
-    folders = sorted(path.parent.relative_to(out).as_posix() for path in out.glob(f"*/{MANIFEST_FILE}")) or [WHOLE]
-    if not same or not _made_of(out / folders[0] / SOURCES_FILE, files):
+    folders = [WHOLE] if options.validation_fraction == 0.0 else ["train", "validation"]
+    is_whole = all((out / folder / MANIFEST_FILE).is_file() for folder in folders)
+    if not same or not is_whole or not _made_of(out / folders[0] / SOURCES_FILE, files):
         raise UserError(f"output {out} exists already and holds something else; remove it or choose another folder")
     datasets = {part: TokenDataset.open(out / part).manifest for part in folders}
     return BuildReport(
@@ -238,9 +240,13 @@ def _there_already(out: Path, build: str, files: Sequence[SourceFile]) -> BuildR
 
 def _made_of(listed: Path, files: Sequence[SourceFile]) -> bool:
     """Whether the files have the digests of a sources.jsonl: names and sizes may be the same after an edit."""
-    with listed.open() as lines:
-        pairs = zip(lines, files, strict=True)
-        return all(json.loads(line)["sha256"] == FileStream(file).finish() for line, file in pairs)
+    try:
+        digests = [json.loads(line)["sha256"] for line in listed.read_text().splitlines()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return len(digests) == len(files) and all(
+        digest == FileStream(file).finish() for digest, file in zip(digests, files, strict=True)
+    )
 
 
 def _account_for(groups: Sequence[Group], done: Sequence[Done], account: Account) -> int:

@@ -92,6 +92,7 @@ def test_an_exchanged_tokenizer_is_noticed(copy: Path, tmp_path: Path) -> None:
         ({"num_tokens": 17}, "contradicts itself"),
         ({"num_documents": 3}, "contradicts itself"),
         ({"files": []}, "contradicts itself"),
+        ({"files": [{"name": "../x.bin", "size": 1, "sha256": ""}]}, r"files\.0\.name: String should match"),
         ({"dtype": "uint32"}, "contradicts itself"),
         ({"dtype": "float32"}, "dtype"),
         ({"num_tokens": "many"}, "num_tokens"),

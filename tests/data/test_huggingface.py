@@ -81,6 +81,16 @@ def test_a_broken_file(content: str, hf_folder: Path) -> None:
         Tokenizer.load(hf_folder)
 
 
+def test_broken_files_beside_it(hf_folder: Path) -> None:
+    (hf_folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8: .*take it away"):
+        Tokenizer.load(hf_folder)
+    (hf_folder / "chat_template.jinja").unlink()
+    (hf_folder / "tokenizer_config.json").write_text('{"eos_token": 5}')
+    with pytest.raises(UserError, match="has no token 5, which is to be eos_token"):
+        Tokenizer.load(hf_folder)
+
+
 def test_two_tokenizers_in_a_folder(hf_folder: Path, tokenizer: Tokenizer) -> None:
     (hf_folder / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
     with pytest.raises(UserError, match=r"holds two tokenizers; name .*model or .*json"):

@@ -81,14 +81,15 @@ def test_the_packing_is_kept_and_pickles(write_dataset, tmp_path: Path, monkeypa
     assert [path.name for path in (tmp_path / "packing").iterdir()] == [first.folder.name]
 
 
-def test_a_damaged_packing_is_refused(write_dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "itemsize"), [("lengths", 4), ("starts", 8), ("windows", 8)])
+def test_a_damaged_packing_is_refused(write_dataset, tmp_path: Path, name: str, itemsize: int) -> None:
     dataset = write_dataset([5, 30, 9, 2])
     folder = PackedWindows(dataset, 8, tmp_path).folder
-    data = (folder / "lengths.bin").read_bytes()
-    (folder / "lengths.bin").write_bytes(data[:-4])
+    data = (folder / f"{name}.bin").read_bytes()
+    (folder / f"{name}.bin").write_bytes(data[:-itemsize])
     with pytest.raises(UserError, match="is damaged; remove that folder"):
         PackedWindows(dataset, 8, tmp_path)
-    (folder / "lengths.bin").unlink()
+    (folder / f"{name}.bin").unlink()
     with pytest.raises(UserError, match="is damaged"):
         PackedWindows(dataset, 8, tmp_path)
 

@@ -133,6 +133,59 @@ def test_threads_fetch_a_block_once(server, write_dataset, tmp_path: Path, reque
     assert len(requests) == 1
 
 
+def test_threads_do_not_wait_for_blocks_of_others(server, write_dataset, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 64)
+    local = write_dataset([300])
+    dataset = TokenDataset.open(server.upload(local.path), cache=tmp_path)
+    together, fetch, found = threading.Barrier(2, timeout=30), RemoteArray._fetch, {}
+
+    def fetch_together(self, spans):
+        together.wait()
+        return fetch(self, spans)
+
+    def read(start: int) -> None:
+        found[start] = dataset.tokens(start, start + 20)
+
+    monkeypatch.setattr(RemoteArray, "_fetch", fetch_together)
+    threads = [threading.Thread(target=read, args=(start,)) for start in (0, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for start in (0, 200):
+        np.testing.assert_array_equal(found[start], local.tokens(start, start + 20))
+
+
+def test_a_failure_reaches_all_who_wait(server, write_dataset, tmp_path: Path, monkeypatch) -> None:
+    dataset = TokenDataset.open(server.upload(write_dataset([300]).path), cache=tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fail(self, spans):
+        begun.set()
+        go_on.wait(30)
+        raise UserError("gone")
+
+    failed: list[str] = []
+
+    def read() -> None:
+        try:
+            dataset.tokens(0, 20)
+        except UserError as error:
+            failed.append(str(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteArray, "_fetch", fail)
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        threads[0].start()
+        begun.wait(30)
+        threads[1].start()
+        go_on.set()
+        for thread in threads:
+            thread.join()
+    assert failed == ["gone"] * 2
+    assert dataset.tokens(0, 20).size == 20
+
+
 def test_what_is_wrong_is_said(server, write_dataset, tmp_path: Path) -> None:
     local = write_dataset([30, 40])
     address = server.upload(local.path)

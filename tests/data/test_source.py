@@ -2,6 +2,7 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from looplm.data.account import Account
@@ -93,6 +94,15 @@ def test_what_a_folder_holds_besides_is_told(tree: Path) -> None:
     find_files([tree], account)
     assert account.skipped == {"unknown_suffix": 4}
     assert account.examples == {"unknown_suffix": ["a/h.idx", "archive.tar.gz", "firmware.bin", "image.png"]}
+
+
+def test_tokens_are_no_texts(tmp_path: Path) -> None:
+    np.array([1, 2, 3], "<u2").tofile(tmp_path / "a.bin")
+    (tmp_path / "b.txt").write_text("text")
+    skipped: Counter[str] = Counter()
+    documents = read_documents([tmp_path / "a.bin", tmp_path / "b.txt"], skipped)
+    assert next(documents).content == "text"
+    assert skipped == {"no_text": 1}, "so far: a tokenizer may have read enough"
 
 
 def test_missing_path(tree: Path) -> None:

@@ -1,8 +1,10 @@
+import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +106,23 @@ def test_fingerprint_sees_rules_for_spaces(tokenizer: Tokenizer) -> None:
     ]
     assert changed.fingerprint != tokenizer.fingerprint
     assert not changed._splits_freely
+
+
+def test_fingerprint_sees_normalisation() -> None:
+    def trained(rule: str) -> SentencePieceTokenizer:
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter("".join(texts()).splitlines()), model_writer=model, vocab_size=600,
+            model_type="bpe", byte_fallback=True, normalization_rule_name=rule, minloglevel=2,
+        )  # fmt: skip
+        return SentencePieceTokenizer({"tokenizer.model": model.getvalue()}, Path("tokenizer.model"))
+
+    plain, joined = trained("identity"), trained("nfkc")
+    assert [plain._processor.id_to_piece(i) for i in range(600)] == [
+        joined._processor.id_to_piece(i) for i in range(600)
+    ]
+    assert plain.encode("\ufb01le").tolist() != joined.encode("\ufb01le").tolist()
+    assert plain.fingerprint != joined.fingerprint
 
 
 def test_max_bytes_stops_reading(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json as a_package
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,15 +80,6 @@ def test_a_long_text(model: tuple[SentencePieceTokenizer, bool]) -> None:
     expected = tokenizer._processor.encode(SOURCE)
     for _ in range(2):  # from the model, then from memory
         np.testing.assert_array_equal(tokenizer.encode(SOURCE), expected)
-
-
-def test_without_protobuf_the_library_is_asked(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _by_words(tokenizer) is not None
-    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
-    monkeypatch.delattr(sentencepiece, "sentencepiece_model_pb2")
-    again = type(tokenizer)(tokenizer.files, tokenizer.path)
-    assert _by_words(again) is None
-    np.testing.assert_array_equal(again.encode(SOURCE), tokenizer.encode(SOURCE))
 
 
 def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,28 @@ def test_progress_and_what_was_left_out_are_reported(tokenizer: Tokenizer, tmp_p
     assert last.num_tokens == last.new_tokens == report.num_tokens
 
 
+def test_other_files_beside_the_texts_make_no_other_dataset(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("one")
+    build_dataset([tmp_path / "texts"], tokenizer.path, tmp_path / "before")
+    (tmp_path / "texts/picture.png").touch()
+    report = build_dataset([tmp_path / "texts"], tokenizer.path, tmp_path / "after")
+    before, after = (contents(tmp_path / name) for name in ("before", "after"))
+    assert before.pop("build_report.json") != after.pop("build_report.json")
+    assert before == after
+    assert report.skipped == {"unknown_suffix": 1}
+    assert report.details() == ["  skipped unknown_suffix: picture.png"]
+
+
+@pytest.mark.parametrize("missing", ["validation", "train", "train/manifest.json", "train/sources.jsonl"])
+def test_half_a_dataset_is_not_found_again(emails: Path, tokenizer: Tokenizer, tmp_path: Path, missing: str) -> None:
+    build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
+    path = tmp_path / "out" / missing
+    (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    with pytest.raises(UserError, match="out exists already and holds something else"):
+        build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)
+
+
 def test_the_same_build_again_finds_its_dataset(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     first = build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)

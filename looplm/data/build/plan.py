@@ -19,7 +19,7 @@ from looplm.data.folder import sync_folder
 from looplm.data.formats.document import Reading
 from looplm.data.source import Source, SourceFile
 
-FORMAT = 2
+FORMAT = 3
 """Of units and of the rules that make documents of files: a change of either needs another number, one of the rules
 also another `writer.RULES`."""
 _GROUP_BYTES = 64 << 20

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from looplm.data.account import Account, Skipped
 from looplm.data.formats.document import Document, Piece, Reading, no_documents
 from looplm.data.formats.jsonl import line_documents, read_lines, text_of
@@ -105,23 +107,23 @@ def _read_pieces(
 def read_documents(
     inputs: Sequence[Path], skipped: Counter[str] | None = None, reading: Reading = PLAIN
 ) -> Iterator[Document]:
-    """Yield the texts of `inputs` in the order of `find_files`; count by reason in `skipped` what gave none.
+    """Yield the texts of `inputs` in the order of `find_files`; count by reason in `skipped` what gave none so far.
 
     Raises UserError like `find_files` and `read_blocks`, and at the end when there is no text.
     """
-    account, num_documents = Account(), 0
+    account, num_documents = Account(Counter() if skipped is None else skipped), 0
     reader = DocumentReader(reading, {})
     files = find_files(inputs, account)
     for block in read_blocks(files, reading, account, []):
         for piece in block.pieces:
             for document in reader.documents(piece):
-                if isinstance(document, Document):
+                if isinstance(document, Document) and isinstance(document.content, np.ndarray):
+                    account.skip(files[piece.source].name, Skipped(document.record, "no_text", "tokens"))
+                elif isinstance(document, Document):
                     num_documents += 1
                     yield document
                 else:
                     account.skip(files[piece.source].name, document)
-    if skipped is not None:
-        skipped.update(account.skipped)
     if num_documents == 0:
         raise no_documents(inputs, account)
 

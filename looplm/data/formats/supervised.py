@@ -1,7 +1,7 @@
 """Supervised examples: prompt and answer, or a chat, as the parts of a document of which only answers are learnt."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from looplm.data.account import Skipped
@@ -47,7 +47,7 @@ def example_maker(reading: Reading, tokens: Mapping[str, str], special: Sequence
             return Skipped(number, "no_messages", f"{reading.messages_field!r} is no list of {{role, content}}")
         if not any(message["role"] == ASSISTANT and message["content"].strip() for message in messages):
             return Skipped(number, "no_answer")
-        if holds_special(message["content"] for message in messages):
+        if holds_special(_strings(messages)):
             return Skipped(number, "special_token")
         assert reading.template is not None
         try:
@@ -63,6 +63,19 @@ def _are_messages(messages: object) -> bool:
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in messages
     )
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All that a template may write of a message: its role, its content, what Jinja gets besides."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
 
 
 def _document(number: int, parts: tuple[Part, ...]) -> Document | Skipped:

@@ -33,10 +33,10 @@ def check_template(template: str, names: Sequence[str]) -> None:
         _jinja(template)
         return
     try:
-        found = [field for _, field, spec, conversion in string.Formatter().parse(template) if field is not None]
+        found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
     except ValueError as error:
         raise UserError(f"--template {template!r} is no format: {error}; write e.g. {PAIRS_TEMPLATE!r}") from None
-    if found != list(names):
+    if found != [[name, "", None] for name in names]:
         expected = " and then ".join(f"{{{name}}}" for name in names)
         raise UserError(f"--template {template!r} must hold {expected}, each once and nothing else in braces")
 

@@ -107,7 +107,9 @@ def _lengths(data: bytearray, dtype: np.dtype, separator: int | None, begins: bo
         return np.zeros(0, np.int64)
     tokens = np.frombuffer(bytes(data[: len(data) // dtype.itemsize * dtype.itemsize]), dtype)
     places = np.flatnonzero(tokens == separator)
-    return np.diff(places) if begins else np.diff(places, prepend=-1)
+    if begins:  # of a document that was cut, the rest comes before the first separator
+        return np.diff(places, prepend=0)[int(places[:1].tolist() == [0]) :]
+    return np.diff(places, prepend=-1)
 
 
 def _take(data: bytearray, lengths: np.ndarray, dtype: np.dtype, source: int, first: int) -> Piece:

@@ -54,7 +54,10 @@ class HuggingFaceTokenizer(Tokenizer):
         beside = path.with_name(CONFIG_FILE)
         config = _parse(beside.read_bytes(), beside) if beside.is_file() else {}
         if (template := path.with_name(_TEMPLATE_FILE)).is_file():
-            config["chat_template"] = template.read_text("utf-8")
+            try:
+                config["chat_template"] = template.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{template} is not UTF-8: {error}; mend it or take it away") from None
         config |= {key: name for key, name in (("bos_token", bos), ("eos_token", eos)) if name is not None}
         kept = {key: config[key] for key in ("bos_token", "eos_token", "chat_template") if config.get(key)}
         if "eos_token" not in kept:
@@ -119,7 +122,7 @@ class HuggingFaceTokenizer(Tokenizer):
         name = name.get("content") if isinstance(name, dict) else name  # both are in use
         if not name:
             return -1
-        if (found := self._plain.token_to_id(name)) is None:
+        if not isinstance(name, str) or (found := self._plain.token_to_id(name)) is None:
             raise UserError(f"{self.path} has no token {name!r}, which is to be {key}; name one of its tokens")
         return found
 

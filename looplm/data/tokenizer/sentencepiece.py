@@ -7,9 +7,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from looplm.data.tokenizer.base import FileName, Tokenizer
 from looplm.data.tokenizer.words import Words, word_finder
@@ -63,14 +66,19 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of pieces, ids, scores, types and rules for white space; the file holds training options besides."""
+        """Of pieces, ids, scores, types, normalisation and rules for white space; the file holds more besides."""
         p = self._processor
         digest = hashlib.sha256()
         for i in range(self.vocab_size):
             kind = (p.is_unknown(i), p.is_control(i), p.is_byte(i), p.is_unused(i))
             digest.update(repr((i, p.id_to_piece(i), p.get_score(i), kind)).encode())
         digest.update(repr((self.bos_id, self.eos_id, p.unk_id(), p.pad_id(), p.encode(_PROBE))).encode())
+        digest.update(self._rules.normalisation)
         return digest.hexdigest()
+
+    @cached_property
+    def _rules(self) -> "_Rules":
+        return _rules(self.files[self.file_name])
 
     @cached_property
     def _splits_freely(self) -> bool:
@@ -108,7 +116,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _ids(self) -> Callable[[str], np.ndarray]:
         """Encodes a text; word by word where that gives the same."""
         p = self._processor
-        if self._splits_freely and _is_plain_bpe(self.files[self.file_name]):
+        if self._splits_freely and self._rules.is_bpe and not self._rules.normalisation:
             pieces = [i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i))]
             find = word_finder(p.id_to_piece(i).replace(SPACE_MARK, " ") for i in pieces)
             if find is not None:
@@ -131,11 +139,21 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace(SPACE_MARK, " ")
 
 
-def _is_plain_bpe(data: bytes) -> bool:
-    """Whether the model of a file merges neighbours and takes every character as it is; False where nobody can tell."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as specs
-    except Exception:  # it asks for just so new a protobuf; without it only speed is lost
-        return False
-    model = specs.ModelProto.FromString(data)
-    return model.trainer_spec.model_type == specs.TrainerSpec.BPE and not model.normalizer_spec.precompiled_charsmap
+class _Rules(NamedTuple):
+    """What the library does not tell of its model."""
+
+    is_bpe: bool
+    normalisation: bytes
+    """Its own rules by which characters are replaced; empty where all stay as they are."""
+
+
+def _rules(model: bytes) -> _Rules:
+    """By numbers of fields, as in sentencepiece_model.proto: its generated module asks for just so new a protobuf."""
+    trainer, normalizer = (_fields(_fields(model).get(number, b"")) for number in (2, 3))
+    return _Rules(trainer.get(3) == 2, normalizer.get(2, b""))
+
+
+def _fields(message: bytes) -> dict[int, Any]:
+    """The last value of every field."""
+    unknown = UnknownFieldSet(Empty.FromString(message))
+    return {field.field_number: field.data for field in unknown}

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataTyp
     column = pa.array([*texts, None, " ", "a\0b"], pa.string()).cast(kind)
     table = pa.table({"id": range(503), "body": column, "big": ["y" * 100] * 503})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     documents = list(read_documents([tmp_path], skipped, Reading(field="body")))
     assert [document.content for document in documents] == texts
     assert [document.record for document in documents] == list(range(500))

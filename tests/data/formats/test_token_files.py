@@ -97,6 +97,22 @@ def test_without_a_separator_a_file_is_a_document_and_a_long_one_is_cut(
     assert [len(document) for document in taken] == [100] * 12 + [34]
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_only_the_long_document_is_cut(
+    take, documents: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    monkeypatch.setattr(token_file, "PIECE_TOKENS", 50)
+    monkeypatch.setattr(token_file, "MAX_DOCUMENT_TOKENS", 1000)
+    monkeypatch.setattr("looplm.data.formats.stream.CHUNK_BYTES", 34)
+    whole = [documents[0], [7] * 2500, *documents[1:]]
+    expected = [[SEPARATOR, *d] if begins else [*d, SEPARATOR] for d in whole]
+    np.array([token for d in expected for token in d], "<u2").tofile(tmp_path / "a.bin")
+    taken = take(tmp_path / "a.bin", reading=Reading(separator_id=SEPARATOR))
+    assert taken[0] == expected[0]
+    assert taken[1:4] == [expected[1][start : start + 1000] for start in (0, 1000, 2000)]
+    assert taken[4:] == expected[2:]
+
+
 def test_empty_documents_are_left_out(tmp_path: Path) -> None:
     np.array([1, 2, 9, 9, 3, 9], "<u2").tofile(tmp_path / "a.bin")
     report = build_dataset([tmp_path / "a.bin"], None, tmp_path / "out", reading=Reading(separator_id=9))
