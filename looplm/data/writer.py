@@ -41,7 +41,8 @@ from looplm.errors import UserError
 
 RULES = 1
 """By which a dataset is made of documents: a change of its bytes needs another number, and datasets of before are then
-other builds; the mending of documents that were wrong does not. How the work is cut into units is no part of it (`build.plan.FORMAT`)."""
+other builds; the mending of documents that were wrong does not. How the work is cut into units is no part of it
+(`build.plan.FORMAT`)."""
 _BYTES_A_WORKER = 8 << 20
 """Below this much input a process is not worth its start."""
 
