@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from looplm.cli.output import console, messages
+from looplm.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 
@@ -32,6 +33,8 @@ def data_tokenizer(
     from looplm.data.formats.read import read_documents
     from looplm.data.tokenizer import train_tokenizer
 
+    if max_mb is not None and not 0 < max_mb < 1e12:
+        raise UserError(f"--max-mb {max_mb:g} must be positive; leave it out to read all")
     skipped: Counter[str] = Counter()
     documents = read_documents(input, skipped, Reading(field=field))
     path = train_tokenizer(

@@ -69,10 +69,12 @@ def find_files(inputs: Sequence[Path], account: Account | None = None) -> list[S
     files: list[SourceFile] = []
     seen: set[str] = set()
     for root in map(Path, inputs):
-        if root.is_dir():
+        if os.path.isdir(root):  # unlike Path, also of names that no file system takes
             found = sorted((path.relative_to(root).as_posix(), path) for path in _walk(root))
-        elif root.exists():
+        elif os.path.isfile(root):
             found = [(root.name, root)]
+        elif os.path.exists(root):
+            raise UserError(f"input {root} is no regular file; write what it gives to one first")
         else:
             raise UserError(f"input {root} does not exist; give a file or a folder of files")
         for name, path in found:
@@ -81,7 +83,7 @@ def find_files(inputs: Sequence[Path], account: Account | None = None) -> list[S
             if real in seen:
                 account.notes["repeated_input"] += 1
                 continue
-            if root.is_dir() and not _is_taken(path):
+            if os.path.isdir(root) and not _is_taken(path):
                 account.skip(name, Skipped(-1, "unknown_suffix"))
                 continue
             seen.add(real)

@@ -95,6 +95,10 @@ def build_dataset(
         raise UserError(f"validation_fraction={validation_fraction} must be at least 0 and below 1; 0.05 is usual")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers={num_workers} must be positive; leave it out to use every core")
+    if vocab_size is not None and vocab_size < 1:
+        raise UserError(f"vocab_size={vocab_size} must be positive; leave it out for the largest token and one more")
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out} is no name of a new folder; give one")
     tokenizer = _load_tokenizer(tokenizer_file, bos, eos, vocab_size)
     reading = _completed(reading, tokenizer)
     besides, account = Account(), Account()
@@ -222,21 +226,24 @@ def _there_already(out: Path, build: str, options: _Options, files: Sequence[Sou
 
     Raises UserError for anything else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
         fields: dict[str, Any] = json.loads((out / REPORT_FILE).read_bytes())
         same = fields["build"] == build
+        told = fields["skipped"], fields["notes"], fields["examples"], fields["num_files"]
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     folders = [WHOLE] if options.validation_fraction == 0.0 else ["train", "validation"]
     is_whole = all((out / folder / MANIFEST_FILE).is_file() for folder in folders)
     if not same or not is_whole or not _made_of(out / folders[0] / SOURCES_FILE, files):
         raise UserError(f"output {out} exists already and holds something else; remove it or choose another folder")
-    datasets = {part: TokenDataset.open(out / part).manifest for part in folders}
-    return BuildReport(
-        out, datasets, fields["skipped"], fields["notes"], fields["examples"], fields["num_files"], 0.0, 0, True
-    )
+    datasets = {}
+    for part in folders:
+        dataset = TokenDataset.open(out / part)
+        dataset.verify()
+        datasets[part] = dataset.manifest
+    return BuildReport(out, datasets, *told, 0.0, 0, True)
 
 
 def _made_of(listed: Path, files: Sequence[SourceFile]) -> bool:
@@ -265,8 +272,8 @@ def _account_for(groups: Sequence[Group], done: Sequence[Done], account: Account
 @contextmanager
 def _locked(work: Path, out: Path) -> Iterator[None]:
     """Own the folder of a build; one that holds nothing finished is removed when the build is refused."""
-    is_new = not work.exists()
-    made = [folder for folder in (work, *work.parents) if not folder.exists()]
+    made = [folder for folder in (work, *work.parents) if not os.path.exists(folder)]
+    is_new = work in made
     make_folder(work, out)
     lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -284,10 +291,10 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
                         folder.rmdir()
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
-                f"there is no space left for {work}, which needs twice the size of the tokens; "
+                f"there is no space left for {work}, which needs twice the size of the tokens ({error.strerror}); "
                 "make some, and run the same command again: it goes on"
             ) from None
     finally:

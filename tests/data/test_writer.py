@@ -121,6 +121,36 @@ def test_other_files_beside_the_texts_make_no_other_dataset(tokenizer: Tokenizer
     assert report.details() == ["  skipped unknown_suffix: picture.png"]
 
 
+def test_a_damaged_dataset_is_not_found_again(emails: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    build_dataset([emails], tokenizer.path, tmp_path / "out")
+    shard = tmp_path / "out/tokens-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"tokens-00000\.bin was changed or damaged"):
+        build_dataset([emails], tokenizer.path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": Path(".")}, "--out . is no name of a new folder"),
+        ({"out": Path("new/..")}, r"--out new/\.\. is no name of a new folder"),
+        ({"out": Path("x" * 250)}, "cannot be made: File name too long"),
+        ({"vocab_size": 0}, "vocab_size=0 must be positive"),
+        ({"inputs": [Path("x" * 300)]}, "input x+ does not exist"),
+        ({"inputs": [Path("/dev/null")]}, "input /dev/null is no regular file"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    emails: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        build_dataset(**{"inputs": [emails], "tokenizer_file": tokenizer.path, "out": Path("out"), **options})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("missing", ["validation", "train", "train/manifest.json", "train/sources.jsonl"])
 def test_half_a_dataset_is_not_found_again(emails: Path, tokenizer: Tokenizer, tmp_path: Path, missing: str) -> None:
     build_dataset([emails], tokenizer.path, tmp_path / "out", validation_fraction=0.3)

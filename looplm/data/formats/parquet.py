@@ -31,7 +31,9 @@ def read_table(stream: FileStream, file: SourceFile, source: int, fields: Mappin
     for _ in stream:
         pass  # its digest; the file is read by position below
     try:
-        with pq.ParquetFile(file.path, buffer_size=CHUNK_BYTES, pre_buffer=False) as table:
+        with pq.ParquetFile(
+            file.path, buffer_size=CHUNK_BYTES, pre_buffer=False, page_checksum_verification=True
+        ) as table:
             columns = _columns(table.schema_arrow.names, fields, file)
             first = 0
             for batch in table.iter_batches(_rows(table, columns), columns=columns):

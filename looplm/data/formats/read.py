@@ -48,6 +48,8 @@ def read_blocks(
     pieces: list[Piece] = []
     for source, file in enumerate(files):
         stream, seen = FileStream(file), 0
+        if file.size == 0 and file.kind in ("jsonl", "tokens"):  # of the others it is found while reading
+            account.skip(file.name, Skipped(-1, "empty"))
         try:
             for piece in _read_pieces(stream, file, source, reading, account):
                 if held and held + len(piece.data) > _BLOCK_BYTES:

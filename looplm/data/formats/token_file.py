@@ -39,13 +39,15 @@ def read_token_file(
     data = data[_HEADER_BYTES:] if _header(data) else data
     _check_type(np.frombuffer(bytes(data[:_LOOK_AT]), dtype), dtype, file)
     separator = reading.separator_id
-    if separator is None:
-        account.notes["no_separator"] += 1
+    if separator is not None and not 0 <= separator <= np.iinfo(dtype).max:
+        raise UserError(f"--separator-id {separator} is no token of {file.path}, which holds {dtype.name}")
+    is_found = False
     begins = separator is not None and np.frombuffer(bytes(data[: dtype.itemsize]), dtype)[:1].tolist() == [separator]
     first = 0
     for chunk in chunks:
         data += chunk
         if len(data) >= PIECE_TOKENS * dtype.itemsize and (lengths := _lengths(data, dtype, separator, begins)).size:
+            is_found = True
             yield _take(data, lengths, dtype, source, first)
             first += lengths.size
         if len(data) >= MAX_DOCUMENT_TOKENS * dtype.itemsize:
@@ -54,8 +56,11 @@ def read_token_file(
             first += 1
     if data:
         lengths = _lengths(data, dtype, separator, begins)
+        is_found = is_found or begins or lengths.size > 0
         rest = len(data) // dtype.itemsize - int(lengths.sum())
         yield _take(data, np.append(lengths, rest)[: lengths.size + (rest > 0)], dtype, source, first)
+    if not is_found:
+        account.notes["no_separator"] += 1
 
 
 def token_documents(piece: Piece, separator: int | None) -> Iterator[Document | Skipped]:

@@ -20,6 +20,7 @@ from looplm.data.tokenizer.sentencepiece import SPACE_MARK, TOKENIZER_FILE
 from looplm.errors import UserError
 
 _UNK_ID, _BOS_ID, _EOS_ID, _PAD_ID = 0, 1, 2, 3
+_OWN = {"<unk>", "<s>", "</s>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256))}
 # SentencePiece silently skips sentences longer than its limit; longer lines are cut here instead, none is lost.
 _MAX_LINE_CHARS = 4096
 
@@ -44,11 +45,15 @@ def train_tokenizer(
     when there is no text, when `vocab_size` is too large or too small for it, and, unless `overwrite`, when there is a
     tokenizer already: datasets and runs made with it would no longer fit.
     """
-    if vocab_size < 1:
-        raise UserError(f"vocab_size={vocab_size} must be positive; 4096 suits a few megabytes of text")
+    if not 1 <= vocab_size < 1 << 31:
+        raise UserError(f"vocab_size={vocab_size} must be positive and below 2**31; 4096 suits a few megabytes of text")
     if model_type not in ("bpe", "unigram"):
         raise UserError(f"model_type={model_type!r} is not known; use bpe or unigram")
+    if max_bytes is not None and max_bytes < 1:
+        raise UserError(f"max_bytes={max_bytes} must be positive; leave it out to read all")
     for symbol in symbols:
+        if symbol in _OWN or "\n" in symbol:
+            raise UserError(f"symbol {symbol!r} is a piece of every tokenizer, or holds a line end; give another text")
         if not symbol or symbol.isspace() or SPACE_MARK in symbol or symbols.count(symbol) > 1:
             raise UserError(f"symbol {symbol!r} must be some text, and given once")
     if not overwrite and (out / TOKENIZER_FILE).exists():

@@ -27,6 +27,16 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataTyp
     assert skipped == {"no_text": 1, "empty": 1, "nul": 1}
 
 
+def test_checksums_of_pages_are_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["abcdefgh" * 20]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"abcdefghabcdefgh", b"abcdefghabcdefgi", 1))
+    with pytest.raises(UserError, match=r"a\.parquet is damaged"):
+        list(read_documents([path]))
+
+
 def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet has no column 'text'; name one of id, body with --field"):

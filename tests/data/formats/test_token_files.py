@@ -113,6 +113,19 @@ def test_only_the_long_document_is_cut(
     assert taken[4:] == expected[2:]
 
 
+@pytest.mark.parametrize("separator", [-1, 70_000])
+def test_a_separator_that_cannot_be_is_refused(take, tmp_path: Path, separator: int) -> None:
+    np.array([1, 2, 3], "<u2").tofile(tmp_path / "a.bin")
+    with pytest.raises(UserError, match=rf"--separator-id {separator} is no token of .*a\.bin, which holds uint16"):
+        take(tmp_path / "a.bin", reading=Reading(separator_id=separator))
+
+
+def test_a_separator_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    np.array([1, 2, 3], "<u2").tofile(tmp_path / "a.bin")
+    report = build_dataset([tmp_path / "a.bin"], None, tmp_path / "out", reading=Reading(separator_id=9))
+    assert report.notes == {"no_separator": 1}
+
+
 def test_empty_documents_are_left_out(tmp_path: Path) -> None:
     np.array([1, 2, 9, 9, 3, 9], "<u2").tofile(tmp_path / "a.bin")
     report = build_dataset([tmp_path / "a.bin"], None, tmp_path / "out", reading=Reading(separator_id=9))
