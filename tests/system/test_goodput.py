@@ -72,13 +72,24 @@ def test_the_parts_sum_to_the_whole(
 def test_the_end_does_not_wait_for_a_batch(
     tiny_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended, given_up = threading.Event(), []
-    faults.before_call(BatchLayout, "place", 3, lambda: given_up.append(not ended.wait(30)), patch=monkeypatch.setattr)
-    faults.when_written(1, stop, patch=monkeypatch.setattr)
+    begun, ended, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        ended.wait(30)
+        answered.set()
+
+    def leave() -> None:
+        assert begun.wait(30), "batch 3 is asked for before step 1 is looked at"
+        stop()
+
+    faults.before_call(BatchLayout, "place", 3, hang, patch=monkeypatch.setattr)
+    faults.when_written(1, leave, patch=monkeypatch.setattr)
     with pytest.raises(Stopped):
         Trainer(tiny_run(**CHANGES), tmp_path, Console(file=io.StringIO())).train()
+    assert not answered.is_set(), "the end waited for the batch"
     ended.set()
-    assert True not in given_up
+    assert answered.wait(30)
 
 
 def test_a_batch_is_read_while_the_step_before_is_looked_at(
