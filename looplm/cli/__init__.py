@@ -3,14 +3,14 @@
 Heavy imports are inside the commands, so that `--help` and config errors come at once.
 """
 
-import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
 from looplm.cli import checkpoint, data, machine, run
 from looplm.cli.output import console, messages
+from looplm.distributed import leave
 from looplm.errors import RunEnded, UserError, show
 from looplm.masking import masked_output
 
@@ -44,21 +44,14 @@ def _main() -> None:
     except RunEnded as error:
         if not console.quiet:
             show(error)
-        _end(error.code)  # else what reads ahead from storage that does not answer would be waited for
+        leave(error.code)  # else what reads ahead from storage that does not answer would be waited for
     except UsageError as error:
         messages.print(_usage(error))
         code = 2
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
-        _end(INTERRUPTED)
+        leave(INTERRUPTED)
     sys.exit(code)
-
-
-def _end(code: int) -> NoReturn:
-    """Not sys.exit: threads that compile, read ahead or save would be torn down under themselves."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _usage(error: Any) -> str:

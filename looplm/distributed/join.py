@@ -64,13 +64,13 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
         if watch is not None:
             watch.fail(str(error))
         show(error)
-        _leave(2)
+        leave(2)
     except Exception as error:
         time.sleep(EXPLANATION_S)  # if another process was lost, the watch ends this one here
         if watch is not None:
             watch.fail(f"{type(error).__name__}: {error}")
         traceback.print_exc()
-        _leave(1)
+        leave(1)
     _finish(watch)
 
 
@@ -78,7 +78,7 @@ def end_process(code: int, reason: str) -> NoReturn:
     """From any thread: tells the other processes why, and ends this one at once."""
     if (watch := Watch.current) is not None:
         watch.fail(reason)
-    _leave(code)
+    leave(code)
 
 
 def _finish(watch: Watch | None) -> None:
@@ -162,8 +162,9 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
         raise UserError(f"process {process_id} could not join at {coordinator or 'the cluster'}: {reason}") from error
 
 
-def _leave(code: int) -> NoReturn:
-    """Not sys.exit: at its end jax would wait minutes for the others."""
+def leave(code: int) -> NoReturn:
+    """Ends this process at once. Not sys.exit: jax would wait minutes for other processes, and threads that compile,
+    read ahead or save would be waited for or torn down under themselves."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -99,7 +99,7 @@ def test_the_end_of_a_run_does_not_wait_for_threads_that_read(monkeypatch, capsy
         raise Preempted("SIGTERM: saved after step 3")
 
     monkeypatch.setattr("looplm.cli.app", end)
-    monkeypatch.setattr("looplm.cli.os._exit", left_with.append)
+    monkeypatch.setattr("os._exit", left_with.append)
     with pytest.raises(SystemExit):
         main()
     assert left_with == [75]
@@ -111,7 +111,7 @@ def test_an_interrupt_ends_with_one_line_and_without_tearing_threads_down(monkey
     left_with: list[int] = []
 
     monkeypatch.setattr("looplm.cli.app", lambda **_: 130)
-    monkeypatch.setattr("looplm.cli.os._exit", left_with.append)
+    monkeypatch.setattr("os._exit", left_with.append)
     with pytest.raises(SystemExit):
         main()
     assert left_with == [130]

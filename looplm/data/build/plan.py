@@ -7,7 +7,6 @@ option is found again, and nothing else is.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from looplm.data.account import Account
-from looplm.data.folder import sync_folder
+from looplm.data.folder import sync_folder, write_synced
 from looplm.data.formats.document import Reading
 from looplm.data.source import Source, SourceFile
 
@@ -53,10 +52,7 @@ class Group:
             **vars(done.account),
         }
         partial = self.folder / f"{_DONE_FILE}.partial"
-        with partial.open("w") as file:
-            json.dump(fields, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(partial, json.dumps(fields).encode())
         partial.replace(self.folder / _DONE_FILE)
         sync_folder(self.folder)
 

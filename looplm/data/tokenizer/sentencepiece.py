@@ -149,7 +149,8 @@ class _Rules(NamedTuple):
 
 def _rules(model: bytes) -> _Rules:
     """By numbers of fields, as in sentencepiece_model.proto: its generated module asks for just so new a protobuf."""
-    trainer, normalizer = (_fields(_fields(model).get(number, b"")) for number in (2, 3))
+    parts = _fields(model)
+    trainer, normalizer = (_fields(parts.get(number, b"")) for number in (2, 3))
     return _Rules(trainer.get(3) == 2, normalizer.get(2, b""))
 
 
