@@ -1,5 +1,6 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -155,7 +156,9 @@ class LoadedLM:
             params = trained(loss, params)
             model = self.functional.bind(params)
             read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(0))
-            output, _ = self._forward(params, tokens_BS, num_loops, num_detached, initial_state, None, read)
+            output, _ = self._forward(
+                params, tokens_BS, num_loops, num_detached, initial_state, None, read, with_capacity=True
+            )
             sums: Sums = evaluate(loss, model, output, labels_BS, read)
             return sums.objective / jnp.maximum(sums.tokens, 1)
 
@@ -178,7 +181,7 @@ class LoadedLM:
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if temperature < 0:
+        if not 0 <= temperature < math.inf:
             raise UserError(f"temperature={temperature} must be at least 0, which takes the likeliest token")
         tokens = generate(
             self.functional,
@@ -189,7 +192,7 @@ class LoadedLM:
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            end_id=self.tokenizer.eos_id,
+            end_ids=[self.tokenizer.eos_id],
             num_ids=self.tokenizer.vocab_size,
         )
         return [self.tokenizer.decode(row) for row in tokens]
@@ -229,6 +232,7 @@ class LoadedLM:
         segments: jax.Array | None,
         read: ReadLoops = "all",
         with_router_logits: bool = False,
+        with_capacity: bool = False,
     ) -> tuple[Output, LoopLM]:
         num_loops = self._loops(num_loops)
         tokens_BS = self._ids("tokens", tokens_BS)
@@ -252,6 +256,7 @@ class LoadedLM:
                 sequence_B=jnp.arange(tokens_BS.shape[0]),
                 with_routing=True,
                 with_router_logits=with_router_logits,
+                with_capacity=with_capacity,
             ),
             Depth(num_loops - num_detached, num_detached=num_detached),
             dtype=compute_dtype(self.model),

@@ -2,8 +2,13 @@
 
 Prompts are padded on the right. Slot t of the cache holds position t, and a token at position p sees slots 0..p only,
 so what padding wrote is overwritten before anybody sees it: no validity mask, and rows do not depend on one another.
+What is drawn for a row is a function of its stream and the position, not of its place in the batch; experts have no
+capacity here.
 """
 
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +26,8 @@ from looplm.ops.precision import at_least_fp32
 
 PROMPT_MULTIPLE = 32
 """Prompts are padded to a multiple of this, so that few programs are compiled."""
+STATE_PURPOSE, SAMPLE_PURPOSE = 0, 1
+"""Keep apart what is drawn for a state and for a token."""
 
 
 class Sampling(NamedTuple):
@@ -34,13 +41,16 @@ class Sampling(NamedTuple):
 class Progress(NamedTuple):
     """State of the decoding loop."""
 
-    num_written: jax.Array
-    """Tokens written so far, the same for all rows."""
+    num_run: jax.Array
+    """Tokens drawn so far, the same for all rows."""
     token_B: jax.Array
     """The last token of every row, not yet run through the model."""
     position_B: jax.Array
     """Its position."""
     done_B: jax.Array
+    """Whether a row has ended; what is drawn for it from then on is nobody's."""
+    num_written_B: jax.Array
+    """Tokens before the end."""
     written_BM: jax.Array
     cache: Cache
 
@@ -55,7 +65,7 @@ def generate(
     max_tokens: int,
     temperature: float,
     seed: int,
-    end_id: int,
+    end_ids: Sequence[int],
     num_ids: int,
 ) -> list[np.ndarray]:
     """Continues every prompt.
@@ -66,7 +76,8 @@ def generate(
         num_loops: loops for every token.
         exit_threshold: read a token at the loop where its cumulative exit probability reaches this; None: at the last.
         temperature: 0 takes the likeliest token.
-        end_id: a row stops after this token.
+        seed: of all that is drawn.
+        end_ids: a row stops after any of these tokens.
         num_ids: ids that may be written; a vocabulary may be padded above what the tokenizer knows.
 
     Returns:
@@ -78,10 +89,29 @@ def generate(
     for row, prompt in zip(tokens_BP, prompts, strict=True):
         row[: len(prompt)] = prompt
     sampling = Sampling(num_loops, exit_threshold, max_tokens, greedy=temperature == 0, num_ids=num_ids)
-    written_BM = np.asarray(
-        _generate(lm, sampling, params, tokens_BP, lengths_B, temperature or 1.0, jax.random.key(seed), end_id)
-    )
-    return [row[: np.argmax(row == end_id)] if end_id in row else row for row in written_BM]
+    written_BM, num_written_B = jax.device_get(
+        _generate(
+            lm, sampling, params, tokens_BP, lengths_B, temperature or 1.0, streams(prompts, seed),
+            np.asarray(end_ids, np.int32),
+        )
+    )  # fmt: skip
+    return [row[:count] for row, count in zip(written_BM, num_written_B, strict=True)]
+
+
+def streams(prompts: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Number the stream of random numbers that every prompt uses: (B,) uint32.
+
+    It depends on the seed, on the prompt and on how many like it came before. So a prompt is answered the same
+    whatever stands beside it and in any order, and copies of one prompt differ.
+    """
+    copies: Counter[bytes] = Counter()
+    stream_B = np.zeros(len(prompts), np.uint32)
+    for row, prompt in enumerate(prompts):
+        ids = np.asarray(prompt, "<i4").tobytes()
+        digest = hashlib.sha256(f"{seed} {copies[ids]} ".encode() + ids).digest()
+        stream_B[row] = int.from_bytes(digest[:4], "little")
+        copies[ids] += 1
+    return stream_B
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -92,27 +122,34 @@ def _generate(
     tokens_BP: jax.Array,
     lengths_B: jax.Array,
     temperature: jax.Array,
-    key: jax.Array,
-    end_id: jax.Array,
-) -> jax.Array:
-    """Returns the written tokens (B, max_tokens); rows that ended early are filled up with the end token."""
+    stream_B: jax.Array,
+    end_ids_N: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the written tokens (B, max_tokens), and how many of every row are its own: those before an end token."""
     model, dtype = lm.bind(params), compute_dtype(lm.config)
     batch_size, padded = tokens_BP.shape
     room = padded + sampling.max_tokens
+    state_key, sample_key = (jax.random.fold_in(jax.random.key(0), p) for p in (STATE_PURPOSE, SAMPLE_PURPOSE))
     cache = new_cache(lm.config, batch_size=batch_size, length=room, num_loops=sampling.num_loops, dtype=dtype)
 
-    def sample(logits_BV: jax.Array, count: jax.Array) -> jax.Array:
+    def sample(logits_BV: jax.Array, position_B: jax.Array) -> jax.Array:
+        """The tokens at these positions."""
         if sampling.greedy:
             return jnp.argmax(logits_BV, axis=-1)
-        return jax.random.categorical(jax.random.fold_in(key, count), logits_BV / temperature)
+
+        def draw(logits_V: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.fold_in(sample_key, stream), position)
+            return jax.random.categorical(key, logits_V / temperature)
+
+        return jax.vmap(draw)(logits_BV, stream_B, position_B)
 
     def run(tokens_BS: jax.Array, positions_BS: jax.Array, last_B: jax.Array, cache: Cache) -> tuple:
         """Logits after token `last_B` of every row, and the cache."""
         context = Context(
             positions_BS,
             cached_mask(lm.config, positions_BS, room),
-            key=key,
-            sequence_B=jnp.arange(batch_size),
+            key=state_key,
+            sequence_B=stream_B,
         )
         output = model(
             tokens_BS, context, Depth(sampling.num_loops), dtype=dtype, exit_threshold=sampling.exit_threshold,
@@ -128,19 +165,21 @@ def _generate(
         return advance(progress._replace(cache=cache, position_B=progress.position_B + 1), logits_BV)
 
     def advance(progress: Progress, logits_BV: jax.Array) -> Progress:
-        token_B = jnp.where(progress.done_B, end_id, sample(logits_BV, progress.num_written))
+        token_B = sample(logits_BV, progress.position_B)
+        done_B = progress.done_B | jnp.any(token_B[:, None] == end_ids_N, axis=1)
         return progress._replace(
-            num_written=progress.num_written + 1,
+            num_run=progress.num_run + 1,
             token_B=token_B,
-            done_B=progress.done_B | (token_B == end_id),
-            written_BM=progress.written_BM.at[:, progress.num_written].set(token_B),
+            done_B=done_B,
+            num_written_B=progress.num_written_B + ~done_B,
+            written_BM=progress.written_BM.at[:, progress.num_run].set(token_B),
         )
 
     positions_BP = jnp.broadcast_to(jnp.arange(padded), tokens_BP.shape)
     logits_BV, cache = run(tokens_BP, positions_BP, lengths_B - 1, cache)
-    written_BM = jnp.full((batch_size, sampling.max_tokens), end_id, jnp.int32)
-    start = Progress(jnp.int32(0), lengths_B, lengths_B, jnp.zeros(batch_size, bool), written_BM, cache)
+    zeros_B, written_BM = jnp.zeros(batch_size, jnp.int32), jnp.zeros((batch_size, sampling.max_tokens), jnp.int32)
+    start = Progress(jnp.int32(0), zeros_B, lengths_B, zeros_B != 0, zeros_B, written_BM, cache)
     last = jax.lax.while_loop(
-        lambda p: (p.num_written < sampling.max_tokens) & ~jnp.all(p.done_B), step, advance(start, logits_BV)
+        lambda p: (p.num_run < sampling.max_tokens) & ~jnp.all(p.done_B), step, advance(start, logits_BV)
     )
-    return last.written_BM
+    return last.written_BM, last.num_written_B

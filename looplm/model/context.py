@@ -32,5 +32,8 @@ class Context:
     """Whether layers with experts say what their router did."""
     with_router_logits: bool = False
     """Whether that includes the logits."""
+    with_capacity: bool = False
+    """Whether experts leave out what is above their `capacity_factor`. True in training alone: which choices are left
+    out depends on the length and on the tokens before, and an answer must not."""
     residual_scale: jax.Array | float = 1.0
     """What every branch is multiplied with before it is added. Set for the shared block only."""

@@ -47,6 +47,10 @@ class Tokens(NamedTuple):
     weights_BSk: jax.Array
 
 
+Work = Callable[[Tokens, Sequence[jax.Array], int | None], tuple[jax.Array, jax.Array]]
+"""(tokens, kernels, devices along `expert`, or None without a mesh) -> (out, dropped choices)."""
+
+
 class Experts(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), f being SwiGLU or relu(x W_up) W_down."""
 
@@ -62,26 +66,28 @@ class Experts(nnx.Module):
         self.gate = kernel("linear", (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None
         self.down = kernel("residual_output", (F, D), ("hidden", "embed"))
 
-    def __call__(self, x_BSD: jax.Array, ids_BSk: jax.Array, weights_BSk: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (out (B, S, D), dropped choices of every sequence (B,) int32)."""
+    def __call__(
+        self, x_BSD: jax.Array, ids_BSk: jax.Array, weights_BSk: jax.Array, *, with_capacity: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (out (B, S, D), dropped choices of every sequence (B,) int32).
+
+        with_capacity: whether a capacity, if the config has one, limits the choices of an expert.
+        """
+        capacity_factor = self.moe.capacity_factor if with_capacity else None
+        work = self._dropless if capacity_factor is None else partial(self._limited, capacity_factor)
         kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
         if jax.sharding.get_abstract_mesh().empty:
-            return self._work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels, None)
+            return work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels, None)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
-        return on_each_device(self._on_device, x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
+        return on_each_device(partial(self._on_device, work), x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
 
-    def _on_device(self, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _on_device(self, work: Work, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, ids, weights, *kernels = arrays
         # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
         x, weights = (_vary(array, (TENSOR,)) for array in (x, weights))
         partly = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = self._work(Tokens(x, ids, weights), partly, jax.lax.axis_size(EXPERT))
+        out, dropped = work(Tokens(x, ids, weights), partly, jax.lax.axis_size(EXPERT))
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
-
-    def _work(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
-        """parts: devices along `expert`; None without a mesh."""
-        way = self._dropless if self.moe.capacity_factor is None else self._limited
-        return way(tokens, kernels, parts)
 
     def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
         x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
@@ -126,12 +132,13 @@ class Experts(nnx.Module):
         product = partial(grouped_matmul, sizes_E=sizes_E, backend=self.moe.backend)
         return self._expert(product, rows_MD, weights_M1, kernels)
 
-    def _limited(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
+    def _limited(
+        self, capacity_factor: float, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None
+    ) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens
         (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
-        assert self.moe.capacity_factor is not None, "else nothing is limited"
         cuts = 1 if parts is None else jax.lax.axis_size(CONTEXT)
-        C = math.ceil(self.moe.capacity_factor * S * cuts * k / E)
+        C = math.ceil(capacity_factor * S * cuts * k / E)
         taken_BE = jnp.zeros_like(ids_BSk, shape=(B, E))
         if cuts > 1:
             ours_BE = jnp.sum(ids_BSk[..., None] == jnp.arange(E), axis=(1, 2), dtype=jnp.int32)

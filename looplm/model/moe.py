@@ -31,7 +31,7 @@ class MoE(nnx.Module):
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
         whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
-        out_BSD, dropped_B = self.experts(x_BSD, *whole)
+        out_BSD, dropped_B = self.experts(x_BSD, *whole, with_capacity=context.with_capacity)
         if self.shared is not None:
             out_BSD += self.shared(x_BSD)
         if not context.with_routing:

@@ -49,6 +49,7 @@ def build_loss(
             key=step_key(run.seed, STATE_PURPOSE, step),
             sequence_B=micro_batch["sequence"],
             with_routing=True,
+            with_capacity=True,
         )
         read = objective.read_loops(int(depths.window), step_key(run.seed, HEADS_PURPOSE, step))
         depth = depths.as_depth(micro_batch.get("depth", drawn))

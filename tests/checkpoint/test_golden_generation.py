@@ -41,7 +41,7 @@ def written(model, params, prompts_BS, num_loops, exit_threshold=None):
     """The greedy continuation, 24 tokens."""
     rows = generate(
         FunctionalLM(model), params, list(prompts_BS), num_loops=num_loops, exit_threshold=exit_threshold,
-        max_tokens=24, temperature=0.0, seed=0, end_id=-1, num_ids=model.vocab_size,
+        max_tokens=24, temperature=0.0, seed=0, end_ids=[], num_ids=model.vocab_size,
     )  # fmt: skip
     return np.stack(rows)
 

@@ -1,11 +1,13 @@
 """Generation with a cache against running the whole prefix again for every token."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model, NormalInit, ValueEmbedding
+from looplm.config.schema import ConcatInjection, ExitGate, Model, MoE, NormalInit, NormalState, ValueEmbedding
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
@@ -60,7 +62,13 @@ def without_cache(lm, params, prompt, num_loops, threshold, max_tokens):
 @pytest.mark.parametrize(("num_loops", "threshold"), [(1, None), (3, None), (4, 0.6)])
 def test_batch_with_cache_equals_single_sequences_without(lm, params, num_loops, threshold):
     options = dict(
-        num_loops=num_loops, exit_threshold=threshold, max_tokens=12, temperature=0.0, seed=0, end_id=END, num_ids=VOCAB
+        num_loops=num_loops,
+        exit_threshold=threshold,
+        max_tokens=12,
+        temperature=0.0,
+        seed=0,
+        end_ids=[END],
+        num_ids=VOCAB,
     )
     texts = generate(lm, params, PROMPTS, **options)
     for prompt, text in zip(PROMPTS, texts, strict=True):
@@ -69,7 +77,7 @@ def test_batch_with_cache_equals_single_sequences_without(lm, params, num_loops,
 
 
 def test_sampling_follows_the_distribution_and_the_seed(lm, params):
-    options = dict(num_loops=2, exit_threshold=None, max_tokens=1, end_id=END, num_ids=VOCAB)
+    options = dict(num_loops=2, exit_threshold=None, max_tokens=1, end_ids=[END], num_ids=VOCAB)
     many = [np.array([3])] * 4000
     drawn = np.concatenate(
         [x if len(x) else [END] for x in generate(lm, params, many, temperature=2.0, seed=1, **options)]
@@ -84,11 +92,55 @@ def test_sampling_follows_the_distribution_and_the_seed(lm, params):
     assert np.all(np.abs(shares_V - expected_V) < 5 * np.sqrt(expected_V * (1 - expected_V) / 4000) + 1e-3)
 
 
+@pytest.fixture(scope="module")
+def crowded():
+    """A model whose experts take half of their mean load in training, with a drawn first state."""
+    experts = MoE(num_experts=4, experts_per_token=1, expert_dim=16, capacity_factor=0.5)
+    lm = FunctionalLM(
+        Model(
+            vocab_size=VOCAB, dim=32, num_heads=4, hidden_dim=32, block_layers=1, state_init=NormalState(),
+            injection=ConcatInjection(), init=NormalInit(std=0.3), feed_forward=experts,
+        )
+    )  # fmt: skip
+    return lm, lm.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_depends_on_no_neighbour_and_no_order(crowded, temperature):
+    lm, params = crowded
+    long = np.tile(np.arange(1, 30), 3)
+    rows = partial(
+        generate, lm, params, num_loops=2, exit_threshold=None, max_tokens=12, temperature=temperature, seed=3,
+        end_ids=[END], num_ids=VOCAB,
+    )  # fmt: skip
+    together, reversed_ = rows([*PROMPTS, long]), rows([long, *PROMPTS[::-1]])
+    for number, prompt in enumerate(PROMPTS):
+        (alone,) = rows([prompt])
+        np.testing.assert_array_equal(together[number], alone)
+        np.testing.assert_array_equal(reversed_[-1 - number], alone)
+
+
+def test_copies_of_a_prompt_are_answered_differently(crowded):
+    lm, params = crowded
+    options = dict(num_loops=1, exit_threshold=None, max_tokens=12, temperature=1.0, end_ids=[END], num_ids=VOCAB)
+    texts = {seed: generate(lm, params, PROMPTS[:1] * 8, seed=seed, **options) for seed in (0, 1)}
+    assert len({tuple(text) for rows in texts.values() for text in rows}) == 16
+
+
+def test_a_row_ends_at_the_first_of_its_end_tokens(lm, params):
+    options = dict(num_loops=1, exit_threshold=None, max_tokens=24, temperature=1.0, seed=0, num_ids=VOCAB)
+    (text,) = generate(lm, params, PROMPTS[:1], end_ids=[], **options)
+    assert len(text) == 24
+    ends = [int(text[9]), int(text[5])]
+    (cut,) = generate(lm, params, PROMPTS[:1], end_ids=ends, **options)
+    np.testing.assert_array_equal(cut, text[: np.flatnonzero(np.isin(text, ends))[0]])
+
+
 def test_exit_rules_are_read():
     assert parse_exit("gate:0.9", has_gate=True) == 0.9
     assert parse_exit(None, has_gate=False) is None
 
 
 def test_ids_that_the_tokenizer_does_not_know_are_never_written(lm, params):
-    options = dict(num_loops=1, exit_threshold=None, max_tokens=32, temperature=9.0, seed=0, end_id=2, num_ids=5)
+    options = dict(num_loops=1, exit_threshold=None, max_tokens=32, temperature=9.0, seed=0, end_ids=[2], num_ids=5)
     assert max(int(row.max()) for row in generate(lm, params, [np.array([3])] * 8, **options) if len(row)) < 5

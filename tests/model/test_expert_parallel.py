@@ -70,7 +70,7 @@ def result(graph, state, params, x_BSD, weight_BSD):
 
     def loss(whole, x_BSD):
         values = {path: variable.replace(_at(whole, path)) for path, variable in variables.items()}
-        context = Context(jnp.zeros((B, S), jnp.int32), jnp.zeros(()), with_routing=True)
+        context = Context(jnp.zeros((B, S), jnp.int32), jnp.zeros(()), with_routing=True, with_capacity=True)
         out_BSD, routing = nnx.merge(graph, nnx.from_flat_state(values))(x_BSD, split_sequence(x_BSD), context, None)
         return jnp.sum(out_BSD * weight_BSD), (out_BSD, routing)
 

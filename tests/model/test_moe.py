@@ -34,7 +34,7 @@ def model(moe):
 
 def context(loop=0):
     empty = jnp.zeros((B, S), jnp.int32)
-    return Context(empty, jnp.zeros((B, S, S), bool), loop_B=jnp.array([loop]), with_routing=True)
+    return Context(empty, jnp.zeros((B, S, S), bool), loop_B=jnp.array([loop]), with_routing=True, with_capacity=True)
 
 
 class Built(NamedTuple):

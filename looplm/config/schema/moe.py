@@ -52,9 +52,9 @@ class MoE(Section):
     """A learned bias on the logits for each of so many loops, and balance biases of their own; later loops use the
     last. 0 means that all loops share the router."""
     capacity_factor: PositiveFloat | None = None
-    """An expert takes at most this times the mean load of every sequence, earlier tokens first; what is above is
-    dropped, and counted. A sequence is a window: of the documents packed into one, earlier ones take places from later
-    ones. None means nothing is dropped."""
+    """In training, an expert takes at most this times the mean load of every sequence, earlier tokens first; what is
+    above is dropped, and counted. A sequence is a window: of the documents packed into one, earlier ones take places
+    from later ones. None means nothing is dropped. Evaluation and generation drop nothing."""
     backend: GroupedBackend = "auto"
     """What computes the experts' products if nothing is limited. `auto`: `blocks` on a CPU, `ragged` elsewhere.
     `ragged`: XLA's own. `blocks`: expert after expert, for CPUs. `tokamax`: its Mosaic kernel on a TPU, which
