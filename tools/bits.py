@@ -77,7 +77,7 @@ def fixture(folder: Path) -> Arrays:
 def greedy_tokens(folder: Path, exit_rule: str | None) -> Arrays:
     """Eight tokens after every prompt of an official model."""
     lm, io = looplm.load(folder), np.load(folder / "io.npz")
-    options = dict(num_loops=MAX_LOOPS, max_tokens=8, temperature=0.0, seed=0, end_id=-1, num_ids=lm.model.vocab_size)
+    options = dict(num_loops=MAX_LOOPS, max_tokens=8, temperature=0.0, seed=0, end_ids=[], num_ids=lm.model.vocab_size)
     threshold = None if exit_rule is None else float(exit_rule.partition(":")[2])
     rows = generate(lm.functional, lm.params, list(io["gen_prompt"]), exit_threshold=threshold, **options)
     return {str(i): row for i, row in enumerate(rows)}
