@@ -57,6 +57,7 @@ def initializers(config: Model) -> dict[str, Any]:
         "value_gate": variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(channels)
         "read_out": identity if config.read_out and config.read_out.init == "identity" else matrix,
         "concat": _concat(config, matrix),
+        "concat_bias": zeros,
         "diagonal_input": identity,
         "diagonal_rate": zeros,
         "diagonal_step": constant(_diagonal_step(config)),

@@ -37,15 +37,19 @@ class Add(Injection):
 class Concat(Injection):
     """One linear map of [state; input] (arXiv 2502.05171); the kernel is kept as two (D, D) halves, [state, input]."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        D = config.dim
+    def __init__(self, config: Model, kind: ConcatInjection, *, rngs: nnx.Rngs):
+        D, init = config.dim, initializers(config)
         self.linear = Linear(
-            rngs, initializers(config)["concat"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
+            rngs, init["concat"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
             ("batch", "residual", "embed"),
         )  # fmt: skip
+        self.bias = parameter(rngs, init["concat_bias"], (D,), ("embed",), elementwise=True) if kind.bias else None
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
-        return self.linear(jnp.stack([state_BSD, input_BSD]))
+        mixed_BSD = self.linear(jnp.stack([state_BSD, input_BSD]))
+        if self.bias is None:
+            return mixed_BSD
+        return per_channel(jnp.add, [use(self.bias, mixed_BSD.dtype)], mixed_BSD)
 
 
 class Diagonal(Injection):
@@ -89,7 +93,7 @@ def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
             return Nothing()
         case AddInjection():
             return Add()
-        case ConcatInjection():
-            return Concat(config, rngs=rngs)
+        case ConcatInjection() as kind:
+            return Concat(config, kind, rngs=rngs)
         case DiagonalInjection():
             return Diagonal(config, rngs=rngs)

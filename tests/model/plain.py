@@ -24,6 +24,7 @@ def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) 
         elif isinstance(config.injection, ConcatInjection):
             halves = core["injection"]["linear"]["kernel"]
             x = jnp.concatenate([state, e], axis=-1) @ jnp.concatenate([halves[0], halves[1]], axis=0)
+            x += core["injection"].get("bias", 0)
         else:
             x = state
         state = layers(config, core["block"], x, tables.get("block"), tokens_S)

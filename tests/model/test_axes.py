@@ -21,7 +21,7 @@ MOE = schema.MoE(
 )  # fmt: skip
 AXES = {
     "injection": [
-        schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(), schema.ConcatInjection(init="input"),
+        schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(), schema.ConcatInjection(init="input", bias=True),
         schema.DiagonalInjection(),
     ],
     "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],

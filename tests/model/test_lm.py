@@ -43,7 +43,7 @@ VARIANTS = {
     "one expert a head": dict(
         attention=MixtureAttention(num_experts=1, experts_per_token=1), coda_layers=0, prelude_layers=0, exit_gate=None
     ),
-    "concat, state first": dict(injection=ConcatInjection(init="state"), head_dim=10),
+    "concat, state first, with a bias": dict(injection=ConcatInjection(init="state", bias=True), head_dim=10),
 }
 
 

@@ -25,6 +25,8 @@ class ConcatInjection(Section):
     kind: Literal["concat"] = "concat"
     init: Literal["random", "state", "input"] = "random"
     """First value of the (2D, D) map: random, [I, 0] (pass the state) or [0, I] (pass the input)."""
+    bias: bool = False
+    """A learned bias on what it gives, 0 at first."""
 
 
 class DiagonalInjection(Section):
