@@ -21,8 +21,8 @@ MOE = schema.MoE(
 )  # fmt: skip
 AXES = {
     "injection": [
-        schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(), schema.ConcatInjection(init="input", bias=True),
-        schema.DiagonalInjection(),
+        schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(),
+        schema.ConcatInjection(init="input", bias=True), schema.DiagonalInjection(),
     ],
     "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],
     "norm_placement": ["pre", "sandwich", "sandwich_sum", "peri"],
