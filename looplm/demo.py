@@ -20,6 +20,7 @@ from looplm.data.source import find_files
 from looplm.data.tokenizer import train_tokenizer
 from looplm.data.writer import build_dataset
 from looplm.errors import UserError
+from looplm.masking import unmasked
 from looplm.metrics.sweep import Generation
 
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip", "__pycache__"}
@@ -74,7 +75,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
         (text,) = lm.generate([PROMPT], num_loops=loops, max_tokens=WRITTEN_TOKENS)
         sweep.generations.append(Generation(loops=loops, prompt=PROMPT, text=text))
         console.rule(f"{loops} loop{'s' * (loops > 1)}")
-        console.print(PROMPT + text, soft_wrap=True, highlight=False, markup=False)
+        unmasked(console.file).write(f"{PROMPT}{text}\n")
     console.rule()
     sweep.save(workdir / "eval")
 

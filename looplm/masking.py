@@ -7,10 +7,8 @@ weights, metrics or text.
 
 import os
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 MASK = "***"
 WORDS = r"(?:token|secret|password|passwd|passphrase|credentials?|signature|api_?key|access_?key|private_?key|auth)"
@@ -69,12 +67,11 @@ class _Masked:
         return getattr(self._stream, name)
 
 
-@contextmanager
-def masked_output() -> Iterator[None]:
-    """Inside, standard output and error are masked, tracebacks too."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Masked(stream) for stream in before)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+def masked(stream: TextIO) -> TextIO:
+    """The stream, masking all that is written to it; tracebacks too, when it stands for standard error."""
+    return _Masked(stream)  # type: ignore[return-value]
+
+
+def unmasked(stream: IO[str]) -> IO[str]:
+    """The stream below `masked`: for what a model or a dataset says, which is nobody's to alter."""
+    return stream._stream if isinstance(stream, _Masked) else stream

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from looplm.masking import mask, mask_tree, masked_output
+from looplm.masking import mask, mask_tree, masked, unmasked
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,9 @@ def test_strings_under_a_secret_name_are_replaced() -> None:
 
 def test_output_and_tracebacks_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    with masked_output():
-        print("api_token=abc", file=sys.stderr)
-        sys.excepthook(ValueError, ValueError("password=def"), None)
-    assert sys.stderr is stream
+    monkeypatch.setattr(sys, "stderr", masked(stream))
+    print("api_token=abc", file=sys.stderr)
+    sys.excepthook(ValueError, ValueError("password=def"), None)
+    assert unmasked(sys.stderr) is unmasked(stream) is stream
     assert "abc" not in stream.getvalue()
     assert "ValueError: password=***" in stream.getvalue()

@@ -9,10 +9,9 @@ from typing import Any
 import typer
 
 from looplm.cli import checkpoint, data, machine, run
-from looplm.cli.output import console, messages
+from looplm.cli.output import console, messages, standard_streams
 from looplm.distributed import leave
 from looplm.errors import RunEnded, UserError, show
-from looplm.masking import masked_output
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
@@ -30,11 +29,16 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: 0 done, 2 the user's mistake, 75 and 76 a run that ended on purpose, anything else a crash."""
-    with masked_output():
-        _main()
+    with standard_streams():
+        try:
+            code = _main()
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # here, where it is masked
+            code = 1
+    sys.exit(code)
 
 
-def _main() -> None:
+def _main() -> int | None:
     code = None
     try:
         code = app(prog_name="looplm", standalone_mode=False)
@@ -51,7 +55,7 @@ def _main() -> None:
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
         leave(INTERRUPTED)
-    sys.exit(code)
+    return code
 
 
 def _usage(error: Any) -> str:

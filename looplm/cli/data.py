@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from looplm.cli.output import console, messages
+from looplm.cli.output import console, messages, write_result
 from looplm.errors import UserError
+from looplm.masking import mask
 
 app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 
@@ -130,5 +131,5 @@ def data_inspect(
     """Counts, a histogram of lengths and decoded samples of a dataset."""
     from looplm.data.inspect import describe
 
-    for line in describe(dataset, samples, verify=verify):
-        console.print(line)
+    for line, text in describe(dataset, samples, verify=verify):
+        write_result(mask(line) + text)

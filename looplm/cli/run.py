@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from looplm.cli.options import Compiled, Coordinator, Ema, NumProcesses, Overrides, ProcessId, Step, Workdir
-from looplm.cli.output import console, messages
+from looplm.cli.output import console, messages, write_result
 from looplm.cli.processes import several
 
 
@@ -84,7 +84,7 @@ def generate(
 
     lm = looplm.load(workdir, step=step, ema=ema)
     texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    console.print(prompt + texts[0])
+    write_result(prompt + texts[0])
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"
     # Beside the text, not in it: standard output can be piped on.
     weights = f"step {lm.step}{', averaged weights' * ema}"

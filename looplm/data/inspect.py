@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +15,28 @@ _BAR = 40
 _SHOWN_TOKENS = 48
 
 
-def describe(path: Path | str, num_samples: int, *, verify: bool) -> Iterator[str]:
+class Told(NamedTuple):
+    """A line about a dataset."""
+
+    line: str
+    text: str = ""
+    """What it ends with: words of the dataset itself, to be shown as they are."""
+
+
+def describe(path: Path | str, num_samples: int, *, verify: bool) -> Iterator[Told]:
     """Yield lines about a dataset. Raises UserError unless it is one; with `verify`, if a file was changed too."""
     dataset = TokenDataset.open(path)
     if num_samples < 0:
         raise UserError(f"--samples {num_samples} must not be negative")
+    yield from map(Told, _summary(dataset))
+    yield from map(Told, _histogram(dataset))
+    yield from _samples(dataset, num_samples)
+    if verify:
+        dataset.verify()
+        yield Told(f"verified: the digests of {len(dataset.manifest.files)} files are right")
+
+
+def _summary(dataset: TokenDataset) -> Iterator[str]:
     manifest = dataset.manifest
     size = sum(entry.size for entry in manifest.files)
     tokenizer = f"{manifest.tokenizer_file} {manifest.tokenizer_fingerprint}" if dataset.has_tokenizer else "none"
@@ -35,11 +53,6 @@ def describe(path: Path | str, num_samples: int, *, verify: bool) -> Iterator[st
         yield f"loss on answers only: {learnt} tokens, {learnt / dataset.num_tokens:.1%}"
     yield f"skipped in the build: {reasons(manifest.skipped)}"
     yield f"fingerprint: {dataset.fingerprint}"
-    yield from _histogram(dataset)
-    yield from _samples(dataset, num_samples)
-    if verify:
-        dataset.verify()
-        yield f"verified: the digests of {len(manifest.files)} files are right"
 
 
 def _histogram(dataset: TokenDataset) -> Iterator[str]:
@@ -62,7 +75,7 @@ def _histogram(dataset: TokenDataset) -> Iterator[str]:
         yield f"  from {1 << power:>8}: {documents[power]:>9} documents, {share:6.1%} of tokens {bar}".rstrip()
 
 
-def _samples(dataset: TokenDataset, count: int) -> Iterator[str]:
+def _samples(dataset: TokenDataset, count: int) -> Iterator[Told]:
     """The beginnings of documents spread over the dataset, with where they are from."""
     tokenizer = dataset.tokenizer() if dataset.has_tokenizer else None
     numbers = np.unique(np.linspace(0, dataset.num_documents - 1, min(count, dataset.num_documents)).astype(np.int64))
@@ -73,4 +86,4 @@ def _samples(dataset: TokenDataset, count: int) -> Iterator[str]:
         ids = dataset.tokens(start, min(stop, start + _SHOWN_TOKENS))
         shown = repr(tokenizer.decode(ids)) if tokenizer else " ".join(map(str, ids.tolist()))
         more = " ..." * (stop - start > _SHOWN_TOKENS)
-        yield f"document {number}, {names[source]}:{record + 1}, {stop - start} tokens: {shown}{more}"
+        yield Told(f"document {number}, {names[source]}:{record + 1}, {stop - start} tokens: ", f"{shown}{more}")

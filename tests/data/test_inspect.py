@@ -11,7 +11,7 @@ from looplm.errors import UserError
 
 
 def test_counts_lengths_and_samples(dataset: TokenDataset) -> None:
-    lines = list(describe(dataset.path, 2, verify=True))
+    lines = ["".join(told) for told in describe(dataset.path, 2, verify=True)]
     text = "\n".join(lines)
     assert f"{dataset.num_documents} documents, {dataset.num_tokens} tokens" in lines[0]
     histogram = [row for row in lines if row.startswith("  from")]
@@ -29,7 +29,8 @@ def test_counts_lengths_and_samples(dataset: TokenDataset) -> None:
 
 
 def test_loss_masks_and_ids_without_a_tokenizer_are_told(write_dataset) -> None:
-    lines = list(describe(write_dataset([4, 4], masks=[[0, 0, 1, 1], [0, 1, 1, 1]]).path, 0, verify=False))
+    path = write_dataset([4, 4], masks=[[0, 0, 1, 1], [0, 1, 1, 1]]).path
+    lines = [told.line for told in describe(path, 0, verify=False)]
     assert "loss on answers only: 5 tokens, 62.5%" in lines
     assert not any(row.startswith("document ") for row in lines)
 

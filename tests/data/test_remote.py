@@ -308,5 +308,5 @@ def test_a_look_inside_and_the_two_files_of_a_hugging_face_tokenizer(
     dataset = TokenDataset.open(address)
     assert dataset.tokenizer().fingerprint == TokenDataset.open(tmp_path / "with_hf").tokenizer().fingerprint
     here, there = (list(describe(path, 2, verify=True)) for path in (tmp_path / "with_hf", address))
-    assert there[0].startswith(f"dataset {address}: ")
+    assert there[0].line.startswith(f"dataset {address}: ")
     assert there[1:] == here[1:]
