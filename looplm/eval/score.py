@@ -13,7 +13,7 @@ from looplm.model.gates import exit_loop, log_exit_distribution
 from looplm.model.loop import Depth
 from looplm.objective.base import scores_of_loops
 from looplm.ops.attention import self_mask
-from looplm.sharding.rules import BATCH_AXES, activation_spec
+from looplm.sharding.rules import activation_spec
 
 
 class TokenScores(NamedTuple):
@@ -30,7 +30,7 @@ class Scorer:
 
     def __init__(self, lm: FunctionalLM, mesh: jax.sharding.Mesh, num_loops: int):
         self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
-        self._rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        self._rows = NamedSharding(mesh, activation_spec("batch", mesh=mesh))
         self._dtype = compute_dtype(lm.config)
         self._score = jax.jit(self._forward)
 

@@ -29,7 +29,7 @@ from looplm.ops.permute import collect, limited_places, sorted_places, spread
 from looplm.ops.ragged_exchange import exchange, windows
 from looplm.ops.rounds import sum_of_rounds
 from looplm.sharding.collective import on_each_device, use
-from looplm.sharding.rules import MESH_AXES, activation_spec
+from looplm.sharding.rules import activation_spec, num_shards, splitting
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
 ROOM = 1.25
@@ -47,8 +47,8 @@ class Tokens(NamedTuple):
     weights_BSk: jax.Array
 
 
-Work = Callable[[Tokens, Sequence[jax.Array], int | None], tuple[jax.Array, jax.Array]]
-"""(tokens, kernels, devices along `expert`, or None without a mesh) -> (out, dropped choices)."""
+Work = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
+"""(tokens, kernels) -> (out, dropped choices)."""
 
 
 class Experts(nnx.Module):
@@ -77,25 +77,26 @@ class Experts(nnx.Module):
         work = self._dropless if capacity_factor is None else partial(self._limited, capacity_factor)
         kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
         if jax.sharding.get_abstract_mesh().empty:
-            return work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels, None)
+            return work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
         return on_each_device(partial(self._on_device, work), x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
 
     def _on_device(self, work: Work, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, ids, weights, *kernels = arrays
+        splits = splitting(jax.sharding.get_abstract_mesh())
         # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
-        x, weights = (_vary(array, (TENSOR,)) for array in (x, weights))
-        partly = [_vary(kernel, set(MESH_AXES) - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = work(Tokens(x, ids, weights), partly, jax.lax.axis_size(EXPERT))
+        x, weights = (_vary(array, splits & {TENSOR}) for array in (x, weights))
+        partly = [_vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
+        out, dropped = work(Tokens(x, ids, weights), partly)
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
-    def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None) -> tuple[jax.Array, jax.Array]:
+    def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
         x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
         choice_M, places_nk, sizes_E = sorted_places(ids_nk, self.moe.num_experts)
         token_M = choice_M // ids_nk.shape[1]
         rows_MD = spread(x_nD, token_M, places_nk, full=True)
         weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1), full=True)
-        if parts is None or parts == 1:
+        if num_shards(EXPERT) == 1:
             y_MD = self._grouped(sizes_E, rows_MD, weights_M1, kernels)
         else:
             y_MD = self._elsewhere(rows_MD, weights_M1, sizes_E, kernels)
@@ -133,11 +134,11 @@ class Experts(nnx.Module):
         return self._expert(product, rows_MD, weights_M1, kernels)
 
     def _limited(
-        self, capacity_factor: float, tokens: Tokens, kernels: Sequence[jax.Array], parts: int | None
+        self, capacity_factor: float, tokens: Tokens, kernels: Sequence[jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens
         (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
-        cuts = 1 if parts is None else jax.lax.axis_size(CONTEXT)
+        parts, cuts = num_shards(EXPERT), num_shards(CONTEXT)
         C = math.ceil(capacity_factor * S * cuts * k / E)
         taken_BE = jnp.zeros_like(ids_BSk, shape=(B, E))
         if cuts > 1:
@@ -150,13 +151,13 @@ class Experts(nnx.Module):
 
         def to_experts(rows_BMD: jax.Array) -> jax.Array:
             rows_EBCD = jnp.moveaxis(rows_BMD.reshape(B, E, C, -1), 1, 0)
-            if parts is not None:
+            if parts > 1:
                 rows_EBCD = jax.lax.all_to_all(rows_EBCD, EXPERT, split_axis=0, concat_axis=1, tiled=True)
             return rows_EBCD.reshape(rows_EBCD.shape[0], -1, rows_EBCD.shape[-1])
 
         def home(rows_EMD: jax.Array) -> jax.Array:
             rows_EBCD = rows_EMD.reshape(rows_EMD.shape[0], -1, C, D)
-            if parts is not None:
+            if parts > 1:
                 rows_EBCD = jax.lax.all_to_all(rows_EBCD, EXPERT, split_axis=1, concat_axis=0, tiled=True)
             return jnp.moveaxis(rows_EBCD, 0, 1).reshape(B, E * C, D)
 

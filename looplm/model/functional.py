@@ -52,11 +52,6 @@ class FunctionalLM:
         return self.map(ready, params)
 
     @cached_property
-    def specs(self) -> dict[str, Any]:
-        """The PartitionSpec of every parameter, a tree like the parameters."""
-        return self.map(lambda value, variable: parameter_spec(variable.axes, value.shape), self.shapes)
-
-    @cached_property
     def shapes(self) -> dict[str, Any]:
         """jax.ShapeDtypeStruct of every parameter."""
         return _unflatten(
@@ -68,11 +63,12 @@ class FunctionalLM:
 
     def abstract(self, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         """Shapes with their shardings over `mesh`, to restore a checkpoint onto."""
-        return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
-            self.shapes,
-            self.specs,
-        )
+
+        def laid_out(leaf: jax.ShapeDtypeStruct, variable: nnx.Param) -> jax.ShapeDtypeStruct:
+            spec = parameter_spec(variable.axes, leaf.shape, mesh)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+        return self.map(laid_out, self.shapes)
 
     @cached_property
     def num_params(self) -> int:

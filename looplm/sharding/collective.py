@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from looplm.sharding.rules import MESH_AXES, activation_spec, parameter_spec
+from looplm.sharding.rules import activation_spec, parameter_spec, splitting
 
 
 def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
@@ -28,11 +28,12 @@ def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
         parameter: (..., *axes) with leading stack dims that `axes` does not name.
         axes: its logical axes.
     """
-    if jax.sharding.get_abstract_mesh().empty or jax.typeof(parameter).sharding.spec.reduced:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not splitting(mesh) or jax.typeof(parameter).sharding.spec.reduced:
         return parameter
-    spec = parameter_spec(axes, parameter.shape)
+    spec = parameter_spec(axes, parameter.shape, mesh)
     whole = [None if axis == "fsdp" else axis for axis in spec]
-    reduced = frozenset(MESH_AXES) - set(whole)
+    reduced = splitting(mesh) - set(whole)
     # In two steps, for the way back: see `reduce_gradient`.
     parameter = jax.sharding.reshard(parameter, PartitionSpec(*spec, reduced=reduced - set(spec)))
     return jax.sharding.reshard(parameter, PartitionSpec(*whole, reduced=reduced))
@@ -145,27 +146,8 @@ def _unmarked(vector: jax.Array) -> jax.Array:
 
 
 def on_each_device(function: Callable[..., Any], *arrays: jax.Array, out_specs: Any) -> Any:
-    """`jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`.
-
-    On a mesh of one device JAX (0.10.2 and 0.12.0.1) writes the function out in place and then refuses gradients that
-    are partial sums, so there the marks are taken off, and put on the gradient again.
-    """
-    if jax.sharding.get_abstract_mesh().size == 1:
-        arrays = tuple(_set_aside(array) if jax.typeof(array).sharding.spec.reduced else array for array in arrays)
+    """`jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`."""
     return jax.shard_map(function, out_specs=out_specs)(*arrays)
-
-
-@jax.custom_vjp
-def _set_aside(parameter: jax.Array) -> jax.Array:
-    return _unmarked(parameter)
-
-
-def _set_aside_backward(parameter: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    spec = jax.typeof(parameter).sharding.spec
-    return (jax.sharding.reshard(cotangent, PartitionSpec(*spec.partitions, unreduced=spec.reduced)),)
-
-
-_set_aside.defvjp(lambda parameter: (_unmarked(parameter), parameter), _set_aside_backward)
 
 
 def lay_out(x: jax.Array, *axes: str) -> jax.Array:

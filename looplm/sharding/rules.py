@@ -5,10 +5,12 @@ they are made. Without a mesh (`jax.set_mesh` not called) every function here an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+AnyMesh = Mesh | AbstractMesh
 
 MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
 """From the slowest links to the fastest."""
@@ -53,17 +55,34 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def parameter_spec(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+def parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
     """The spec of a parameter; stacks of layers have leading dims that `axes` does not name."""
     stacked = ("layers",) * (len(shape) - len(axes))
-    return PartitionSpec(*(PARAMETER_AXES[axis] for axis in (*stacked, *axes)))
+    return _spec((PARAMETER_AXES[axis] for axis in (*stacked, *axes)), mesh)
 
 
-def activation_spec(*axes: str) -> PartitionSpec | None:
-    """The spec of an activation, to be given as `out_sharding`; None without a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return None
-    return PartitionSpec(*(ACTIVATION_AXES[axis] for axis in axes))
+def activation_spec(*axes: str, mesh: AnyMesh | None = None) -> PartitionSpec | None:
+    """The spec of an activation, to be given as `out_sharding`; None without a mesh. `mesh`: else the present one."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return None if mesh.empty else _spec((ACTIVATION_AXES[axis] for axis in axes), mesh)
+
+
+def splitting(mesh: AnyMesh) -> frozenset[str]:
+    """The axes of a mesh that split something: those of more than one device."""
+    return frozenset(axis for axis, size in mesh.shape.items() if size > 1)
+
+
+def _spec(entries: Iterable[str | tuple[str, ...] | None], mesh: AnyMesh) -> PartitionSpec:
+    """Names only axes that split something. JAX takes `float32[1@data]` and `float32[1]` for two types, also where
+    `data` has one device, and loses the name wherever a dim of size one is reshaped or spread out: with one sequence,
+    or one key/value head, the operands of a product, or the state before and after a loop, would not fit together."""
+    splits = splitting(mesh)
+
+    def named(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        return tuple(axis for axis in axes if axis in splits)
+
+    return PartitionSpec(*map(named, entries))
 
 
 def num_shards(*axes: str) -> int:

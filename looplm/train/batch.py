@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Data
 from looplm.sharding.mesh import batch_part
-from looplm.sharding.rules import BATCH_AXES
+from looplm.sharding.rules import activation_spec
 
 PER_TOKEN = ("tokens", "labels", "segments", "positions")
 
@@ -30,7 +30,8 @@ class BatchLayout:
         self.shapes |= {"sequence": rows} | ({"depth": (*rows, 2)} if per_sequence else {})
 
     def sharding(self, name: str) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES, *(["context"] if name in PER_TOKEN else [])))
+        axes = ("one", "batch", "sequence") if name in PER_TOKEN else ("one", "batch")
+        return NamedSharding(self.mesh, activation_spec(*axes, mesh=self.mesh))
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {

@@ -25,14 +25,16 @@ def create_state(
     lm: FunctionalLM, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, seed: int
 ) -> TrainState:
     """Draws the parameters where they belong: no device ever holds more than its part."""
-    shardings = abstract_state(lm, optimizer, mesh)
+    abstract = abstract_state(lm, optimizer, mesh)
 
     def create(key: jax.Array) -> TrainState:
-        params = jax.tree.map(jax.sharding.reshard, lm.init(key), lm.specs)
+        params = jax.tree.map(
+            lambda leaf, laid: jax.sharding.reshard(leaf, laid.sharding.spec), lm.init(key), abstract.params
+        )
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     with jax.set_mesh(mesh):
-        return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shardings))(jax.random.key(seed))
+        return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(jax.random.key(seed))
 
 
 def state_of(optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, params: Params) -> TrainState:

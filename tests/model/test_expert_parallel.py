@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from looplm.config.schema import Balance, Mesh, Model, MoE
 from looplm.model.context import Context
@@ -17,7 +17,7 @@ from looplm.model.moe import MoE as Layer
 from looplm.ops.grouped_matmul import blocks
 from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
-from looplm.sharding.rules import BATCH_AXES, parameter_spec
+from looplm.sharding.rules import activation_spec, parameter_spec
 
 B, S, D, E = 8, 8, 8, 8
 BIASES = {
@@ -107,9 +107,9 @@ def placed(mesh, state, params, xs):
     axes = {path: variable.axes for path, variable in dict(nnx.to_flat_state(state)).items()}
 
     def place(path, leaf):
-        return jax.device_put(leaf, NamedSharding(mesh, parameter_spec(axes[_names(path)], leaf.shape)))
+        return jax.device_put(leaf, NamedSharding(mesh, parameter_spec(axes[_names(path)], leaf.shape, mesh)))
 
-    tokens = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))) for x in xs]
+    tokens = [jax.device_put(x, NamedSharding(mesh, activation_spec("batch", "sequence", mesh=mesh))) for x in xs]
     return jax.tree_util.tree_map_with_path(place, params), *tokens
 
 
