@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
@@ -13,7 +13,7 @@ from looplm.model.gates import exit_loop, log_exit_distribution
 from looplm.model.loop import Depth
 from looplm.objective.base import scores_of_loops
 from looplm.ops.attention import self_mask
-from looplm.sharding.rules import activation_spec
+from looplm.sharding.rules import activation_spec, placement
 
 
 class TokenScores(NamedTuple):
@@ -30,7 +30,7 @@ class Scorer:
 
     def __init__(self, lm: FunctionalLM, mesh: jax.sharding.Mesh, num_loops: int):
         self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
-        self._rows = NamedSharding(mesh, activation_spec("batch", mesh=mesh))
+        self._rows = placement(mesh, "batch")
         self._dtype = compute_dtype(lm.config)
         self._score = jax.jit(self._forward)
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -61,10 +61,15 @@ def parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh) -> 
     return _spec((PARAMETER_AXES[axis] for axis in (*stacked, *axes)), mesh)
 
 
-def activation_spec(*axes: str, mesh: AnyMesh | None = None) -> PartitionSpec | None:
-    """The spec of an activation, to be given as `out_sharding`; None without a mesh. `mesh`: else the present one."""
-    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+def activation_spec(*axes: str) -> PartitionSpec | None:
+    """The spec of an activation, to be given as `out_sharding`; None without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else _spec((ACTIVATION_AXES[axis] for axis in axes), mesh)
+
+
+def placement(mesh: Mesh, *axes: str) -> NamedSharding:
+    """Where an array with the axes of an activation lies that comes from the host."""
+    return NamedSharding(mesh, _spec((ACTIVATION_AXES[axis] for axis in axes), mesh))
 
 
 def splitting(mesh: AnyMesh) -> frozenset[str]:

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Data
 from looplm.sharding.mesh import batch_part
-from looplm.sharding.rules import activation_spec
+from looplm.sharding.rules import placement
 
 PER_TOKEN = ("tokens", "labels", "segments", "positions")
 
@@ -31,7 +31,7 @@ class BatchLayout:
 
     def sharding(self, name: str) -> NamedSharding:
         axes = ("one", "batch", "sequence") if name in PER_TOKEN else ("one", "batch")
-        return NamedSharding(self.mesh, activation_spec(*axes, mesh=self.mesh))
+        return placement(self.mesh, *axes)
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {

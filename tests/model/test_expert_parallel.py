@@ -17,7 +17,7 @@ from looplm.model.moe import MoE as Layer
 from looplm.ops.grouped_matmul import blocks
 from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
-from looplm.sharding.rules import activation_spec, parameter_spec
+from looplm.sharding.rules import parameter_spec, placement
 
 B, S, D, E = 8, 8, 8, 8
 BIASES = {
@@ -109,7 +109,7 @@ def placed(mesh, state, params, xs):
     def place(path, leaf):
         return jax.device_put(leaf, NamedSharding(mesh, parameter_spec(axes[_names(path)], leaf.shape, mesh)))
 
-    tokens = [jax.device_put(x, NamedSharding(mesh, activation_spec("batch", "sequence", mesh=mesh))) for x in xs]
+    tokens = [jax.device_put(x, placement(mesh, "batch", "sequence")) for x in xs]
     return jax.tree_util.tree_map_with_path(place, params), *tokens
 
 
