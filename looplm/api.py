@@ -148,8 +148,7 @@ class LoadedLM:
         if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and self.model.exit_gate is None:
             raise UserError(f"objective {objective.kind!r} needs an exit gate, and this model has none; give another")
         loss = build_objective(objective)
-        tokens_BS, labels_BS = self._ids("tokens", tokens_BS), jnp.asarray(labels_BS)
-        self._ids("labels", jnp.where(labels_BS == IGNORED, 0, labels_BS))
+        tokens_BS, labels_BS = self._ids("tokens", tokens_BS), self._ids("labels", labels_BS, but_for=IGNORED)
         _require_shape("labels", labels_BS, tokens_BS.shape)
 
         def mean(params: Params) -> jax.Array:
@@ -209,17 +208,18 @@ class LoadedLM:
     def _loops(self, num_loops: int | None) -> int:
         return self.loop.num_loops if num_loops is None else num_loops
 
-    def _ids(self, name: str, ids_BS: jax.Array) -> jax.Array:
-        """The ids as an array. Raises UserError unless they are integers (B, S) of the vocabulary; a traced array
-        cannot be looked into."""
-        ids_BS = jnp.asarray(ids_BS)
+    def _ids(self, name: str, given_BS: jax.typing.ArrayLike, *, but_for: int | None = None) -> jax.Array:
+        """The ids as an array. Raises UserError unless they are integers (B, S) of the vocabulary, or `but_for`; a
+        traced array cannot be looked into."""
+        ids_BS = jnp.asarray(given_BS)
         if ids_BS.ndim != 2 or not ids_BS.size or not jnp.issubdtype(ids_BS.dtype, jnp.integer):
             raise UserError(f"{name} of shape {ids_BS.shape} and type {ids_BS.dtype} must be integers (B, S)")
-        if not isinstance(ids_BS, jax.core.Tracer):
-            # JAX would clamp or wrap them silently.
-            for value in (int(jnp.min(ids_BS)), int(jnp.max(ids_BS))):
-                if not 0 <= value < self.model.vocab_size:
-                    raise UserError(f"{name} hold {value}, which is no id of the vocabulary of {self.model.vocab_size}")
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given_BS)):
+            # JAX would clamp or wrap them silently. With numpy: inside of `jit`, jnp traces known numbers too.
+            known_BS = np.asarray(given_BS)
+            wrong = known_BS[((known_BS < 0) | (known_BS >= self.model.vocab_size)) & (known_BS != but_for)]
+            if wrong.size:
+                raise UserError(f"{name} hold {wrong[0]}, which is no id of the vocabulary of {self.model.vocab_size}")
         return ids_BS
 
     def _forward(

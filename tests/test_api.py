@@ -27,6 +27,19 @@ def test_results_are_the_same_eagerly_and_under_jit(lm, tokens_BS):
     np.testing.assert_allclose(jitted.expected_logits(), mixed, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist])
+def test_ids_that_a_jitted_function_closes_over_are_looked_into(lm, tokens_BS, kind):
+    tokens_BS = np.array(tokens_BS)
+    tokens, labels = kind(tokens_BS), kind(np.where(tokens_BS < 100, tokens_BS, -100))
+    expected = lm(tokens).logits(2), lm.loss_and_grads(tokens, labels)[0]
+    found = jax.jit(lambda: (lm(tokens).logits(2), lm.loss_and_grads(tokens, labels)[0]))()
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    too_large = kind(tokens_BS + lm.model.vocab_size)
+    with pytest.raises(UserError, match="which is no id of the vocabulary of 384"):
+        jax.jit(lambda: lm(too_large).logits(1))()
+
+
 def test_logits_are_capped(lm, tokens_BS):
     capped = LoadedLM(lm.model.model_copy(update={"logit_softcap": 0.1}), lm.loop, lm.objective, lm.params)
     expected, out = lm(tokens_BS, num_loops=3), capped(tokens_BS, num_loops=3)
