@@ -37,3 +37,8 @@ def show(error: Exception) -> None:
 def warn(text: str) -> None:
     """One line on stderr; the program goes on."""
     print(f"looplm: {text}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """One line on stderr that is good to know; nothing is wrong."""
+    print(f"note: {text}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """What a save costs a run: seconds for which the training thread is held up, and the digests' part of them.
 
-    python tools/bench_checkpoint.py [CONFIG] [--saves 20] [--every 100] [--set key=value ...]
+    python tools/bench_checkpoint.py [CONFIG[:NAME]] [--saves 20] [--every 100] [--set key=value ...]
 
-CONFIG is configs/demo_cpu.py when left out. Random tokens are trained on, a checkpoint is saved every so many steps,
+CONFIG is demo_cpu when left out. Random tokens are trained on, a checkpoint is saved every so many steps,
 and times are medians over the saves after the first. `blocked`: inside `save`, with the device idle as the trainer
 leaves it. `digest in it`: of that, what the digests take. `digest, device`: what the device works on them. `behind`:
 from `save` until the checkpoint has its name.
@@ -43,7 +43,7 @@ class Timed:
 
 
 def main(
-    config: Annotated[Path, typer.Argument()] = Path(__file__).parents[1] / "configs" / "demo_cpu.py",
+    config: Annotated[str, typer.Argument(metavar="CONFIG[:NAME]")] = "demo_cpu",
     saves: int = 20,
     every: int = 100,
     set: Annotated[list[str] | None, typer.Option()] = None,

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from looplm.config.load import load_config, override, shipped_configs
+from looplm.config.load import load_config, override
 from looplm.config.schema import Guard
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--data", default="runs/demo/data/train", help="a token dataset (`looplm demo` makes this one)")
     arguments = parser.parse_args()
-    run = override(load_config(shipped_configs() / "demo_cpu.py"), {"data.train": arguments.data, "mesh.fsdp": 1})
+    run = override(load_config("demo_cpu"), {"data.train": arguments.data, "mesh.fsdp": 1})
     mesh = build_mesh(run.mesh, jax.devices()[:1])
     batches = list(islice(train_loader(open_mixture(run.data, seed=0), start_step=0, prefetch=0), 8))
     steps: dict[str, Callable] = {}

@@ -1,6 +1,6 @@
 """Starts one looplm command as several processes on this machine, each with its own pretended devices.
 
-    python launch/local/run.py --processes 2 --devices 4 -- looplm train CONFIG --workdir DIR
+    python launch/local/run.py --processes 2 --devices 4 -- looplm train CONFIG[:NAME] --workdir DIR
 
 Output is shown as it comes, every line with the number of its process. When one process fails the others are ended
 too, and its exit code is the runner's. With --devices 0 nothing is pretended: for a machine whose processes see

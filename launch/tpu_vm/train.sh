@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on all hosts of a Cloud TPU VM:   launch/tpu_vm/train.sh TPU_NAME ZONE CONFIG WORKDIR
+# Train on all hosts of a Cloud TPU VM:   launch/tpu_vm/train.sh TPU_NAME ZONE CONFIG[:NAME] WORKDIR
 # CONFIG and WORKDIR are paths on the hosts; WORKDIR is on storage that all of them see. looplm is installed there.
 # The hosts find each other by the metadata server. Flags are explained in launch/README.md.
 set -euo pipefail

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from looplm.cli.options import Coordinator, NumProcesses, Overrides, ProcessId
+from looplm.cli.options import Config, Coordinator, NumProcesses, Overrides, ProcessId
 from looplm.cli.output import console
 from looplm.cli.processes import several
 from looplm.errors import UserError
 
 
 def compile_command(
-    config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/ouro_1_4b.py.")],
+    config: Config,
     topology: Annotated[str, typer.Option(help="A TPU slice, e.g. v5e:4x4 or tpu7x:4x4x4, or cpu:8.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     set: Overrides = None,

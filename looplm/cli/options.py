@@ -5,6 +5,13 @@ from typing import Annotated
 
 import typer
 
+Config = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG[:NAME]",
+        help="A config file or the name of a shipped one, and which of its configs: configs/ouro.py:1.4b, ouro:tiny.",
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
 Coordinator = Annotated[
     str | None, typer.Option(help="HOST:PORT of process 0, when several processes are started by hand.")

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from looplm.cli.options import Compiled, Coordinator, Ema, NumProcesses, Overrides, ProcessId, Step, Workdir
+from looplm.cli.options import Compiled, Config, Coordinator, Ema, NumProcesses, Overrides, ProcessId, Step, Workdir
 from looplm.cli.output import console, messages, write_result
 from looplm.cli.processes import several
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A config file, e.g. configs/demo_cpu.py.")],
+    config: Config,
     workdir: Annotated[Path, typer.Option(help="Run directory; a run that is there is resumed.")],
     set: Overrides = None,
     sdc_check: Annotated[

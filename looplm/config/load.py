@@ -1,13 +1,11 @@
 """From a config file and `--set` overrides to a checked `Run`, and back to JSON.
 
-A config file is Python with `def config() -> Run`. Overrides address any leaf by its dotted name. Every mistake
-becomes one `UserError` that names the key, the value and what was expected.
+`config.file` finds the file and its function. Overrides address any leaf by its dotted name. Every mistake becomes one
+`UserError` that names the key, the value and what was expected.
 """
 
 import difflib
 import json
-import runpy
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,33 +15,21 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from looplm.config.check import check
+from looplm.config.file import ConfigFile, chosen, find_config, shipped_configs  # noqa: F401  importable from here too
 from looplm.config.schema import Run, Section
 from looplm.errors import UserError
 from looplm.masking import mask_tree
 
-SHIPPED_CONFIGS = (
-    Path(__file__).parents[2] / "configs",  # a checkout
-    Path(sys.prefix) / "share" / "looplm" / "configs",  # an installed wheel
-)
 
+def load_config(given: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Runs the config `FILE[:NAME]`, applies `key=value` overrides in order and checks the result.
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Runs the config file, applies `key=value` overrides in order and checks the result.
-
-    Raises UserError for a missing or broken file, an unknown key, a wrong type or sections that do not fit together.
+    FILE is a path or the name of a shipped file (`ouro:tiny`); without NAME the file's first config is taken. Raises
+    UserError for a missing or broken file, an unknown name or key, a wrong type or sections that do not fit together.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config file {path} does not exist; the shipped ones are in {shipped_configs()}")
-    run = _call_config(path)
-    if not isinstance(run, Run):
-        raise UserError(f"{path}: config() returned {type(run).__name__}, not a Run")
-    return check(override(run, dict(_split(text) for text in overrides)))
-
-
-def shipped_configs() -> Path:
-    """The folder of the config files that come with looplm."""
-    return next((folder for folder in SHIPPED_CONFIGS if folder.is_dir()), SHIPPED_CONFIGS[0])
+    file = find_config(given)
+    run = _call(file)
+    return check(override(run, dict(_split(text) for text in (*file.overrides, *overrides))))
 
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -106,13 +92,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
     return {key: (old, new) for key, (old, new) in values.items() if old != new}
 
 
-def _call_config(path: Path) -> object:
-    """Runs the file and its function `config`; whatever they raise is the user's mistake."""
+def _call(file: ConfigFile) -> Run:
+    """Runs the file and its function; whatever they raise is the user's mistake."""
+    path = file.path
     try:
-        config = runpy.run_path(str(path)).get("config")
-        if not callable(config):
-            raise UserError(f"{path} defines no function `config`; it must hold `def config() -> Run`")
-        return config()
+        function = chosen(file)
+        run = function()
     except UserError:
         raise
     except ValidationError as error:
@@ -122,6 +107,9 @@ def _call_config(path: Path) -> object:
         raise UserError(
             f"{path} line {_line_in(path, error)}: {type(error).__name__}: {reason}; mend the file"
         ) from error
+    if not isinstance(run, Run):
+        raise UserError(f"{path}: {getattr(function, '__name__', 'config')}() returned {type(run).__name__}, not a Run")
+    return run
 
 
 def _line_in(path: Path, error: Exception) -> int:

@@ -9,7 +9,7 @@ from looplm.compile.collectives import collectives
 from looplm.compile.compiled import compile_step
 from looplm.compile.report import describe, lines
 from looplm.compile.topology import described_devices
-from looplm.config.load import load_config, override, shipped_configs
+from looplm.config.load import load_config, override
 from looplm.config.schema import Mesh
 from looplm.errors import UserError
 from looplm.ops.grouped_matmul import check_backend
@@ -121,10 +121,10 @@ def test_experts_stay_where_they_are_and_tokens_travel(tiny_run) -> None:
     assert gathered == pytest.approx(2 * held * 3 / 4, rel=0.05)  # in bfloat16, three of four parts
 
 
-@pytest.mark.parametrize("name", ["looped_moe_1b", "smelt_100m", "moeut_44m"])
+@pytest.mark.parametrize("name", ["looped_moe", "smelt", "moeut"])
 def test_presets_with_experts_compile(name: str) -> None:
-    changes = {"mesh.expert": 4 if name != "moeut_44m" else 1, "loop.num_loops": 2}
-    run = override(load_config(shipped_configs() / f"{name}_tiny.py"), changes)
+    changes = {"mesh.expert": 4 if name != "moeut" else 1, "loop.num_loops": 2}
+    run = override(load_config(f"{name}:tiny"), changes)
     run = override(run, {"data.batch_tokens": 16 * run.data.sequence_length, "model.dtype": "bfloat16"})
     program = Program(run, build_mesh(run.mesh, described_devices("v5e:4x4")))
     assert describe(program, compile_step(program), "v5e:4x4").fits

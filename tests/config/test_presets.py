@@ -2,20 +2,21 @@
 
 import pytest
 
-from looplm.config.load import load_config, shipped_configs
+from looplm.config.file import find_config
+from looplm.config.load import load_config
 from looplm.model.functional import FunctionalLM
 
 PUBLISHED = {
     # Embedding and head 2 * 49152 * 2048; a layer 4 * D^2 + 3 * D * F + 4 * D; one norm; the gate D + 1.
-    "ouro_1_4b": 2 * 49152 * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
-    "ouro_2_6b": 2 * 49152 * 2048 + 48 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
+    "ouro:1.4b": 2 * 49152 * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
+    "ouro:2.6b": 2 * 49152 * 2048 + 48 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
     # From the shapes of the released state dict.
-    "huginn_3_5b": 3_564_976_800,
+    "huginn:3.5b": 3_564_976_800,
     # Counted in the official models, instantiated without allocating.
-    "parcae_140m": 144_323_136,
-    "parcae_370m": 388_003_328,
-    "parcae_770m": 776_655_680,
-    "parcae_1_3b": 1_338_591_744,
+    "parcae:140m": 144_323_136,
+    "parcae:370m": 388_003_328,
+    "parcae:770m": 776_655_680,
+    "parcae:1.3b": 1_338_591_744,
 }
 
 # Queries and outputs, keys and values, norms of both branches and of heads.
@@ -26,15 +27,14 @@ DENSE_1B = 2 * 49152 * 1024 + 1024 + 4 * (ATTENTION_1B + 3 * 1024 * 2816) + 8 * 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_as_many_as_published(name):
-    path = shipped_configs() / f"{name}.py"
-    count = FunctionalLM(load_config(path).model).num_params
+    count = FunctionalLM(load_config(name).model).num_params
     assert count == PUBLISHED[name]
-    assert f"{count:,} parameters" in path.read_text()
+    assert f"{name.partition(':')[2]} has {count:,}" in " ".join(find_config(name).path.read_text().split())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
-    large, tiny = (load_config(shipped_configs() / f"{n}.py").model for n in (name, f"{name}_tiny"))
+    large, tiny = (load_config(n).model for n in (name, f"{name.partition(':')[0]}:tiny"))
     for axis in (
         "norm_placement",
         "norm_at_loop_end",
@@ -60,18 +60,17 @@ def test_every_preset_has_a_tiny_sibling_with_the_same_axes(name):
     ("name", "total", "active"),
     [
         # Embedding, head, final norm; dense layers; layers with 64 experts, router, its biases of 4 loops.
-        ("looped_moe_1b", DENSE_1B + 8 * 64 * EXPERT_1B, DENSE_1B + 8 * 8 * EXPERT_1B),
-        ("smelt_100m", 366_769_280, 91_518_080),
+        ("looped_moe:1b", DENSE_1B + 8 * 64 * EXPERT_1B, DENSE_1B + 8 * 8 * EXPERT_1B),
+        ("smelt:100m", 366_769_280, 91_518_080),
         # Of the official modules: embedding, head with its bias, norms; two layers.
-        ("moeut_44m", 44_345_792, 10_937_536),
+        ("moeut:44m", 44_345_792, 10_937_536),
     ],
 )
 def test_presets_with_experts_say_how_many_parameters_are_active(name, total, active):
-    path = shipped_configs() / f"{name}.py"
-    lm = FunctionalLM(load_config(path).model)
+    lm = FunctionalLM(load_config(name).model)
     assert (lm.num_params, lm.num_active_params) == (total, active)
-    assert f"{total:,} parameters, {active:,} of them active." in path.read_text()
-    large, tiny = (load_config(shipped_configs() / f"{n}.py").model for n in (name, f"{name}_tiny"))
+    assert f"{total:,} parameters, {active:,} of them active" in find_config(name).path.read_text()
+    large, tiny = (load_config(n).model for n in (name, f"{name.partition(':')[0]}:tiny"))
     for axis in (
         "norm",
         "norm_placement",

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from looplm.config.load import load_config, shipped_configs
+from looplm.config.load import load_config
 from looplm.config.schema import DiagonalInjection, Model, OrthogonalInit, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM
 
@@ -52,7 +52,7 @@ def test_value_embeddings_start_as_the_official_ones(params):
 
 def test_moeut_starts_as_officially():
     """Standard deviations as RobertCsordas/moeut:moeut/moeut.py (reset_parameters) and torch's Linear have them."""
-    run = load_config(shipped_configs() / "moeut_44m_tiny.py")
+    run = load_config("moeut:tiny")
     model, moe = run.model, run.model.feed_forward
     D, N, H = model.dim, model.num_heads, model.head_dim
     params = jax.tree.map(np.asarray, FunctionalLM(model).init(jax.random.key(0)))

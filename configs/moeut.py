@@ -1,11 +1,13 @@
-"""MoEUT 44M (arXiv 2405.16039): 2 shared layers of 155 sigma-MoE experts and SwitchHead attention, looped 8 times.
+"""MoEUT (arXiv 2405.16039): 2 shared layers of sigma-MoE experts and SwitchHead attention, looped 8 times.
 
-    looplm train configs/moeut_44m.py --workdir runs/moeut --set data.train=DATASET
+    looplm train configs/moeut.py:44m --workdir runs/moeut --set data.train=DATASET
+    looplm train configs/moeut.py:tiny --workdir runs/moeut_tiny      (on the data of `looplm demo`)
 
-44,345,792 parameters, 10,937,536 of them active.
+44m has 44,345,792 parameters, 10,937,536 of them active; tiny is for a CPU.
 Departure: half of a head of 82 dims are 41, of which the official code cannot make pairs; 40 turn.
 """
 
+from looplm.config.load import override
 from looplm.config.schema import (
     AdamW,
     Balance,
@@ -21,11 +23,12 @@ from looplm.config.schema import (
     Run,
     Schedule,
 )
+from looplm.config.tiny import TINY_RUN
 
 BATCH_TOKENS = 64 * 1024
 
 
-def config() -> Run:
+def config_44m() -> Run:
     return Run(
         num_steps=100_000,
         model=Model(
@@ -62,3 +65,20 @@ def config() -> Run:
         data=Data(train="data/train", sequence_length=1024, batch_tokens=BATCH_TOKENS),
         checkpoint=Checkpoint(every_steps=1000),
     )
+
+
+def config_tiny() -> Run:
+    changes = {
+        "model.dim": 128,
+        "model.head_dim": 32,
+        "model.hidden_dim": 128,
+        "model.init.effective_depth": 3 * 2,
+        "model.feed_forward.num_experts": 20,
+        "model.feed_forward.experts_per_token": 4,
+        "model.feed_forward.expert_dim": 32,
+        "loop.num_loops": 3,
+        "loop.remat": "none",
+        "optim.learning_rate": 2e-3,
+        "optim.schedule.warmup_steps": 30,
+    }
+    return override(config_44m(), TINY_RUN | changes)

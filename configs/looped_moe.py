@@ -1,11 +1,13 @@
-"""A looped mixture of experts of about 1 B parameters: 8 shared layers of 64 experts, 8 a token, looped 4 times.
+"""A looped mixture of experts: shared layers of 64 experts, 8 a token, looped 4 times, among dense ones.
 
-    looplm train configs/looped_moe_1b.py --workdir runs/looped_moe --set data.train=DATASET
+    looplm train configs/looped_moe.py:1b --workdir runs/looped_moe --set data.train=DATASET
+    looplm train configs/looped_moe.py:tiny --workdir runs/looped_moe_tiny      (on the data of `looplm demo`)
 
-978,901,504 parameters, 274,258,432 of them active.
+1b has 978,901,504 parameters, 274,258,432 of them active; tiny is for a CPU.
 The sizes are our own; the router is that of arXiv 2412.19437: sigmoid scores, renormalised, balanced by a bias.
 """
 
+from looplm.config.load import override
 from looplm.config.schema import (
     AddInjection,
     Balance,
@@ -20,6 +22,7 @@ from looplm.config.schema import (
     Schedule,
     SwiGLU,
 )
+from looplm.config.tiny import TINY_RUN
 
 TOKENS = 40_000_000_000
 BATCH_TOKENS = 2**21
@@ -32,7 +35,7 @@ RECIPES = (  # compiled for this slice: docs/scaling.md
 )
 
 
-def config() -> Run:
+def config_1b() -> Run:
     return Run(
         num_steps=TOKENS // BATCH_TOKENS,
         model=Model(
@@ -64,3 +67,23 @@ def config() -> Run:
         checkpoint=Checkpoint(every_steps=1000),
         recipes=RECIPES,
     )
+
+
+def config_tiny() -> Run:
+    changes = {
+        "model.dim": 128,
+        "model.num_heads": 4,
+        "model.num_kv_heads": 2,
+        "model.hidden_dim": 256,
+        "model.prelude_layers": 1,
+        "model.block_layers": 1,
+        "model.coda_layers": 1,
+        "model.feed_forward.num_experts": 16,
+        "model.feed_forward.experts_per_token": 4,
+        "model.feed_forward.expert_dim": 64,
+        "model.feed_forward.balance.bias_rate": 0.01,
+        "loop.remat": "none",
+        "optim.learning_rate": 4e-3,
+        "optim.schedule.warmup_steps": 30,
+    }
+    return override(config_1b(), TINY_RUN | changes)

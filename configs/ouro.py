@@ -1,10 +1,13 @@
-"""Ouro 1.4B (arXiv 2510.25741): 24 shared layers, 4 loops, exit gate; stage 1b of its schedule.
+"""Ouro (arXiv 2510.25741): 24 or 48 shared layers, 4 loops, exit gate; stage 1b of its schedule.
 
-    looplm train configs/ouro_1_4b.py --workdir runs/ouro --set data.train=DATASET
+    looplm train configs/ouro.py:1.4b --workdir runs/ouro --set data.train=DATASET
+    looplm train configs/ouro.py:tiny --workdir runs/ouro_tiny      (on the data of `looplm demo`)
 
-1,434,652,673 parameters. The later stages change rope.theta, sequence_length and the learning rate (spec: table 1).
+1.4b has 1,434,652,673 parameters, 2.6b has 2,667,974,657; tiny is for a CPU. The later stages change rope.theta,
+sequence_length and the learning rate (spec: table 1).
 """
 
+from looplm.config.load import override
 from looplm.config.schema import (
     AdamW,
     Checkpoint,
@@ -19,6 +22,7 @@ from looplm.config.schema import (
     Run,
     Schedule,
 )
+from looplm.config.tiny import TINY_RUN
 
 TOKENS = 3_000_000_000_000
 BATCH_TOKENS = 8 * 2**20
@@ -41,7 +45,7 @@ RECIPES = (  # compiled for these slices: docs/scaling.md
 )
 
 
-def config() -> Run:
+def config_1_4b() -> Run:
     return Run(
         num_steps=TOKENS // BATCH_TOKENS,
         model=Model(
@@ -67,3 +71,20 @@ def config() -> Run:
         checkpoint=Checkpoint(every_steps=1000),
         recipes=RECIPES,
     )
+
+
+def config_2_6b() -> Run:
+    return override(config_1_4b(), {"model.block_layers": 48, "recipes": ()})
+
+
+def config_tiny() -> Run:
+    changes = {
+        "model.dim": 128,
+        "model.num_heads": 4,
+        "model.hidden_dim": 352,
+        "model.block_layers": 2,
+        "optim.learning_rate": 2e-3,
+        "optim.schedule.warmup_steps": 30,
+        "recipes": (),
+    }
+    return override(config_1_4b(), TINY_RUN | changes)

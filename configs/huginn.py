@@ -1,12 +1,15 @@
-"""Huginn 3.5B (arXiv 2502.05171): prelude 2, shared block 4, coda 2; 32 loops on average, gradient through the last 8.
+"""Huginn (arXiv 2502.05171): prelude 2, shared block 4, coda 2; 32 loops on average, gradient through the last 8.
 
-    looplm train configs/huginn_3_5b.py --workdir runs/huginn --set data.train=DATASET
+    looplm train configs/huginn.py:3.5b --workdir runs/huginn --set data.train=DATASET
+    looplm train configs/huginn.py:tiny --workdir runs/huginn_tiny      (on the data of `looplm demo`)
 
-3,564,976,800 parameters. Departs from the authors' optimizer, an AdamW with clipped updates, in using plain AdamW.
+3.5b has 3,564,976,800 parameters. Departs from the authors' optimizer, an AdamW with clipped updates, in using plain
+AdamW. tiny is for a CPU: 8 loops on average, gradient through the last 4.
 """
 
 import math
 
+from looplm.config.load import override
 from looplm.config.schema import (
     AdamW,
     Checkpoint,
@@ -23,6 +26,7 @@ from looplm.config.schema import (
     Run,
     Schedule,
 )
+from looplm.config.tiny import TINY_RUN
 
 BATCH_TOKENS = 4096 * 4096
 RECIPES = (  # compiled for these slices: docs/scaling.md
@@ -44,7 +48,7 @@ RECIPES = (  # compiled for these slices: docs/scaling.md
 )
 
 
-def config() -> Run:
+def config_3_5b() -> Run:
     return Run(
         num_steps=47_000,
         model=Model(
@@ -75,3 +79,22 @@ def config() -> Run:
         checkpoint=Checkpoint(every_steps=500),
         recipes=RECIPES,
     )
+
+
+def config_tiny() -> Run:
+    changes = {
+        "model.dim": 96,
+        "model.num_heads": 4,
+        "model.hidden_dim": 256,
+        "model.prelude_layers": 1,
+        "model.block_layers": 1,
+        "model.coda_layers": 1,
+        "model.embedding_scale": math.sqrt(96),
+        "model.init.effective_depth": 10,
+        "loop.num_loops": 8,
+        "loop.backprop_loops": 4,
+        "optim.learning_rate": 2e-3,
+        "optim.schedule.warmup_steps": 30,
+        "recipes": (),
+    }
+    return override(config_3_5b(), TINY_RUN | changes)
