@@ -1,14 +1,13 @@
-"""From `FILE[:NAME]` to the function that makes the config; FILE may also be the name of a shipped file.
+"""Which file and which of its functions `FILE[:NAME]` means; FILE may also be the name of a shipped file.
 
 A file holds one config, `def config() -> Run`, or several of one system, `def config_NAME() -> Run`. Python allows
-neither dots nor dashes in the name of a function, so `1.4b` is made by `config_1_4b`.
+neither dots nor dashes in the name of a function, so `1.4b` is made by `config_1_4b`. Nothing is run here.
 """
 
 import difflib
 import re
-import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,15 +56,13 @@ def find_config(given: str | Path) -> ConfigFile:
     raise UserError(f"config file {file} {reason}{nearest}; the shipped ones are {', '.join(shipped)}")
 
 
-def configs_in(path: Path) -> Configs:
-    """Runs the file and returns its configs by name, in its order; `config` itself has an empty name."""
-    found = runpy.run_path(str(path))
-    return {_shown(key): value for key, value in found.items() if re.match(r"config(_|$)", key) and callable(value)}
+def configs_among(names: Mapping[str, Any]) -> Configs:
+    """Returns the configs by name, of all that a file defines and in its order; `config` itself has an empty name."""
+    return {_shown(key): value for key, value in names.items() if re.match(r"config(_|$)", key) and callable(value)}
 
 
-def chosen(file: ConfigFile) -> Callable[[], Any]:
-    """Runs the file and returns the function that is meant; raises UserError when the file has no such config."""
-    configs = configs_in(file.path)
+def choose(file: ConfigFile, configs: Configs) -> Callable[[], Any]:
+    """Returns the function that is meant; raises UserError when the file has no such config."""
     if not configs:
         raise UserError(f"{file.path} defines no function `config`; it must hold `def config() -> Run`")
     if file.name is None:

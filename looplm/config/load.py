@@ -6,6 +6,7 @@
 
 import difflib
 import json
+import runpy
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from looplm.config.check import check
-from looplm.config.file import ConfigFile, chosen, find_config, shipped_configs  # noqa: F401  importable from here too
+from looplm.config.file import ConfigFile, Configs, choose, configs_among, find_config
+from looplm.config.file import shipped_configs as shipped_configs  # noqa: PLC0414
 from looplm.config.schema import Run, Section
 from looplm.errors import UserError
 from looplm.masking import mask_tree
@@ -30,6 +32,11 @@ def load_config(given: str | Path, overrides: Sequence[str] = ()) -> Run:
     file = find_config(given)
     run = _call(file)
     return check(override(run, dict(_split(text) for text in (*file.overrides, *overrides))))
+
+
+def configs_in(path: Path) -> Configs:
+    """Runs the file and returns the functions of its configs by name, in its order."""
+    return configs_among(runpy.run_path(str(path)))
 
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -96,7 +103,7 @@ def _call(file: ConfigFile) -> Run:
     """Runs the file and its function; whatever they raise is the user's mistake."""
     path = file.path
     try:
-        function = chosen(file)
+        function = choose(file, configs_in(path))
         run = function()
     except UserError:
         raise

@@ -1,6 +1,6 @@
 """The names of all shipped configs, as they are given to `looplm train`."""
 
-from looplm.config.file import configs_in, shipped_configs
+from looplm.config.load import configs_in, shipped_configs
 
 FILES = sorted(shipped_configs().glob("*.py"))
 NAMES = [f"{path.stem}:{name}" if name else path.stem for path in FILES for name in configs_in(path)]

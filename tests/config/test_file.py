@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from looplm.config.file import configs_in, find_config, shipped_configs
-from looplm.config.load import load_config, override
+from looplm.config.file import find_config, shipped_configs
+from looplm.config.load import configs_in, load_config, override
 from looplm.config.renamed import RENAMED
 from looplm.config.schema import Run
 from looplm.errors import UserError
