@@ -32,7 +32,7 @@ from looplm.data.folder import make_folder, sync_folder, write_synced
 from looplm.data.formats.document import Reading, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
-from looplm.data.formats.template import CHAT_TEMPLATE, PAIRS_TEMPLATE, check_template
+from looplm.data.formats.template import MESSAGE_FIELDS, PAIR_FIELDS, check_template, chosen_template
 from looplm.data.manifest import MANIFEST_FILE, SOURCES_FILE, Manifest
 from looplm.data.shard import FolderWriter, token_dtype
 from looplm.data.source import SourceFile, find_files
@@ -57,6 +57,10 @@ class _Options:
     validation_fraction: float
     shuffle_seed: int | None
     dedup: bool
+
+    def listed(self) -> dict[str, Any]:
+        """Return the fields as they name a build."""
+        return {**asdict(self), "reading": self.reading.listed()}
 
 
 def build_dataset(
@@ -100,7 +104,7 @@ def build_dataset(
     if out.name in ("", ".."):
         raise UserError(f"--out {out} is no name of a new folder; give one")
     tokenizer = _load_tokenizer(tokenizer_file, bos, eos, vocab_size)
-    reading = _completed(reading, tokenizer)
+    reading, template = _completed(reading, tokenizer)
     besides, account = Account(), Account()
     files = find_files(inputs, besides)
     total_bytes = sum(file.size for file in files)
@@ -133,8 +137,10 @@ def build_dataset(
         account += besides  # only now: what else lies there makes no other dataset
         skipped, notes = (dict(sorted(counts.items())) for counts in (account.skipped, account.notes))
         seconds = time.monotonic() - started
-        report = BuildReport(out, datasets, skipped, notes, account.examples, len(files), seconds, num_workers)
-        write_synced(staging / REPORT_FILE, report.dump(build, asdict(options)))
+        report = BuildReport(
+            out, datasets, skipped, notes, account.examples, len(files), seconds, num_workers, template=template
+        )
+        write_synced(staging / REPORT_FILE, report.dump(build, options.listed()))
         _move(staging, out)
         shutil.rmtree(work, ignore_errors=True)
     return report
@@ -197,28 +203,26 @@ def _load_tokenizer(file: Path | None, bos: str | None, eos: str | None, vocab_s
     return tokenizer
 
 
-def _completed(reading: Reading, tokenizer: Tokenizer | None) -> Reading:
-    """Fill in what the tokenizer knows, and check the template."""
+def _completed(reading: Reading, tokenizer: Tokenizer | None) -> tuple[Reading, str]:
+    """Fill in what the tokenizer knows, and check the template; also say which template it is."""
     if reading.separator_id is None and tokenizer is not None:
         reading = dataclasses.replace(reading, separator_id=tokenizer.eos_id)
     if reading.examples is None:
         if reading.template is not None:
             raise UserError("a template is for prompts and answers or chats; say which with --examples pairs or chat")
-        return reading
+        return reading, ""
     if tokenizer is None:
         raise UserError("supervised examples are texts; give --tokenizer FILE")
-    if reading.template is None:
-        own = tokenizer.chat_template if reading.examples == "chat" else None
-        default = CHAT_TEMPLATE if reading.examples == "chat" else PAIRS_TEMPLATE
-        reading = dataclasses.replace(reading, template=own or default)
-    assert reading.template is not None
-    check_template(reading.template, ("prompt", "answer") if reading.examples == "pairs" else ("role", "content"))
-    return reading
+    reading, told = chosen_template(reading, tokenizer.chat_templates)
+    for template in filter(None, (reading.template, reading.tool_template)):
+        fields = PAIR_FIELDS if reading.examples == "pairs" else MESSAGE_FIELDS
+        check_template(template, fields, tokenizer.template_tokens)
+    return reading, told
 
 
 def _build_digest(options: _Options, files: Sequence[SourceFile]) -> str:
     listed = [(file.name, file.size) for file in files]
-    return hashlib.sha256(json.dumps([RULES, asdict(options), listed]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([RULES, options.listed(), listed]).encode()).hexdigest()
 
 
 def _there_already(out: Path, build: str, options: _Options, files: Sequence[SourceFile]) -> BuildReport | None:
@@ -232,6 +236,7 @@ def _there_already(out: Path, build: str, options: _Options, files: Sequence[Sou
         fields: dict[str, Any] = json.loads((out / REPORT_FILE).read_bytes())
         same = fields["build"] == build
         told = fields["skipped"], fields["notes"], fields["examples"], fields["num_files"]
+        template = fields.get("template", "")
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     folders = [WHOLE] if options.validation_fraction == 0.0 else ["train", "validation"]
@@ -243,7 +248,7 @@ def _there_already(out: Path, build: str, options: _Options, files: Sequence[Sou
         dataset = TokenDataset.open(out / part)
         dataset.verify()
         datasets[part] = dataset.manifest
-    return BuildReport(out, datasets, *told, 0.0, 0, True)
+    return BuildReport(out, datasets, *told, 0.0, 0, template, was_there=True)
 
 
 def _made_of(listed: Path, files: Sequence[SourceFile]) -> bool:

@@ -69,6 +69,17 @@ def test_names_may_be_given(hf_folder: Path) -> None:
         Tokenizer.load(hf_folder)
 
 
+def test_templates_know_special_tokens_by_their_names(hf_folder: Path) -> None:
+    (hf_folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|end|>"}')
+    config = {"bos_token": None, "unk_token": {"content": "<|im_start|>"}, "add_bos_token": True, "model_max_length": 9}
+    (hf_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(hf_folder)
+    expected = {"eos_token": "<|im_end|>", "pad_token": "<|end|>", "unk_token": "<|im_start|>"}
+    assert tokenizer.template_tokens == expected, "no bos, as in transformers"
+    assert tokenizer.bos_id == tokenizer.eos_id == 2
+    assert pickle.loads(pickle.dumps(tokenizer)).template_tokens == expected
+
+
 def test_half_a_surrogate_is_no_text(hf_folder: Path) -> None:
     with pytest.raises(UserError, match="surrogate"):
         Tokenizer.load(hf_folder).encode("a\udce9b")
@@ -88,6 +99,14 @@ def test_broken_files_beside_it(hf_folder: Path) -> None:
     (hf_folder / "chat_template.jinja").unlink()
     (hf_folder / "tokenizer_config.json").write_text('{"eos_token": 5}')
     with pytest.raises(UserError, match="has no token 5, which is to be eos_token"):
+        Tokenizer.load(hf_folder)
+
+
+def test_an_older_file_of_a_template(hf_folder: Path) -> None:
+    (hf_folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert Tokenizer.load(hf_folder).chat_template == "{{ messages }}"
+    (hf_folder / "chat_template.json").write_text("{")
+    with pytest.raises(UserError, match=r"chat_template\.json is not JSON: .*take it away"):
         Tokenizer.load(hf_folder)
 
 

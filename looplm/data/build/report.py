@@ -53,6 +53,8 @@ class BuildReport:
     num_files: int
     seconds: float
     num_workers: int
+    template: str = ""
+    """Which one wrote the examples."""
     was_there: bool = False
     """The dataset was complete before: nothing was done."""
 
@@ -71,6 +73,8 @@ class BuildReport:
     def details(self) -> list[str]:
         """Return lines on what was found and left out, with the first example of every reason."""
         lines = [f"  skipped {reason}: {shown[0]}" for reason, shown in sorted(self.examples.items()) if shown]
+        if self.template:
+            lines.append(f"  template: {self.template}")
         if self.notes:
             lines.append(f"  kept: {reasons(self.notes)}")
         return lines
@@ -93,6 +97,7 @@ class BuildReport:
         fields = {
             "build": build,
             "options": options,
+            "template": self.template,
             "num_files": self.num_files,
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,

@@ -1,8 +1,9 @@
 """What goes between the reading of files and the encoding of documents."""
 
 import hashlib
+import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ import numpy as np
 from looplm.data.account import Account, Skipped, reasons
 from looplm.errors import UserError
 
+CHAT_FIELDS = ("tools", "documents", "chat_template_kwargs")
+"""What records hold beside messages for their template, if they do."""
 MAX_DOCUMENT_BYTES = 64 << 20
 """Memory is bounded by it: longer lines are left out, longer text files are cut at line ends."""
 
@@ -27,7 +30,9 @@ class Reading:
     answer_field: str = "answer"
     messages_field: str = "messages"
     template: str | None = None
-    """A format with {prompt} and {answer}, or {role} and {content}; or a Jinja chat template."""
+    """A format with {prompt} and {answer}, or {role} and {content}; or a Jinja template."""
+    tool_template: str | None = None
+    """Another one for chats with tools."""
     skip_damaged: bool = False
     """Whether what can be read of a damaged file is taken; else it is refused."""
     token_dtype: Literal["uint16", "uint32", "int32"] = "uint16"
@@ -35,9 +40,19 @@ class Reading:
     separator_id: int | None = None
     """Begins or ends every document of a token file."""
 
+    def listed(self) -> dict[str, Any]:
+        """Return the fields as they name a build. One that came later is left out where it says nothing, so that
+        datasets of before are found again."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in _LATER}
+
+
+_LATER = ("tool_template",)
+
 
 def make_reading(*, template: str | None = None, **options: Any) -> Reading:
-    """Return the reading that options of a command line ask for; `template` may name a file.
+    """Return the reading that options of a command line ask for; `template` may name a file, or a template of the
+    tokenizer (`complete_template`).
 
     Given in words, its `\\n` and `\\t` are line ends and tabs: a shell passes them on as they are written.
     Raises UserError for a value that is not one of those that there are.
@@ -47,13 +62,21 @@ def make_reading(*, template: str | None = None, **options: Any) -> Reading:
             values = " or ".join(str(value) for value in known if value)
             raise UserError(f"--{name.replace('_', '-')} {options[name]} is not known; use {values}")
     if template is not None and "{" not in template:
-        try:
-            template = Path(template).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--template {template} is neither a format with {{}} nor a file: {error}") from None
+        if os.path.exists(template):
+            template = _read_template(template)
     elif template is not None:
         template = template.replace("\\n", "\n").replace("\\t", "\t")
     return Reading(template=template, **options)
+
+
+def _read_template(path: str) -> str:
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --template {path}: {error}; give a format with {{}} or a file with one") from None
+    if "{" not in text:
+        raise UserError(f"--template {path} holds nothing in braces; write e.g. {{prompt}} and {{answer}} into it")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

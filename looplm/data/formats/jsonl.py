@@ -56,9 +56,9 @@ def read_lines(stream: FileStream, source: int, name: str, account: Account) -> 
 
 
 def line_documents(
-    piece: Piece, field: str, example: Callable[[dict[str, Any], int], Document | Skipped] | None
+    piece: Piece, field: str, example: Callable[[dict[str, Any], int], Iterator[Document | Skipped]] | None
 ) -> Iterator[Document | Skipped]:
-    """Yield the document of every line that is not blank; `example` makes it of the object, else `field` holds it."""
+    """Yield the document of every line that is not blank; `example` makes some of the object, else `field` holds it."""
     for number, line in enumerate(piece.data.split(b"\n"), start=piece.first):
         if not line or line.isspace():
             continue
@@ -74,7 +74,7 @@ def line_documents(
         if not isinstance(record, dict):
             yield Skipped(number, "no_object", kind_of(record))
         elif example is not None:
-            yield example(record, number)
+            yield from example(record, number)
         elif field not in record:
             missing = no_field(number, field, record)
             yield Skipped(number, missing.reason, missing.detail + chat_hint(record))

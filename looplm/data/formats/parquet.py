@@ -1,7 +1,7 @@
 """Parquet files: a row is a document, as a text or as ids. Only the columns that are asked for are read, in batches."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ _BATCH_BYTES = 4 << 20
 _MAX_ROWS = 4096
 
 
-def read_table(stream: FileStream, file: SourceFile, source: int, fields: Mapping[str, str]) -> Iterator[Piece]:
+def read_table(
+    stream: FileStream, file: SourceFile, source: int, fields: Mapping[str, str], optional: Collection[str]
+) -> Iterator[Piece]:
     """Yield the columns of `fields` in batches; of the ids where a plain text is not there and `input_ids` is.
 
-    Every field comes with the option that names it. Raises Damaged, and UserError for a file without such a column.
+    Every field comes with the option that names it; of `optional` ones those are read that are there. Raises Damaged,
+    and UserError for a file without such a column.
     """
     try:
         import pyarrow as pa
@@ -34,7 +37,7 @@ def read_table(stream: FileStream, file: SourceFile, source: int, fields: Mappin
         with pq.ParquetFile(
             file.path, buffer_size=CHUNK_BYTES, pre_buffer=False, page_checksum_verification=True
         ) as table:
-            columns = _columns(table.schema_arrow.names, fields, file)
+            columns = _columns(table.schema_arrow.names, fields, optional, file)
             first = 0
             for batch in table.iter_batches(_rows(table, columns), columns=columns):
                 sink = pa.BufferOutputStream()
@@ -49,7 +52,7 @@ def read_table(stream: FileStream, file: SourceFile, source: int, fields: Mappin
 def table_documents(
     piece: Piece,
     text: Callable[[object, int], Document | Skipped],
-    example: Callable[[dict[str, Any], int], Document | Skipped] | None,
+    example: Callable[[dict[str, Any], int], Iterator[Document | Skipped]] | None,
 ) -> Iterator[Document | Skipped]:
     """Yield the document of every row: `example` of the row, ids as they are, or `text` of the value."""
     import pyarrow as pa
@@ -58,7 +61,7 @@ def table_documents(
         batch = reader.read_next_batch()
     if example is not None:
         for number, row in enumerate(batch.to_pylist(), start=piece.first):
-            yield example(row, number)
+            yield from example(_without_nulls(row), number)
         return
     column = batch.column(0)
     if not _is_list(column.type):
@@ -80,9 +83,9 @@ def ids_document(number: int, ids: np.ndarray) -> Document | Skipped:
     return Document(number, ids, 0, hashlib.sha256(b"ids:" + ids.astype("<i8").tobytes()).digest())
 
 
-def _columns(names: list[str], fields: Mapping[str, str], file: SourceFile) -> list[str]:
+def _columns(names: list[str], fields: Mapping[str, str], optional: Collection[str], file: SourceFile) -> list[str]:
     if all(field in names for field in fields):
-        return list(fields)
+        return [*fields, *(field for field in optional if field in names and field not in fields)]
     missing, option = next((field, option) for field, option in fields.items() if field not in names)
     is_plain = option == "--field"
     if is_plain and IDS_FIELD in names:
@@ -91,6 +94,17 @@ def _columns(names: list[str], fields: Mapping[str, str], file: SourceFile) -> l
         f"{file.path} has no column {missing!r}; name one of {', '.join(names)} with {option}"
         f"{chat_hint(names) * is_plain}"
     )
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """All structs of a column have the same fields; those that a record did not have are null."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(part) for key, part in value.items() if part is not None}
+        return [cleaned(part) for part in value] if isinstance(value, list) else value
+
+    return {name: cleaned(value) for name, value in row.items()}
 
 
 def _rows(table: Any, columns: list[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from looplm.data.account import Account, Skipped
-from looplm.data.formats.document import Document, Piece, Reading, no_documents
+from looplm.data.formats.document import CHAT_FIELDS, Document, Piece, Reading, no_documents
 from looplm.data.formats.jsonl import line_documents, read_lines, text_of
 from looplm.data.formats.parquet import read_table, table_documents
 from looplm.data.formats.stream import Damaged, FileStream
@@ -102,7 +102,7 @@ def _read_pieces(
     if file.kind == "jsonl":
         return read_lines(stream, source, file.name, account)
     if file.kind == "parquet":
-        return read_table(stream, file, source, fields(reading))
+        return read_table(stream, file, source, fields(reading), CHAT_FIELDS if reading.examples == "chat" else ())
     return read_token_file(stream, file, source, reading, account)
 
 

@@ -2,113 +2,131 @@
 
 A format of Python has one line of rules: in `{prompt}\\n{answer}` everything from {answer} on is learnt; in
 `{role}: {content}\\n`, written once for every message, everything from {content} on, where the role is the assistant's.
-A Jinja template is that of Hugging Face tokenizers: `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
-What it adds when an answer follows a prompt is learnt, so it must only ever append.
+Braces of the text itself are doubled. What is no such format is a Jinja template: of `prompt` and `answer`, or that of
+Hugging Face tokenizers, of `messages` (`chat`), in which a pair is a user's message and the assistant's.
 """
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from looplm.data.formats.document import Part
+from looplm.data.formats.chat import ASSISTANT, PROBE, Message, Parts, chat_documents, content_text
+from looplm.data.formats.document import Part, Reading
+from looplm.data.formats.jinja import BadTemplate, jinja_template
+from looplm.data.tokenizer.chat_templates import DEFAULT
 from looplm.errors import UserError
 
-ASSISTANT = "assistant"
 PAIRS_TEMPLATE = "{prompt}\n{answer}"
 CHAT_TEMPLATE = "{role}: {content}\n"
+PAIR_FIELDS = ("prompt", "answer")
+MESSAGE_FIELDS = ("role", "content")
+TOOL_USE = "tool_use"
+"""The name that `transformers` takes for chats with tools."""
 
 
-class BadTemplate(ValueError):
-    """A template cannot be applied to a record."""
+def chosen_template(reading: Reading, named: Mapping[str, str]) -> tuple[Reading, str]:
+    """Fill in the template of examples, and say which one it is; `named` are those of the tokenizer.
+
+    As in `transformers`, `default` is the one for chats, and `tool_use` where a chat has tools. Raises UserError for a
+    name that is not there, and when there are several and none is for chats in general.
+    """
+    if reading.template is not None:
+        if "{" in reading.template:
+            return reading, "that of --template"
+        if reading.template not in named:
+            there = f", nor one of the tokenizer's {', '.join(named)}" if named else "; the tokenizer brings none along"
+            raise UserError(f"--template {reading.template} is neither a format with {{}} nor a file{there}")
+        return replace(reading, template=named[reading.template]), f"{reading.template!r} of the tokenizer"
+    if reading.examples == "pairs":
+        return replace(reading, template=PAIRS_TEMPLATE), f"{PAIRS_TEMPLATE!r}"
+    if not named:
+        return replace(reading, template=CHAT_TEMPLATE), f"{CHAT_TEMPLATE!r}, the tokenizer brings none along"
+    if DEFAULT not in named:
+        raise UserError(f"the tokenizer has no template {DEFAULT!r}; name one with --template: {', '.join(named)}")
+    for_tools = named.get(TOOL_USE)
+    told = f"{DEFAULT!r} of the tokenizer{f', {TOOL_USE!r} for chats with tools' if for_tools else ''}"
+    return replace(reading, template=named[DEFAULT], tool_template=for_tools), told
 
 
-def is_jinja(template: str) -> bool:
-    return "{%" in template or "{{" in template
+def check_template(template: str, fields: Sequence[str], tokens: Mapping[str, str]) -> None:
+    """Raise UserError unless it is a format with exactly these fields, each once, or a Jinja template for them.
 
-
-def check_template(template: str, names: Sequence[str]) -> None:
-    """Raise UserError unless a format has exactly the fields of these names, each once, or Jinja parses it."""
-    if is_jinja(template):
-        _jinja(template)
+    `tokens` are the special tokens that it may name.
+    """
+    if _format(template, tuple(fields)) is not None:
         return
+    if "{%" not in template and "{{" not in template:
+        raise _no_format(template, fields)
     try:
-        found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
-    except ValueError as error:
-        raise UserError(f"--template {template!r} is no format: {error}; write e.g. {PAIRS_TEMPLATE!r}") from None
-    if found != [[name, "", None] for name in names]:
-        expected = " and then ".join(f"{{{name}}}" for name in names)
-        raise UserError(f"--template {template!r} must hold {expected}, each once and nothing else in braces")
+        names = jinja_template(template).variables
+    except UserError as error:
+        if any(f"{{{field}}}" in template for field in fields):  # it is a format rather
+            raise _no_format(template, fields) from None
+        raise error
+    if fields != PAIR_FIELDS or "messages" in names:
+        return
+    if missing := [field for field in fields if field not in names]:
+        raise UserError(f"the template for pairs does not write {{{{ {missing[0]} }}}}; without it nothing is learnt")
+    if unknown := sorted(names - {*fields, *tokens}):
+        raise UserError(f"the template for pairs asks for {unknown[0]!r}; it gets prompt, answer and special tokens")
 
 
-def pair_parts(template: str, prompt: str, answer: str) -> tuple[Part, ...]:
-    """Prompt and answer in a format."""
-    before, after = _halves(template, "answer")
-    return Part(before.format(prompt=prompt), False), Part(answer + after, True)
+def pair_documents(template: str, prompt: str, answer: str, tokens: Mapping[str, str]) -> Sequence[Parts]:
+    """Return the one document of a prompt and an answer. Raises BadTemplate."""
+    if (texts := _format(template, PAIR_FIELDS)) is not None:
+        begin, between, end = texts
+        return [(Part(begin + prompt + between, False), Part(answer + end, True))]
+    compiled = jinja_template(template)
+    if "messages" in compiled.variables:
+        pair: list[Message] = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": answer}]
+        return chat_documents(template, pair, tokens)
+    before, found, _ = compiled.render({**tokens, "prompt": prompt, "answer": PROBE}).partition(PROBE)
+    text = compiled.render({**tokens, "prompt": prompt, "answer": answer})
+    if not found or not text.startswith(before):
+        raise BadTemplate("what the template writes before the answer depends on the answer")
+    return [(Part(before, False), Part(text[len(before) :], True))]
 
 
-def chat_parts(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> tuple[Part, ...]:
-    """Messages in a format or a Jinja template; `tokens` are the names of special tokens. Raises BadTemplate."""
-    if is_jinja(template):
-        return _jinja_parts(template, messages, tokens)
-    before, after = _halves(template, "content")
+def message_documents(template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> Sequence[Parts]:
+    """Return the documents of a chat: as a rule one, see `chat_documents`. Raises BadTemplate."""
+    if (texts := _format(template, MESSAGE_FIELDS)) is None:
+        return chat_documents(template, messages, variables)
+    begin, between, end = texts
     parts = []
     for message in messages:
-        parts.append(Part(before.format(role=message["role"]), False))
-        parts.append(Part(message["content"] + after, message["role"] == ASSISTANT))
-    return tuple(parts)
-
-
-def _jinja_parts(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> tuple[Part, ...]:
-    compiled = _jinja(template)
-    done, parts = "", []
-
-    def grow(count: int, is_learnt: bool, add_generation_prompt: bool) -> None:
-        nonlocal done
-        try:
-            text = compiled.render(
-                messages=messages[:count], add_generation_prompt=add_generation_prompt, tools=None, **tokens
-            )
-        except Exception as error:  # whatever the template does; `raise_exception` among it
-            raise BadTemplate(str(error)) from None
-        if not text.startswith(done):
-            raise BadTemplate("the template changes what it wrote before the last message")
-        parts.append(Part(text[len(done) :], is_learnt))
-        done = text
-
-    for number, message in enumerate(messages):
-        if message["role"] == ASSISTANT:
-            grow(number, False, True)
-            grow(number + 1, True, False)
-        elif number + 1 == len(messages):
-            grow(number + 1, False, False)
-    return tuple(part for part in parts if part.text)
+        if message.get("tool_calls"):
+            raise BadTemplate("a format has no place for tool calls; give a Jinja template")
+        content = content_text(message)
+        parts.append(Part(begin + message["role"] + between, False))
+        parts.append(Part(content + end, message["role"] == ASSISTANT))
+    return [tuple(parts)]
 
 
 @lru_cache(maxsize=8)
-def _jinja(template: str) -> Any:
+def _format(template: str, fields: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The texts around the fields of a format, one more than these; None if it is no format with just these fields."""
     try:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise UserError("a Jinja template needs the `jinja2` library; run `pip install looplm[hf]`") from None
+        parsed = list(string.Formatter().parse(template))
+    except ValueError:
+        return None
+    texts, found = [""], []
+    for text, *field in parsed:
+        texts[-1] += text
+        if field[0] is not None:
+            found.append(field)
+            texts.append("")
+    return tuple(texts) if found == [[name, "", None] for name in fields] else None
 
-    def refuse(message: str) -> None:
-        raise BadTemplate(message)
 
-    # As in `transformers`: templates of models rely on these.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+def _no_format(template: str, fields: Sequence[str]) -> UserError:
+    expected = " and then ".join(f"{{{name}}}" for name in fields)
+    try:
+        list(string.Formatter().parse(template))
+    except ValueError as error:
+        return UserError(f"--template {template!r} is no format: {error}; write {{{{ and }}}} for braces of the text")
+    return UserError(
+        f"--template {template!r} must hold {expected}, each once and nothing else in braces; "
+        "write {{ and }} for braces of the text"
     )
-    environment.globals["raise_exception"] = refuse
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is no Jinja template: line {error.lineno}: {error.message}") from None
-
-
-@lru_cache(maxsize=8)
-def _halves(template: str, name: str) -> tuple[str, str]:
-    """The format before the field of that name, and the plain text after it."""
-    before, after = template.split(f"{{{name}}}")
-    return before, after.format()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from looplm.data.tokenizer.chat_templates import DEFAULT
 from looplm.errors import UserError
 
 FileName = Literal["tokenizer.model", "tokenizer.json"]
@@ -71,7 +72,7 @@ class Tokenizer(ABC):
 
     @property
     def template_tokens(self) -> dict[str, str]:
-        """What `bos_token` and `eos_token` are in a Jinja template; empty where a text cannot name these tokens."""
+        """What special tokens are called in a Jinja template; names are empty where a text cannot name tokens."""
         return {"bos_token": "", "eos_token": ""}
 
     @property
@@ -80,9 +81,14 @@ class Tokenizer(ABC):
         return ()
 
     @property
+    def chat_templates(self) -> dict[str, str]:
+        """The Jinja templates that came with it, by name; a single one is called `default`."""
+        return {}
+
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template that came with it."""
-        return None
+        """The one for chats in general."""
+        return self.chat_templates.get(DEFAULT)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files, self.path)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from looplm.data.tokenizer.base import Tokenizer
+from looplm.data.tokenizer.chat_templates import named_templates, templates_beside
 from looplm.errors import UserError
 
 CONFIG_FILE = "tokenizer_config.json"
-_TEMPLATE_FILE = "chat_template.jinja"
+_KEPT = ("bos_token", "eos_token", "chat_template")
+_TOKENS_FILE = "special_tokens_map.json"
 # Some decoders strip the space before the first token, so a token is shown after another one.
 _ANCHOR = "a"
 
@@ -51,15 +53,14 @@ class HuggingFaceTokenizer(Tokenizer):
     @classmethod
     def read(cls, data: bytes, path: Path, *, bos: str | None, eos: str | None) -> "HuggingFaceTokenizer":
         """Read what is beside tokenizer.json too. Raises UserError unless it is known which token ends a document."""
-        beside = path.with_name(CONFIG_FILE)
-        config = _parse(beside.read_bytes(), beside) if beside.is_file() else {}
-        if (template := path.with_name(_TEMPLATE_FILE)).is_file():
-            try:
-                config["chat_template"] = template.read_text("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{template} is not UTF-8: {error}; mend it or take it away") from None
+        config: dict[str, Any] = {}
+        for beside in (path.with_name(name) for name in (_TOKENS_FILE, CONFIG_FILE)):
+            if beside.is_file():
+                config |= {key: value for key, value in _parse(beside.read_bytes(), beside).items() if value}
+        if templates := templates_beside(path.parent, config.get("chat_template")):
+            config["chat_template"] = templates
         config |= {key: name for key, name in (("bos_token", bos), ("eos_token", eos)) if name is not None}
-        kept = {key: config[key] for key in ("bos_token", "eos_token", "chat_template") if config.get(key)}
+        kept = {key: value for key, value in config.items() if key in _KEPT or _is_token(key, value)}
         if "eos_token" not in kept:
             raise UserError(f"{path} does not say which token ends a document; give --eos NAME, e.g. '<|endoftext|>'")
         return cls({cls.file_name: data, CONFIG_FILE: (json.dumps(kept, indent=2) + "\n").encode()}, path)
@@ -93,17 +94,15 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def template_tokens(self) -> dict[str, str]:
-        names = [self._plain.id_to_token(i) or "" for i in (self.bos_id, self.eos_id)]
-        return dict(zip(("bos_token", "eos_token"), names, strict=True))
+        return {key: _content(value) for key, value in self.config.items() if _is_token(key, value)}
 
     @property
     def special_names(self) -> tuple[str, ...]:
         return tuple(token.content for token in self._plain.get_added_tokens_decoder().values() if token.special)
 
     @property
-    def chat_template(self) -> str | None:
-        template = self.config.get("chat_template")
-        return template if isinstance(template, str) else None
+    def chat_templates(self) -> dict[str, str]:
+        return named_templates(self.config.get("chat_template"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -118,13 +117,21 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError("the text holds half of a surrogate pair, which UTF-8 lacks; read it as UTF-8") from None
 
     def _special(self, key: str) -> int:
-        name = self.config.get(key)
-        name = name.get("content") if isinstance(name, dict) else name  # both are in use
+        name = _content(self.config.get(key))
         if not name:
             return -1
         if not isinstance(name, str) or (found := self._plain.token_to_id(name)) is None:
             raise UserError(f"{self.path} has no token {name!r}, which is to be {key}; name one of its tokens")
         return found
+
+
+def _is_token(key: str, value: Any) -> bool:
+    """Whether an entry of the config names a special token, as templates call it: bos_token, pad_token, image_token."""
+    return key.endswith("_token") and isinstance(_content(value), str)
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token  # both are in use
 
 
 def _ids(encoding: Any) -> np.ndarray:
