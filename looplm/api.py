@@ -21,17 +21,19 @@ from looplm.eval.weights import restore_weights
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.model.loop import Depth
+from looplm.model.report import Report, Reporting
 from looplm.model.routing import Routing
-from looplm.objective import Sums, build_objective, evaluate, trained
+from looplm.objective import build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
 
 DType = Literal["bfloat16", "float32", "float64"]
+WITH_ROUTING = Reporting(routing=True)
 
 
 @jax.tree_util.register_dataclass
@@ -114,16 +116,18 @@ class LoadedLM:
             initial_state: (B, S, D), overrides the first state.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
         """
-        output, model = self._forward(
-            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, with_router_logits=True
+        reporting = Reporting(routing=True, router_logits=True)
+        forward = self._forward(
+            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, reporting=reporting
         )
-        log_exit_RBS, routed = output.log_exit_RBS, output.routing.get("block")
+        model, output = forward.model, forward("all")
+        log_exit_RBS, report = output.log_exit_RBS, output.reports.get("block", Report())
         return Result(
-            at_least_fp32(output.hidden_RBSD),
+            at_least_fp32(output.read),
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
-            _of_loops(routed.feed_forward) if routed else None,
-            _of_loops(routed.attention) if routed else None,
+            _of_loops(report.experts),
+            _of_loops(report.heads),
             at_least_fp32(jnp.asarray(model.head_VD)),
             None if model.head_bias_V is None else at_least_fp32(jnp.asarray(model.head_bias_V)),
             num_detached,
@@ -152,13 +156,11 @@ class LoadedLM:
         _require_shape("labels", labels_BS, tokens_BS.shape)
 
         def mean(params: Params) -> jax.Array:
-            params = trained(loss, params)
-            model = self.functional.bind(params)
-            read = loss.read_loops(self._loops(num_loops) - num_detached, jax.random.key(0))
-            output, _ = self._forward(
-                params, tokens_BS, num_loops, num_detached, initial_state, None, read, with_capacity=True
-            )
-            sums: Sums = evaluate(loss, model, output, labels_BS, read)
+            forward = self._forward(
+                trained(loss, self.functional, params), tokens_BS, num_loops, num_detached, initial_state, None,
+                with_capacity=True,
+            )  # fmt: skip
+            sums, _ = evaluate(loss, forward, labels_BS, jax.random.key(0))
             return sums.objective / jnp.maximum(sums.tokens, 1)
 
         return jax.value_and_grad(mean)(self.params)
@@ -187,14 +189,14 @@ class LoadedLM:
             self.params,
             [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
             num_loops=self._loops(num_loops),
-            exit_threshold=parse_exit(exit, has_gate=self.model.exit_gate is not None),
+            exit=parse_exit(exit, self.model),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
             end_ids=[self.tokenizer.eos_id],
             num_ids=self.tokenizer.vocab_size,
         )
-        return [self.tokenizer.decode(row) for row in tokens]
+        return [self.tokenizer.decode(row.tokens) for row in tokens]
 
     def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
         """{official name: array} of a tree like the parameters: weights, or gradients.
@@ -230,10 +232,10 @@ class LoadedLM:
         num_detached: int,
         initial_state: jax.Array | None,
         segments: jax.Array | None,
-        read: ReadLoops = "all",
-        with_router_logits: bool = False,
+        *,
+        reporting: Reporting = WITH_ROUTING,
         with_capacity: bool = False,
-    ) -> tuple[Output, LoopLM]:
+    ) -> Forward:
         num_loops = self._loops(num_loops)
         tokens_BS = self._ids("tokens", tokens_BS)
         if segments is not None:
@@ -247,23 +249,16 @@ class LoadedLM:
         model = self.functional.bind(params)
         segments_BS = jnp.zeros_like(tokens_BS) if segments is None else segments
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        output = model(
-            tokens_BS,
-            Context(
-                positions_BS,
-                self_mask(self.model, segments_BS),
-                key=jax.random.key(0),
-                sequence_B=jnp.arange(tokens_BS.shape[0]),
-                with_routing=True,
-                with_router_logits=with_router_logits,
-                with_capacity=with_capacity,
-            ),
-            Depth(num_loops - num_detached, num_detached=num_detached),
-            dtype=compute_dtype(self.model),
-            read_loops=read,
-            initial_state_BSD=initial_state,
+        context = Context(
+            positions_BS,
+            self_mask(self.model, segments_BS),
+            key=jax.random.key(0),
+            sequence_B=jnp.arange(tokens_BS.shape[0]),
+            reporting=reporting,
+            with_capacity=with_capacity,
         )
-        return output, model
+        depth = Depth(num_loops - num_detached, num_detached=num_detached)
+        return Forward(model, tokens_BS, context, depth, compute_dtype(self.model), start=initial_state)
 
 
 def _of_loops(routing: Routing | None) -> jax.Array | None:

@@ -43,6 +43,7 @@ from looplm.config.schema import (
     UniformDepth,
     ValueEmbedding,
 )
+from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
@@ -78,9 +79,9 @@ def greedy_tokens(folder: Path, exit_rule: str | None) -> Arrays:
     """Eight tokens after every prompt of an official model."""
     lm, io = looplm.load(folder), np.load(folder / "io.npz")
     options = dict(num_loops=MAX_LOOPS, max_tokens=8, temperature=0.0, seed=0, end_ids=[], num_ids=lm.model.vocab_size)
-    threshold = None if exit_rule is None else float(exit_rule.partition(":")[2])
-    rows = generate(lm.functional, lm.params, list(io["gen_prompt"]), exit_threshold=threshold, **options)
-    return {str(i): row for i, row in enumerate(rows)}
+    rule = parse_exit(exit_rule, lm.model)
+    rows = generate(lm.functional, lm.params, list(io["gen_prompt"]), exit=rule, **options)
+    return {str(i): row.tokens for i, row in enumerate(rows)}
 
 
 def training_runs() -> dict[str, Run]:

@@ -82,7 +82,7 @@ def _splits(run: Run, axis: str, parts: int) -> bool:
     model = run.model
     sizes = [run.data.sequence_length]
     if axis == "tensor":
-        sizes += [model.num_heads, model.num_kv_heads or model.num_heads, model.hidden_dim, model.vocab_size]
+        sizes += [model.num_heads, model.kv_heads, model.hidden_dim, model.vocab_size]
     return all(size % parts == 0 for size in sizes)
 
 

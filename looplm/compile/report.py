@@ -156,7 +156,7 @@ def _flops(program: Program, *, causal: bool) -> Flops:
         run.model, run.objective, sequence_length=run.data.sequence_length, num_loops=num_loops, trained_loops=window,
         causal=causal,
     )  # fmt: skip
-    return rematerialised(flops, run.model, run.loop.remat, num_loops=num_loops)
+    return rematerialised(flops, run.model, run.objective, run.loop.remat, num_loops=num_loops)
 
 
 def _together(found: list[Collective]) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
-from looplm.model.loop import Depth
-from looplm.objective.base import scores_of_loops
+from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
 from looplm.sharding.rules import activation_spec, placement
 
@@ -51,9 +52,9 @@ class Scorer:
             key=jax.random.key(0),
             sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
         )
-        output = model(batch["tokens"], context, Depth(self.num_loops), dtype=self._dtype, read_loops="all")
-        scores = scores_of_loops(model, output, batch["labels"])
-        result = (scores.nll_BS, scores.correct_BS, output.gate_logits_RBS)
+        forward = Forward(model, batch["tokens"], context, Depth(self.num_loops), self._dtype)
+        output = forward("all", scoring(model, batch["labels"]))
+        result = (output.read.nll_BS, output.read.correct_BS, output.gate_logits_RBS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
 
 

@@ -1,26 +1,52 @@
 """Room for the keys and values of a generation."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import Model
-from looplm.model.lm import Cache
+from looplm.errors import UserError
+from looplm.model.cache import Cache, KVCache
+
+POLICIES = "each, ragged, last or ring:K"
 
 
-def new_cache(config: Model, *, batch_size: int, length: int, num_loops: int, dtype: jax.typing.DTypeLike) -> Cache:
-    """An empty cache with a slot of its own for every layer visit: loop t of layer l never sees another loop's keys.
+def new_cache(config: Model, *, batch_size: int, length: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
+    """Makes an empty cache with so many slots for the loops; see `KVCache`.
 
-    Holds 2 * (prelude + num_loops * L + coda) * B * length * K * H numbers.
+    Holds 2 * (prelude + slots * L + coda) * B * length * K * H numbers.
     """
-    kv_heads = config.num_kv_heads or config.num_heads
-    head_dim = config.head_dim or config.dim // config.num_heads
 
-    def room(*layers: int) -> tuple[jax.Array, jax.Array]:
-        shape = (*layers, batch_size, length, kv_heads, head_dim)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    def room(layers: int, slots: int = 1) -> KVCache | None:
+        shape = (slots, layers, batch_size, length, config.kv_heads, config.head_size)
+        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) if layers else None
 
-    return Cache(
-        prelude=room(config.prelude_layers) if config.prelude_layers else None,
-        block=room(num_loops, config.block_layers),
-        coda=room(config.coda_layers) if config.coda_layers else None,
-    )
+    return Cache(room(config.prelude_layers), room(config.block_layers, slots), room(config.coda_layers))
+
+
+class Policy(NamedTuple):
+    """Which keys and values of earlier tokens a loop sees."""
+
+    slots: int
+    """Of the cache."""
+    exact: bool
+    """Whether a token that has left runs on for its keys and values alone, as in the official code of Ouro. Else it is
+    seen in deeper loops as it was in its last one, and loops in which nobody is left do not run."""
+
+
+def parse_policy(text: str | None, num_loops: int) -> Policy:
+    """Reads a policy.
+
+    `each`: those of the same loop, which every token runs. `ragged`: those of the same loop, or of the token's last one
+    where it left before. `last`: those of their last loop. `ring:K`: those of the latest of their loops whose number is
+    the same modulo K. None: `ragged`, which is `each` where nobody leaves early. Raises UserError for anything else.
+    """
+    name, _, value = (text or "ragged").partition(":")
+    if name in ("each", "ragged") and not value:
+        return Policy(num_loops, exact=name == "each")
+    if name == "last" and not value:
+        return Policy(1, exact=False)
+    if name == "ring" and value.isdecimal() and int(value) >= 1:
+        return Policy(min(int(value), num_loops), exact=False)
+    raise UserError(f"KV policy {text!r} is not known; use {POLICIES} with K of at least 1, e.g. ring:4")

@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looplm.infer.cache import new_cache
+from looplm.infer.cache import Policy, new_cache, parse_policy
+from looplm.infer.exit_rule import ExitRule
+from looplm.model.cache import Cache
 from looplm.model.context import Context
+from looplm.model.decode import decode
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.model.lm import Cache
-from looplm.model.loop import Depth
 from looplm.ops.attention import cached_mask
 from looplm.ops.precision import at_least_fp32
 
@@ -32,7 +35,8 @@ STATE_PURPOSE, SAMPLE_PURPOSE = 0, 1
 
 class Sampling(NamedTuple):
     num_loops: int
-    exit_threshold: float | None
+    exit: ExitRule | None
+    kv: Policy
     max_tokens: int
     greedy: bool
     num_ids: int
@@ -52,7 +56,18 @@ class Progress(NamedTuple):
     num_written_B: jax.Array
     """Tokens before the end."""
     written_BM: jax.Array
+    loops_BM: jax.Array
+    """Loops after which every written token was read."""
     cache: Cache
+
+
+class Written(NamedTuple):
+    """Of one row."""
+
+    tokens: np.ndarray
+    """The new tokens, without the end token."""
+    loops: np.ndarray
+    """After how many loops each of them was read."""
 
 
 def generate(
@@ -61,41 +76,45 @@ def generate(
     prompts: list[np.ndarray],
     *,
     num_loops: int,
-    exit_threshold: float | None,
+    exit: ExitRule | None = None,
+    kv: str | None = None,
     max_tokens: int,
     temperature: float,
     seed: int,
     end_ids: Sequence[int],
     num_ids: int,
-) -> list[np.ndarray]:
+) -> list[Written]:
     """Continues every prompt.
 
     Args:
         params: unsharded.
         prompts: token ids, at least one each.
-        num_loops: loops for every token.
-        exit_threshold: read a token at the loop where its cumulative exit probability reaches this; None: at the last.
+        num_loops: loops for every token, at most.
+        exit: when a token leaves before that; tokens of the prompt run all loops, of which the rule selects one. None:
+            no token does.
+        kv: which keys and values of earlier tokens a loop sees; see `parse_policy`.
         temperature: 0 takes the likeliest token.
         seed: of all that is drawn.
         end_ids: a row stops after any of these tokens.
         num_ids: ids that may be written; a vocabulary may be padded above what the tokenizer knows.
 
-    Returns:
-        The new tokens of every row, without the end token.
+    Raises UserError for a KV policy that is not known.
     """
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = -(-int(lengths_B.max()) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     tokens_BP = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(tokens_BP, prompts, strict=True):
         row[: len(prompt)] = prompt
-    sampling = Sampling(num_loops, exit_threshold, max_tokens, greedy=temperature == 0, num_ids=num_ids)
-    written_BM, num_written_B = jax.device_get(
+    policy = parse_policy(kv, num_loops)
+    sampling = Sampling(num_loops, exit, policy, max_tokens, greedy=temperature == 0, num_ids=num_ids)
+    written_BM, loops_BM, num_written_B = jax.device_get(
         _generate(
             lm, sampling, params, tokens_BP, lengths_B, temperature or 1.0, streams(prompts, seed),
             np.asarray(end_ids, np.int32),
         )
     )  # fmt: skip
-    return [row[:count] for row, count in zip(written_BM, num_written_B, strict=True)]
+    rows = zip(written_BM, loops_BM, num_written_B, strict=True)
+    return [Written(tokens[:count], loops[:count]) for tokens, loops, count in rows]
 
 
 def streams(prompts: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -124,13 +143,15 @@ def _generate(
     temperature: jax.Array,
     stream_B: jax.Array,
     end_ids_N: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the written tokens (B, max_tokens), and how many of every row are its own: those before an end token."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the written tokens (B, max_tokens), the loops after which they were read, and how many of every row are
+    its own: those before an end token."""
     model, dtype = lm.bind(params), compute_dtype(lm.config)
     batch_size, padded = tokens_BP.shape
     room = padded + sampling.max_tokens
     state_key, sample_key = (jax.random.fold_in(jax.random.key(0), p) for p in (STATE_PURPOSE, SAMPLE_PURPOSE))
-    cache = new_cache(lm.config, batch_size=batch_size, length=room, num_loops=sampling.num_loops, dtype=dtype)
+    halting = sampling.exit.build(model) if sampling.exit else model.halting
+    cache = new_cache(lm.config, batch_size=batch_size, length=room, slots=sampling.kv.slots, dtype=dtype)
 
     def sample(logits_BV: jax.Array, position_B: jax.Array) -> jax.Array:
         """The tokens at these positions."""
@@ -143,28 +164,34 @@ def _generate(
 
         return jax.vmap(draw)(logits_BV, stream_B, position_B)
 
-    def run(tokens_BS: jax.Array, positions_BS: jax.Array, last_B: jax.Array, cache: Cache) -> tuple:
-        """Logits after token `last_B` of every row, and the cache."""
-        context = Context(
-            positions_BS,
-            cached_mask(lm.config, positions_BS, room),
-            key=state_key,
-            sequence_B=stream_B,
-        )
-        output = model(
-            tokens_BS, context, Depth(sampling.num_loops), dtype=dtype, exit_threshold=sampling.exit_threshold,
-            cache=cache,
-        )  # fmt: skip
-        last_BSD = jnp.take_along_axis(output.hidden_RBSD[-1], last_B[:, None, None], axis=1)
-        return at_least_fp32(model.logits(last_BSD))[:, 0, : sampling.num_ids], output.cache
+    def context(positions_BS: jax.Array) -> Context:
+        mask = cached_mask(lm.config, positions_BS, room)
+        return Context(positions_BS, mask, key=state_key, sequence_B=stream_B)
+
+    def logits(hidden_B1D: jax.Array) -> jax.Array:
+        return at_least_fp32(model.logits(hidden_B1D))[:, 0, : sampling.num_ids]
+
+    def prefill() -> Progress:
+        positions_BP = jnp.broadcast_to(jnp.arange(padded), tokens_BP.shape)
+        depth, last_B1 = Depth(sampling.num_loops), lengths_B[:, None] - 1
+        output = Forward(model, tokens_BP, context(positions_BP), depth, dtype, halting=halting, cache=cache)()
+        loops_B = jnp.full_like(lengths_B, sampling.num_loops)
+        if halting.left(output.halt) is not None:
+            loops_B = jnp.take_along_axis(halting.exits(output.halt), last_B1, axis=1)[:, 0] + 1
+        zeros_B, zeros_BM = jnp.zeros_like(lengths_B), jnp.zeros((batch_size, sampling.max_tokens), jnp.int32)
+        start = Progress(jnp.int32(0), zeros_B, lengths_B, zeros_B != 0, zeros_B, zeros_BM, zeros_BM, output.cache)
+        hidden_B1D = jnp.take_along_axis(output.read[0], last_B1[:, :, None], axis=1)
+        return advance(start, logits(hidden_B1D), loops_B)
 
     def step(progress: Progress) -> Progress:
-        logits_BV, cache = run(
-            progress.token_B[:, None], progress.position_B[:, None], jnp.zeros_like(progress.position_B), progress.cache
-        )
-        return advance(progress._replace(cache=cache, position_B=progress.position_B + 1), logits_BV)
+        one = decode(
+            model, progress.token_B[:, None], context(progress.position_B[:, None]), sampling.num_loops, dtype=dtype,
+            halting=halting, cache=progress.cache, exact=sampling.kv.exact,
+        )  # fmt: skip
+        moved = progress._replace(cache=one.cache, position_B=progress.position_B + 1)
+        return advance(moved, logits(one.hidden_B1D), one.exit_B1[:, 0] + 1)
 
-    def advance(progress: Progress, logits_BV: jax.Array) -> Progress:
+    def advance(progress: Progress, logits_BV: jax.Array, loops_B: jax.Array) -> Progress:
         token_B = sample(logits_BV, progress.position_B)
         done_B = progress.done_B | jnp.any(token_B[:, None] == end_ids_N, axis=1)
         return progress._replace(
@@ -173,13 +200,8 @@ def _generate(
             done_B=done_B,
             num_written_B=progress.num_written_B + ~done_B,
             written_BM=progress.written_BM.at[:, progress.num_run].set(token_B),
+            loops_BM=progress.loops_BM.at[:, progress.num_run].set(loops_B),
         )
 
-    positions_BP = jnp.broadcast_to(jnp.arange(padded), tokens_BP.shape)
-    logits_BV, cache = run(tokens_BP, positions_BP, lengths_B - 1, cache)
-    zeros_B, written_BM = jnp.zeros(batch_size, jnp.int32), jnp.zeros((batch_size, sampling.max_tokens), jnp.int32)
-    start = Progress(jnp.int32(0), zeros_B, lengths_B, zeros_B != 0, zeros_B, written_BM, cache)
-    last = jax.lax.while_loop(
-        lambda p: (p.num_run < sampling.max_tokens) & ~jnp.all(p.done_B), step, advance(start, logits_BV)
-    )
-    return last.written_BM, last.num_written_B
+    last = jax.lax.while_loop(lambda p: (p.num_run < sampling.max_tokens) & ~jnp.all(p.done_B), step, prefill())
+    return last.written_BM, last.loops_BM, last.num_written_B

@@ -146,12 +146,18 @@ def training_flops(
 
 
 def rematerialised(
-    flops: Flops, model: Model, remat: Literal["none", "layer", "loop", "names", "offload"], *, num_loops: int
+    flops: Flops,
+    model: Model,
+    objective: Objective,
+    remat: Literal["none", "layer", "loop", "names", "offload"],
+    *,
+    num_loops: int,
 ) -> Flops:
     """The counts of `training_flops`, with what the backward pass computes again under `loop.remat`.
 
     - Always: the logits of the chunked cross-entropy.
-    - `layer`: every layer that has a gradient; its last product only where a norm needs the result.
+    - `layer`: every layer that has a gradient; its last product only where a norm needs the result. Where an objective
+      reads several loops, also what lies between a loop and the head, once more: nothing of it is kept.
     - `loop`, `offload`: also every trained loop, injection included, to get the inputs of its layers back.
     - `names`: as `loop`, but in the layers' turn without the last products of attention and feed-forward.
 
@@ -170,6 +176,8 @@ def rematerialised(
         times |= {name: 1 - _kept(model, places[name], remat) / cost for name, cost in once.items() if cost}
     if remat in ("loop", "names", "offload"):
         times |= {"loops": times["loops"] + 1, "injection": 1.0}
+    if remat != "none" and not isinstance(objective, FinalCrossEntropy | GateImprovement):
+        times |= {"read_out": 1.0, "coda": times.get("coda", 0.0) + 1}
     # What was done forward for the part that has a gradient is half of its backward cost.
     again = {name: times.get(name, 0.0) * part.backward / 2 for name, part in flops.parts.items()}
     return Flops(**{name: part._replace(recomputed=again[name]) for name, part in flops.parts.items()})
@@ -184,8 +192,8 @@ def visible_keys(model: Model, sequence_length: int) -> float:
 
 def _stack(model: Model, place: Place, keys: float) -> float:
     """The layers of prelude, block or coda, once."""
-    heads, kv_heads, count = model.num_heads, model.num_kv_heads or model.num_heads, model.layers_of(place)
-    width = _head_dim(model)
+    heads, kv_heads, count = model.num_heads, model.kv_heads, model.layers_of(place)
+    width = model.head_size
     attention = 4 * model.dim * width * (heads + kv_heads) + 4 * heads * width * keys
     if isinstance(mixture := model.attention, MixtureAttention):
         more = (mixture.num_experts - 1) * width * (heads + kv_heads)
@@ -222,12 +230,8 @@ def _kept(model: Model, place: Place, remat: str) -> float:
             kept += 2.0 * model.dim * width
     if remat == "names":
         experts = model.attention.num_experts if isinstance(model.attention, MixtureAttention) else 1
-        kept += 2.0 * model.dim * model.num_heads * experts * _head_dim(model) * model.layers_of(place)
+        kept += 2.0 * model.dim * model.num_heads * experts * model.head_size * model.layers_of(place)
     return kept
-
-
-def _head_dim(model: Model) -> int:
-    return model.head_dim or model.dim // model.num_heads
 
 
 def _injection(model: Model) -> float:

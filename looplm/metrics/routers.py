@@ -19,7 +19,8 @@ def router_numbers(metrics: dict[str, np.ndarray], loops: Sequence[int] | None) 
     """Names and values; for experts of attentions, `attention/` in place of `moe/`.
 
     - `moe/load_max`, `moe/load_min`: of all visits and layers; with `_loop_{t}` those of the block's loop t.
-    - `moe/changed_loop_{t}`: share of the experts of a token that the loop before had not chosen.
+    - `moe/changed_loop_{t}`: share of the experts of a token that the loop before had not chosen; not of the first
+      loop after those without gradient, whose choices are not kept.
     - `moe/dead`: experts of all layers that no visit used.
 
     Args:
@@ -49,7 +50,7 @@ def _numbers(branch: str, metrics: dict[str, np.ndarray], loops: Sequence[int] |
                 f"{branch}/load_max_loop_{t}": float(load_LE.max()),
                 f"{branch}/load_min_loop_{t}": float(load_LE.min()),
             }
-            if t > 1:
+            if t > loops[0]:
                 result[f"{branch}/changed_loop_{t}"] = 1 - float(kept) / float(choices_LE.sum())
     return result
 

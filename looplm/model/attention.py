@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.config.schema import MixtureAttention, Model
-from looplm.model.context import Context, KeysValues
-from looplm.model.head_experts import Choice, HeadRouter, OutputExperts, ValueExperts, routing_of
+from looplm.model.cache import KVCache, Visit
+from looplm.model.context import Context
+from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import initializers
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.model.routing import Routing
@@ -24,7 +25,7 @@ class Heads(nnx.Module):
     """Queries or keys: projection, then learned bias, norm and rotation as the config has them."""
 
     def __init__(self, config: Model, num_heads: int, axis: str, *, rngs: nnx.Rngs):
-        init, H = initializers(config), config.head_dim or config.dim // config.num_heads
+        init, H = initializers(config), config.head_size
         self.rope = config.rope
         self.project = Linear(
             rngs, init["linear"], "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
@@ -57,7 +58,7 @@ def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: 
 class Attention(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         D, N = config.dim, config.num_heads
-        K, H = config.num_kv_heads or N, config.head_dim or D // N
+        K, H = config.kv_heads, config.head_size
         init = initializers(config)
         self.query = Heads(config, N, "heads", rngs=rngs)
         self.key = Heads(config, K, "kv_heads", rngs=rngs)
@@ -68,7 +69,7 @@ class Attention(nnx.Module):
         self.value: nnx.Module = (
             ValueExperts(config, choosing, K, H, rngs=rngs)
             if choosing
-            else Linear(
+            else Unrouted(
                 rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
                 ("batch", "sequence", "kv_heads", "head_dim"),
             )
@@ -76,7 +77,7 @@ class Attention(nnx.Module):
         self.output: nnx.Module = (
             OutputExperts(config, mixture, H, rngs=rngs)
             if mixture
-            else Linear(
+            else Unrouted(
                 rngs, init["residual_output"], "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
                 ("batch", "sequence", "embed"),
             )
@@ -88,42 +89,51 @@ class Attention(nnx.Module):
         read_BSD: jax.Array,
         routed_BSD: jax.Array,
         context: Context,
-        cache: KeysValues | None,
-        before_BSW: jax.Array | None = None,
+        cache: KVCache | None,
+        visit: Visit | None,
         mix: Mix | None = None,
-    ) -> tuple[jax.Array, KeysValues | None, Routing | None]:
-        """Attends over x, or over the cache after x's keys and values were written into it. Returns (out, cache, what
-        the routers did, if there are some and the context asks for it).
+        memory_BMD: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None, Routing | None]:
+        """Attends over x, over the cache after x's keys and values were written into it, or over a memory and x.
 
-        read_BSD: what queries and keys are made of, x but for the norm.
-        routed_BSD: what routers read: the same in the layout of the residual stream.
-        before_BSW: sets of experts of the loop before.
-        mix: what else goes into the values.
+        Args:
+            read_BSD: what queries and keys are made of, x but for the norm.
+            routed_BSD: what routers read: the same in the layout of the residual stream.
+            visit: where in the cache this visit is; None without one.
+            mix: what else goes into the values.
+            memory_BMD: what keys and values are also made of, from before the sequence.
+
+        Returns (out, cache, what the routers did, if there are some and the context asks for it).
         """
         value_choice = self.value_router(routed_BSD) if self.value_router else None
         output_choice = self.output_router(routed_BSD) if self.output_router else None
         q_BSNH = self.query(read_BSD, context.positions_BS)
-        k_BTKH = self.key(read_BSD, context.positions_BS)
-        v_BTKH = self.value(x_BSD, *_given(value_choice))
+        keys_of_BTD, values_of_BTD = read_BSD, x_BSD
+        if memory_BMD is not None:
+            keys_of_BTD, values_of_BTD = (jnp.concatenate([memory_BMD, own], axis=1) for own in (read_BSD, x_BSD))
+        k_BTKH = self.key(keys_of_BTD, context.positions_BS)
+        v_BTKH = self.value(values_of_BTD, value_choice)
         if mix is not None:
             v_BTKH = mix(v_BTKH, x_BSD)
         if cache is not None:
-            row_B1 = jnp.arange(x_BSD.shape[0])[:, None]
-            k_BTKH = cache[0].at[row_B1, context.positions_BS].set(k_BTKH.astype(cache[0].dtype))
-            v_BTKH = cache[1].at[row_B1, context.positions_BS].set(v_BTKH.astype(cache[1].dtype))
-            cache = (k_BTKH, v_BTKH)
+            assert visit is not None, "who brings a cache says where"
+            k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
         # Where the sequence is split over devices, every query needs the keys and values of all of it.
         k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
-        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask_BST)
+        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask)
         routing = None
-        if self.mixture and context.with_routing:
+        if output_choice is not None and self.mixture and context.reporting.routing:
+            choices = [choice for choice in (value_choice, output_choice) if choice is not None]
             routing = routing_of(
-                [*_given(value_choice), *_given(output_choice)], before_BSW,
-                with_softmax=self.mixture.entropy_weight > 0, with_logits=context.with_router_logits,
-            )  # fmt: skip
-        return self.output(out_BSNH, *_given(output_choice)), cache, routing
+                choices,
+                with_softmax=self.mixture.entropy_weight > 0,
+                with_logits=context.reporting.router_logits,
+            )
+        return self.output(out_BSNH, output_choice), cache, routing
 
 
-def _given(choice: Choice | None) -> tuple[Choice, ...]:
-    """None for a projection without experts, which takes none."""
-    return () if choice is None else (choice,)
+class Unrouted(Linear):
+    """A projection without experts: there is nothing to choose."""
+
+    def __call__(self, x: jax.Array, choice: None = None) -> jax.Array:
+        return super().__call__(x)

@@ -1,8 +1,7 @@
 """One layer, and a stack of layers that share a shape."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +11,22 @@ from jax.ad_checkpoint import checkpoint_name
 from looplm.config import schema
 from looplm.config.schema import FeedForward, Model, Place
 from looplm.model.attention import Attention, Mix
-from looplm.model.context import Context, KeysValues
+from looplm.model.cache import KVCache, Visit
+from looplm.model.context import Context
 from looplm.model.feed_forward import build_dense
-from looplm.model.layers import stacked
-from looplm.model.mixed import in_units, interleaved, take, units
+from looplm.model.layers import in_group, stacked
+from looplm.model.mixed import places_among, scan_layers, take
 from looplm.model.moe import MoE
+from looplm.model.report import Report
 from looplm.model.residual import PLACEMENTS
-from looplm.model.routing import Routed, Routing
-from looplm.model.value_embedding import ValueGate, num_embedded
+from looplm.model.routing import Routing
+from looplm.model.value_embedding import ValueGate, embedded_layers
 from looplm.sharding.collective import gather_sequence, split_sequence
 
+Carry = tuple[jax.Array, KVCache | None]
+"""What goes from layer to layer: (the residual stream, the cache)."""
 KEPT_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` keeps of every layer."""
-Visit = tuple[tuple[KeysValues | None, Routing | None], Routing | None]
-"""What is kept of a layer's visit: (its cache, what the routers of its attention did), what that of its experts did."""
-Apply = Callable[[jax.Array, tuple], tuple[jax.Array, Visit]]
-"""(x, ((parameters, (cache, sets of experts of the attention in the loop before), sets of the feed-forward), extra))
--> (x, visit)."""
 
 
 class Layer(nnx.Module):
@@ -48,34 +46,45 @@ class Layer(nnx.Module):
         self,
         x_BSD: jax.Array,
         context: Context,
-        kept: tuple[KeysValues | None, jax.Array | None],
-        before_BSW: jax.Array | None,
+        cache: KVCache | None,
+        visit: Visit | None,
         mix: Mix | None = None,
-    ) -> tuple[jax.Array, Visit]:
-        """kept: (cache, sets of experts of the attention in the loop before); before_BSW: those of the feed-forward."""
+        memory_BMD: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None, Report]:
+        """Runs one visit; what the arguments after the context are, the attention says."""
 
         def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
             whole_BSD = gather_sequence(h_BSD)
             whole_read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
-            out_BSD, *new = self.attention(whole_BSD, whole_read_BSD, read_BSD, context, *kept, mix)
-            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), tuple(new)
+            out_BSD, *more = self.attention(whole_BSD, whole_read_BSD, read_BSD, context, cache, visit, mix, memory_BMD)
+            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), tuple(more)
 
         def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
             routing = None
             if isinstance(self.feed_forward, MoE):
-                out_BSD, routing = self.feed_forward(gather_sequence(h_BSD), read_BSD, context, before_BSW)
+                out_BSD, routing = self.feed_forward(gather_sequence(h_BSD), read_BSD, context)
             else:
                 out_BSD = self.feed_forward(gather_sequence(read_BSD))
             return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), routing
 
-        x_BSD, own = self.attention_residual(x_BSD, attend, context.residual_scale)
-        x_BSD, routing = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
-        return x_BSD, (own, routing)
+        entered_BSD = jax.lax.stop_gradient(x_BSD) if context.reporting.memory else None
+        x_BSD, (cache, heads) = self.attention_residual(x_BSD, attend, context.residual_scale)
+        x_BSD, experts = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
+        return x_BSD, cache, Report(experts, heads, entered_BSD)
+
+
+class Kind(NamedTuple):
+    """What tells the layers of a stack apart."""
+
+    dense: bool
+    """A dense layer among such with experts."""
+    embedded: bool
+    """It has a value embedding."""
 
 
 class Stack(nnx.Module):
-    """Layers one after the other; their parameters are stacked on a leading dim and scanned over, so that compile time
-    does not grow with the number of layers. Dense layers among such with experts are a stack of their own."""
+    """Layers one after the other. Their parameters are stacked on a leading dim and scanned over, so that compile time
+    does not grow with the number of layers; dense layers among such with experts are a stack of their own."""
 
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers = config.feed_forward_of(place), config.layers_of(place)
@@ -84,90 +93,60 @@ class Stack(nnx.Module):
         def layers(feed_forward: FeedForward, count: int) -> Layer:
             return stacked(lambda rngs: Layer(config, feed_forward, rngs=rngs), count, rngs)
 
-        self.layers = layers(feed_forward, num_layers - len(dense))
+        self.layers = in_group("layers", layers(feed_forward, num_layers - len(dense)), place)
         self.dense_layers = (
-            layers(feed_forward.dense, len(dense)) if isinstance(feed_forward, schema.MoE) and dense else None
+            in_group("layers", layers(feed_forward.dense, len(dense)), place)
+            if isinstance(feed_forward, schema.MoE) and dense
+            else None
         )
-        self.units = units(tuple(i in dense for i in range(num_layers)))
-        self.group_size = config.value_embedding.every if config.value_embedding else 1
-        count = num_embedded(config, num_layers)
-        self.value_gates = stacked(lambda rngs: ValueGate(config, rngs=rngs), count, rngs) if count else None
+        embedded = embedded_layers(config, num_layers)
+        self.value_gates = (
+            in_group("layers", stacked(lambda rngs: ValueGate(config, rngs=rngs), len(embedded), rngs), place)
+            if embedded
+            else None
+        )
+        self.kinds = tuple(Kind(i in dense, i in embedded) for i in range(num_layers))
 
     def __call__(
         self,
         x_BSD: jax.Array,
         context: Context,
-        cache: KeysValues | None = None,
+        cache: KVCache | None = None,
         embedded_nBSKH: jax.Array | None = None,
-        before: Routed | None = None,
-    ) -> tuple[jax.Array, KeysValues | None, Routed]:
-        """Returns (out, cache, what the routers did).
+        memory_LBMD: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None, Report]:
+        """Returns (out, cache, what the layers said).
 
-        cache: (keys, values), each (num_layers, B, T, K, H), or None.
         embedded_nBSKH: for the layers that have a value embedding.
-        before: what the routers did in the loop before.
+        memory_LBMD: what every layer also sees, from before the sequence.
         """
-        graph, parameters = nnx.split(self.layers)
+        graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # experts, dense
         gate_graph, gates = nnx.split(self.value_gates)
+        slot = None if cache is None else cache.slot(context.loop.number_B)
+        dense = [kind.dense for kind in self.kinds]
+        rows = places_among([not flag for flag in dense]), places_among(dense)
+        embedded_rows = places_among([kind.embedded for kind in self.kinds])
 
-        def applied(graph: nnx.GraphDef) -> Apply:
-            def apply(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, Visit]:
-                (parameters, kept, before_BSW), embedded = xs
-                mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
-                return nnx.merge(graph, parameters)(x_BSD, context, kept, before_BSW, mix)
+        def data(layers: range) -> tuple:
+            kind = self.kinds[layers[0]]
+            own = take(parameters[kind.dense], [rows[kind.dense][i] for i in layers])
+            embedded = take((gates, embedded_nBSKH), [embedded_rows[i] for i in layers]) if kind.embedded else None
+            layer = None if cache is None else jnp.arange(layers.start, layers.stop, layers.step)
+            return own, layer, take(memory_LBMD, layers), embedded
 
-            if context.remat == "names":
-                return jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES))
-            return apply if context.remat == "none" else jax.checkpoint(apply)
+        def visit_layer(kind: Kind, carry: Carry, data: tuple) -> tuple[Carry, Report]:
+            (x_BSD, cache), (parameters, layer, memory_BMD, embedded) = carry, data
+            visit = None if slot is None else Visit(slot, layer)
+            mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
+            module = nnx.merge(graphs[kind.dense], parameters)
+            x_BSD, cache, report = module(x_BSD, context, cache, visit, mix, memory_BMD)
+            return (x_BSD, cache), report
 
-        before_LBSW, before_heads_LBSW = (
-            None if routing is None else jnp.moveaxis(routing.experts_BSW, 1, 0) for routing in before or Routed()
-        )
-        layers = (parameters, (cache, before_heads_LBSW), before_LBSW)
-        if self.dense_layers is not None:
-            dense_graph, dense = nnx.split(self.dense_layers)
-            x_BSD, kept = in_units(
-                (applied(graph), applied(dense_graph)), x_BSD, (parameters, dense), (cache, before_heads_LBSW),
-                before_LBSW, self.units, unroll=context.unroll,
-            )  # fmt: skip
-        elif embedded_nBSKH is None:
-            x_BSD, kept = jax.lax.scan(applied(graph), x_BSD, (layers, None), unroll=context.unroll)
-        else:
-            extras = (gates, embedded_nBSKH)
-            x_BSD, kept = in_groups(applied(graph), x_BSD, layers, extras, self.group_size, unroll=context.unroll)
-        (cache, heads), feed_forward = kept
-        return x_BSD, cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), Routed(feed_forward, heads))
-
-
-def in_groups(
-    apply: Callable[[jax.Array, tuple], tuple], x_BSD: jax.Array, layers: Any, extras: Any, size: int, *, unroll: bool
-) -> tuple[jax.Array, Any]:
-    """Scans over groups of `size` layers, the last of which alone gets an extra; a first group may be smaller.
-
-    Args:
-        apply: (x, (layer, its extra or None)) -> (x, what is kept of the layer).
-        layers, extras: trees with leading dims `num_layers` and `num_groups`.
-
-    Returns:
-        (x, what is kept, with leading dim `num_layers`).
-    """
-
-    def group(x_BSD: jax.Array, xs: tuple) -> tuple[jax.Array, list]:
-        (*plain, last), extra = xs
-        kept = []
-        for layer, its_extra in (*((layer, None) for layer in plain), (last, extra)):
-            x_BSD, one = apply(x_BSD, (layer, its_extra))
-            kept.append(one)
-        return x_BSD, kept
-
-    num_layers = jax.tree.leaves(layers)[0].shape[0]
-    first, kept = num_layers % size, list[Any]()
-    if first:
-        x_BSD, kept = group(x_BSD, ([take(layers, i) for i in range(first)], take(extras, 0)))
-        kept = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)]
-    if first < num_layers:
-        # Strided slices and no reshape, which JAX 0.10 refuses for parameters marked `reduced`.
-        places = [take(layers, slice(first + i, None, size)) for i in range(size)]
-        x_BSD, many = jax.lax.scan(group, x_BSD, (places, take(extras, slice(first > 0, None))), unroll=unroll)
-        kept.append(interleaved(many))
-    return x_BSD, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)
+        apply: Any = visit_layer
+        if context.remat == "names":
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES)
+            apply = jax.checkpoint(visit_layer, policy=policy, static_argnums=0)
+        elif context.remat != "none":
+            apply = jax.checkpoint(visit_layer, static_argnums=0)
+        (x_BSD, cache), report = scan_layers(apply, (x_BSD, cache), self.kinds, data, unroll=context.unroll)
+        return x_BSD, cache, report

@@ -59,8 +59,10 @@ class Experts(nnx.Module):
         F = moe.expert_dim or config.hidden_dim
         self.moe = moe
 
+        used = moe.experts_per_token, E
+
         def kernel(role: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
-            return parameter(rngs, of_each(init[role]), (E, *shape), ("experts", *axes), gathers_itself=True)
+            return parameter(rngs, of_each(init[role]), (E, *shape), ("experts", *axes), gathers_itself=True, used=used)
 
         self.up = kernel("linear", (D, F), ("embed", "hidden"))
         self.gate = kernel("linear", (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None

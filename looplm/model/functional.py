@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import MixtureAttention, Model, MoE
+from looplm.config.schema import Model
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
@@ -77,20 +77,8 @@ class FunctionalLM:
     @cached_property
     def num_active_params(self) -> int:
         """That a token passes: of the experts only those it uses."""
-
-        def active(path: Any, leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> int:
-            place: Any = "block" if path[0].key == "core" else path[0].key
-            chosen: Any = None
-            if "experts" in axes:
-                chosen = self.config.feed_forward_of(place)
-            elif "head_experts" in axes:
-                chosen = self.config.attention
-            if isinstance(chosen, MoE | MixtureAttention):
-                return leaf.size * chosen.experts_per_token // chosen.num_experts
-            return leaf.size
-
-        axes = self.map(lambda _, variable: variable.axes, self.shapes)
-        return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(active, self.shapes, axes)))
+        sizes = self.map(lambda leaf, variable: leaf.size * variable.used[0] // variable.used[1], self.shapes)
+        return sum(jax.tree.leaves(sizes))
 
     @cached_property
     def num_params_of_layers(self) -> int:

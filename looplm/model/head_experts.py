@@ -62,7 +62,7 @@ class ValueExperts(nnx.Module):
         self.experts = Linear(
             rngs, of_each(initializers(config)["linear"]), "BSD,EDKH->BSEKH",
             (mixture.num_experts, config.dim, num_heads, head_dim), ("head_experts", "embed", "kv_heads", "head_dim"),
-            ("batch", "sequence", "head_experts", "kv_heads", "head_dim"),
+            ("batch", "sequence", "head_experts", "kv_heads", "head_dim"), used=share_of(mixture),
         )  # fmt: skip
 
     def __call__(self, x_BSD: jax.Array, choice: Choice) -> jax.Array:
@@ -78,7 +78,7 @@ class OutputExperts(nnx.Module):
         self.experts = Linear(
             rngs, of_each(initializers(config)["residual_output"], summed=False), "BSENH,ENHD->BSD",
             (mixture.num_experts, config.num_heads, head_dim, config.dim),
-            ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"),
+            ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"), used=share_of(mixture),
         )  # fmt: skip
 
     def __call__(self, x_BSNH: jax.Array, choice: Choice) -> jax.Array:
@@ -87,9 +87,12 @@ class OutputExperts(nnx.Module):
         return self.experts((x_BSNH[:, :, None] * weights_BSEN1).astype(x_BSNH.dtype))
 
 
-def routing_of(
-    choices: Sequence[Choice], before_BSW: jax.Array | None, *, with_softmax: bool, with_logits: bool
-) -> Routing:
+def share_of(mixture: MixtureAttention) -> tuple[int, int]:
+    """Gives (experts of a head that a token uses, all of them)."""
+    return mixture.experts_per_token, mixture.num_experts
+
+
+def routing_of(choices: Sequence[Choice], *, with_softmax: bool, with_logits: bool) -> Routing:
     """The sums over the experts of all projections, one after the other."""
 
     def together(arrays_BSGE: Iterable[jax.Array]) -> jax.Array:
@@ -104,6 +107,6 @@ def routing_of(
     scores_BSGE = together(choice.scores_BSGE for choice in choices)
     none_B = jnp.sum(0 * ids_BSGk, axis=(1, 2, 3), dtype=jnp.int32)
     return summed(
-        flat(logits_BSGE), flat(scores_BSGE), flat(ids_BSGk), none_B, before_BSW,
+        flat(logits_BSGE), flat(scores_BSGE), flat(ids_BSGk), none_B,
         num_groups=num_groups, with_softmax=with_softmax, with_logits=with_logits,
     )  # fmt: skip

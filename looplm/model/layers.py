@@ -1,20 +1,22 @@
 """The smallest parts: parameters with logical axes, a linear map, a norm, an embedding."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from looplm.config.schema import Model
+from looplm.config.schema import Model, Place
 from looplm.model.init import initializers
 from looplm.ops.norm import layer_norm, rms_norm
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
 Module = TypeVar("Module", bound=nnx.Module)
+Group = Literal["gate", "injection", "layers"]
+"""Parameters that an optimizer or an objective may treat apart; all others have no group."""
 
 
 def parameter(
@@ -27,6 +29,8 @@ def parameter(
     decays: bool | None = None,
     wide: bool | None = None,
     gathers_itself: bool = False,
+    used: tuple[int, int] = (1, 1),
+    balances: bool = False,
 ) -> nnx.Param:
     """A float32 parameter with its logical axes (see `sharding.rules`).
 
@@ -35,11 +39,24 @@ def parameter(
         decays: whether weight decay applies; None means if it is not elementwise.
         wide: it is computed with in float32, whatever the compute type; None means if it is elementwise.
         gathers_itself: it may stay split over devices until it is used (`sharding.gather = per_layer`).
+        used: (k, n) where a token uses k of n equal parts.
+        balances: it moves against the load of experts, by a rule and not by a gradient.
     """
     decays = not elementwise if decays is None else decays
     wide = elementwise if wide is None else wide
     value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself)
+    return nnx.Param(
+        value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself,
+        used=used, balances=balances, group=None, place=None,
+    )  # fmt: skip
+
+
+def in_group(group: Group, module: Module, place: Place | None = None) -> Module:
+    """Declares what the parameters of a module are for the optimizer, and in which stack of layers they are."""
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(group=group, place=place)
+    return module
 
 
 def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
@@ -61,9 +78,10 @@ class Linear(nnx.Module):
         out: tuple[str, ...],
         *,
         decays: bool = True,
+        used: tuple[int, int] = (1, 1),
     ):
         self.equation, self.out = equation, out
-        self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True)
+        self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True, used=used)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.einsum(self.equation, x, use(self.kernel, x.dtype), out_sharding=activation_spec(*self.out))

@@ -1,125 +1,171 @@
-"""The driver that runs every looped model: a detached prefix of loops, then a trained suffix.
+"""The driver that runs every recurrence: a detached prefix of loops, then a trained suffix.
 
 The number of loops is traced, so one compiled program serves every depth: the prefix is a `fori_loop` under
-stop-gradient, the suffix a `scan` of static length whose surplus leading iterations are skipped.
+stop-gradient, the suffix a `scan` of static length whose surplus leading iterations are skipped. The driver knows no
+halting, cache or loss, and a step may itself run loops.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from looplm.model.depth import Depth, Loop
+
 Tree = Any
+Remat = Literal["none", "layer", "loop", "names", "offload"]
+Step = Callable[[Tree, Tree, Tree, Loop], tuple[Tree, Tree]]
+"""(parameters, carry, inputs, loop) -> (carry, report)."""
 
 
-@dataclass(frozen=True)
-class Depth:
-    """How many loops run, and through how many of them the gradient flows; the same for all sequences, or (B,)."""
+class Ran(NamedTuple):
+    """What the loops gave."""
 
-    window: int
-    """Static length of the trained suffix: the most loops that can carry a gradient."""
-    num_trained: int | jax.Array | None = None
-    """Loops that carry a gradient, 1..window; None means the whole window. int32, () or (B,)."""
-    num_detached: int | jax.Array = 0
-    """Loops without gradient that run before them. int32, () or (B,)."""
-
-    @property
-    def always_full(self) -> bool:
-        """Whether it is known at trace time that no iteration of the window is skipped."""
-        return self.num_trained is None or (isinstance(self.num_trained, int) and self.num_trained == self.window)
-
-    @property
-    def active_RB(self) -> jax.Array | None:
-        """Which iterations of the window run: bool (window, 1), or (window, B) where sequences differ; None when all
-        of them do."""
-        if self.num_trained is None or self.always_full:
-            return None
-        skipped = jnp.atleast_1d(self.window - self.num_trained)
-        return jnp.arange(self.window)[:, None] >= skipped[None, :]
-
-    @property
-    def numbers_RB(self) -> jax.Array:
-        """Number of every iteration of the window among all loops, from 0: int32 (window, 1), or (window, B)."""
-        return jnp.arange(self.window)[:, None] + jnp.atleast_1d(self.num_loops - self.window)
-
-    @property
-    def num_loops(self) -> int | jax.Array:
-        """All loops."""
-        return self.num_detached + (self.window if self.num_trained is None else self.num_trained)
+    carry: Tree
+    """After the last loop."""
+    kept: Tree
+    """What was kept of the carry after every iteration of the window; a skipped one repeats the carry that it got."""
+    reports: Tree
+    """Of every iteration of the window; zeros where it was skipped."""
 
 
 def run_loops(
-    step: Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]],
+    step: Step,
     parameters: Tree,
-    state: Tree,
+    carry: Tree,
     inputs: Tree,
     depth: Depth,
     *,
-    collect: Callable[[Tree], Tree],
     per_loop: Tree = None,
-    remat: Literal["none", "layer", "loop", "names", "offload"],
-    unroll: bool,
-) -> tuple[Tree, Tree, Tree]:
-    """Applies `state = step(parameters, state, inputs, per_loop[t], t)` so many times as `depth` says.
+    keep: Callable[[Tree], Tree] = lambda carry: None,
+    remat: Remat = "none",
+    unroll: bool = False,
+) -> Ran:
+    """Applies `carry, report = step(parameters, carry, inputs, loop)` so many times as `depth` says.
 
     Args:
-        step: returns (next state, what replaces this loop's entry of `per_loop`); t is the loop's number from 0, (1,)
-            or (B,).
+        step: must give a carry of the structure, shapes and shardings that it gets.
         parameters, inputs: the same for every loop; get their gradient from the trained loops only.
-        collect: maps the state after a trained loop to what is kept of it.
-        per_loop: a tree with leading dim `window` (a cache), or None.
-        remat: `loop` and `names` recompute a trained loop in the backward pass and keep only its first state;
+        per_loop: a tree with a leading dim of loops, of which every loop is given its own slice, by its number; the
+            last one where there are fewer.
+        keep: maps the carry after an iteration of the window to what is kept of it.
+        remat: `loop` and `names` recompute a trained loop in the backward pass and keep only its first carry;
             `offload` also keeps that on the host.
         unroll: write the trained loops out in the program.
-
-    Returns:
-        (last state, collected with a leading dim `window`, per_loop). Entries of skipped iterations repeat the state
-        that they got; `depth.active_RB` tells them apart.
     """
+    total_B = jnp.atleast_1d(depth.num_loops)
     if not (isinstance(depth.num_detached, int) and depth.num_detached == 0):
         # The inputs of the prefix are stopped, not only its output: nothing of it is saved for a backward pass.
-        frozen = jax.lax.stop_gradient((parameters, inputs))
+        frozen_parameters, frozen_inputs, frozen_tables = jax.lax.stop_gradient((parameters, inputs, per_loop))
         detached_B = jnp.atleast_1d(depth.num_detached)
 
-        def advance(t: jax.Array, state: Tree) -> Tree:
-            new = step(frozen[0], state, frozen[1], None, jnp.atleast_1d(t))[0]
-            return new if detached_B.size == 1 else select(t < detached_B, new, state)
+        def advance(t: jax.Array, carry: Tree) -> Tree:
+            loop = Loop(jnp.atleast_1d(t), total_B, slice_of_loop(frozen_tables, t))
+            new, _ = step(frozen_parameters, carry, frozen_inputs, loop)
+            return new if detached_B.size == 1 else select(t < detached_B, new, carry)
 
-        advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(state))
-        # With a drawn count of 0 the first state keeps its gradient.
+        advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(carry))
+        # With a drawn count of 0 the first carry keeps its gradient.
         always = isinstance(depth.num_detached, int)
-        state = advanced if always else select(detached_B > 0, advanced, state)
+        carry = advanced if always else select(detached_B > 0, advanced, carry)
 
-    def iterate(state: Tree, xs: tuple[Tree, Tree, jax.Array]) -> tuple[Tree, tuple[Tree, Tree]]:
-        active, loop_data, t_B = xs
+    def iterate(carry: Tree, xs: tuple) -> tuple[Tree, tuple[Tree, Tree]]:
+        active, number_B, own = xs
+
+        def run(carry: Tree) -> tuple[Tree, Tree]:
+            return step(parameters, carry, inputs, Loop(number_B, total_B, own))
+
         if active is None:
-            state, loop_data = step(parameters, state, inputs, loop_data, t_B)
+            carry, report = run(carry)
         elif active.size == 1:
             # cond and not where: an iteration that is skipped costs nothing.
-            state, loop_data = jax.lax.cond(
-                active[0], lambda s, d: step(parameters, s, inputs, d, t_B), lambda s, d: (s, d), state, loop_data
-            )
+            carry, report = jax.lax.cond(active[0], run, lambda carry: (carry, blank_report(run, carry)), carry)
         else:
-            assert loop_data is None, "sequences of different depth have no cache"
-            state = select(active, step(parameters, state, inputs, None, t_B)[0], state)
-        return state, (collect(state), loop_data)
+            new, report = run(carry)
+            carry = select(active, new, carry)
+        return carry, (keep(carry), report)
 
     body: Callable = iterate
     if remat in ("loop", "names"):
         body = jax.checkpoint(iterate)
     elif remat == "offload":
-        body = _with_states_on_host(iterate)
-    xs = (depth.active_RB, per_loop, depth.numbers_RB)
-    state, (collected, per_loop) = (_written_out if unroll else jax.lax.scan)(body, state, xs)
-    return state, collected, per_loop
+        body = with_carries_on_host(iterate)
+    xs = (depth.active_RB, depth.numbers_RB, slices_of_window(per_loop, depth))
+    carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
+    return Ran(carry, kept, reports)
 
 
-def _written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-    """`jax.lax.scan` in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and where that gives
-    partial sums (of gradients) the TPU compiler refuses the program: "unreduced axes mismatch" (JAX 0.12 does not)."""
+def run_until(
+    step: Step,
+    parameters: Tree,
+    carry: Tree,
+    inputs: Tree,
+    most: int,
+    done: Callable[[Tree], jax.Array],
+    *,
+    per_loop: Tree = None,
+) -> tuple[Tree, jax.Array]:
+    """Applies the same step at inference until `done(carry)` holds everywhere, at the latest after `most` loops.
+
+    Returns (the last carry, how many loops ran, int32).
+    """
+    total_B = jnp.full(1, most)
+
+    def advance(at: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+        t, carry = at
+        return t + 1, step(parameters, carry, inputs, Loop(t[None], total_B, slice_of_loop(per_loop, t)))[0]
+
+    def goes_on(at: tuple[jax.Array, Tree]) -> jax.Array:
+        return (at[0] < most) & ~jnp.all(done(at[1]))
+
+    ran, carry = jax.lax.while_loop(goes_on, advance, (jnp.int32(0), carry))
+    return carry, ran
+
+
+def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:
+    """Takes `new` for the sequences that are chosen, else `old`; chosen_B is (B,), or (1,) for all."""
+
+    def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
+        shape = () if chosen_B.size == 1 else (-1, *(1,) * (new.ndim - 1))
+        return jnp.where(chosen_B.reshape(shape), new, old)
+
+    return jax.tree.map(leaf, new, old)
+
+
+def slice_of_loop(tables: Tree, t: jax.Array) -> Tree:
+    """Cuts one loop's slice out of tables over loops; a loop beyond their end gets the last."""
+    return jax.tree.map(lambda table: jax.lax.dynamic_index_in_dim(table, t, keepdims=False), tables)
+
+
+def slices_of_window(tables: Tree, depth: Depth) -> Tree:
+    """Cuts the slices of the window's loops in one gather each, so that a table gets its gradient at once."""
+
+    def rows(table: jax.Array) -> jax.Array:
+        numbers_R = jnp.clip(depth.numbers_RB[:, 0], 0, table.shape[0] - 1)
+        if jax.sharding.get_abstract_mesh().empty:
+            return table.at[numbers_R].get()
+        # Said outright: JAX 0.10 does not find out how the rows of what is marked `reduced` lie.
+        return table.at[numbers_R].get(out_sharding=jax.typeof(table).sharding.spec)
+
+    return jax.tree.map(rows, tables)
+
+
+def blank_report(run: Callable[[Tree], tuple[Tree, Tree]], carry: Tree) -> Tree:
+    """Makes the report of a step that does not run: zeros, laid out like what it would have said."""
+
+    def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        sharding = None if jax.sharding.get_abstract_mesh().empty else leaf.sharding
+        return jnp.zeros(leaf.shape, leaf.dtype, out_sharding=sharding)
+
+    return jax.tree.map(zeros, jax.eval_shape(run, carry)[1])
+
+
+def written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """Does what `jax.lax.scan` does, in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and
+    where that gives partial sums (of gradients) the TPU compiler refuses the program: "unreduced axes mismatch" (JAX
+    0.12 does not)."""
     kept = []
     for i in range(jax.tree.leaves(xs)[0].shape[0]):
         carry, one = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
@@ -127,26 +173,16 @@ def _written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
-def _with_states_on_host(iterate: Callable[[Tree, Tree], tuple[Tree, Tree]]) -> Callable[[Tree, Tree], tuple]:
-    """Recomputes the loop in the backward pass from its first state, which waits in host memory."""
+def with_carries_on_host(iterate: Callable[[Tree, Tree], tuple[Tree, Tree]]) -> Callable[[Tree, Tree], tuple]:
+    """Recomputes the loop in the backward pass from its first carry, which waits in host memory."""
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["loop_state"],
+        names_which_can_be_offloaded=["loop_carry"],
         offload_src="device",
         offload_dst="pinned_host",
     )
 
-    def named(state: Tree, xs: Tree) -> tuple[Tree, Tree]:
-        return iterate(jax.tree.map(lambda leaf: checkpoint_name(leaf, "loop_state"), state), xs)
+    def named(carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        return iterate(jax.tree.map(lambda leaf: checkpoint_name(leaf, "loop_carry"), carry), xs)
 
     return jax.checkpoint(named, policy=policy)
-
-
-def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:
-    """`new` for the sequences that are chosen, else `old`; chosen_B is (B,), or (1,) for all."""
-
-    def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
-        shape = () if chosen_B.size == 1 else (-1, *(1,) * (new.ndim - 1))
-        return jnp.where(chosen_B.reshape(shape), new, old)
-
-    return jax.tree.map(leaf, new, old)

@@ -1,81 +1,88 @@
-"""Stacks of two kinds of layers: dense ones among such with experts.
+"""Stacks whose layers are not all of one kind: dense ones among such with experts, some with a value embedding.
 
-Runs of like layers are scanned over; a pattern that repeats over the whole stack is scanned over by its period.
+Like layers are scanned over, or a pattern that repeats is scanned over by its period, whichever writes fewer layers
+into the program.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-Units = tuple[tuple[tuple[bool, ...], int], ...]
-"""(which of some successive layers are dense, how often they repeat), one after the other."""
+from looplm.model.report import Report, of_layers, of_unit
+
+Tree = Any
 
 
-def units(is_dense: tuple[bool, ...]) -> Units:
-    """The whole pattern as one repeated unit where it is one, else its runs."""
-    count = len(is_dense)
+class Unit(NamedTuple):
+    """Some successive layers, and how often they repeat."""
+
+    kinds: tuple[Hashable, ...]
+    repeats: int
+
+
+def plan(kinds: Sequence[Hashable]) -> tuple[Unit, ...]:
+    """Cuts the layers into units. Layers that a period does not cover come first, one by one."""
+    count = len(kinds)
+    best = tuple(Unit((kind,), len(list(run))) for kind, run in groupby(kinds))
     for period in range(2, count // 2 + 1):
-        if count % period == 0 and is_dense == is_dense[:period] * (count // period) and len(set(is_dense)) > 1:
-            return ((is_dense[:period], count // period),)
-    return tuple(((dense,), len(list(run))) for dense, run in groupby(is_dense))
+        first = count % period
+        body = tuple(kinds[first : first + period])
+        if tuple(kinds[first:]) == body * (count // period):
+            periodic = (*(Unit((kind,), 1) for kind in kinds[:first]), Unit(body, count // period))
+            best = min(best, periodic, key=written_layers)
+    return best
 
 
-def in_units(
-    applies: Sequence[Callable[[jax.Array, tuple], tuple[jax.Array, tuple]]],
-    x_BSD: jax.Array,
-    parameters: Sequence[Any],
-    kept: Any,
-    before_LBSW: jax.Array | None,
-    plan: Units,
+def written_layers(units: Sequence[Unit]) -> int:
+    return sum(len(unit.kinds) for unit in units)
+
+
+def scan_layers(
+    apply: Callable[[Hashable, Tree, Tree], tuple[Tree, Report]],
+    carry: Tree,
+    kinds: Sequence[Hashable],
+    data: Callable[[range], Tree],
     *,
     unroll: bool,
-) -> tuple[jax.Array, tuple]:
-    """Runs the layers in order.
+) -> tuple[Tree, Report]:
+    """Runs all layers in order.
 
     Args:
-        applies: (of layers with experts, of dense ones): (x, ((parameters, kept, before), None)) -> (x, visit).
-        parameters: (of the layers with experts, of the dense ones), each stacked.
-        kept: what every layer has of its own, stacked over all layers.
-        before_LBSW: stacked over the layers with experts.
+        apply: (kind, carry, the layer's data) -> (carry, its report).
+        kinds: of every layer.
+        data: (which layers, all of one kind) -> their data, stacked.
 
     Returns:
-        (x, (kept, routing)), stacked like the arguments.
+        (carry, the report of all layers).
     """
-    done, keeps, routings = [0, 0], list[Any](), list[Any]()
-    for unit, repeats in plan:
-        places, seen, first = [], [0, 0], sum(done)
-        for offset, dense in enumerate(unit):
-            size = sum(kind == dense for kind in unit)
-            # Strided slices and no reshape, which JAX 0.10 refuses for parameters marked `reduced`.
-            own = slice(done[dense] + seen[dense], done[dense] + size * repeats, size)
-            anywhere = slice(first + offset, first + len(unit) * repeats, len(unit))
-            before = None if dense else take(before_LBSW, own)
-            places.append((take(parameters[dense], own), take(kept, anywhere), before))
-            seen[dense] += 1
+    reports, done = list[Report](), 0
+    for unit, repeats in plan(kinds):
+        end = done + len(unit) * repeats
+        places = [data(range(done + offset, end, len(unit))) for offset in range(len(unit))]
 
-        def run(x_BSD: jax.Array, xs: list, unit: tuple[bool, ...] = unit) -> tuple[jax.Array, list]:
-            visits = []
-            for dense, place in zip(unit, xs, strict=True):
-                x_BSD, one = applies[dense](x_BSD, (place, None))
-                visits.append(one)
-            return x_BSD, visits
+        def run(carry: Tree, places: list[Tree], unit: tuple[Hashable, ...] = unit) -> tuple[Tree, list[Report]]:
+            said = []
+            for kind, place in zip(unit, places, strict=True):
+                carry, report = apply(kind, carry, place)
+                said.append(report)
+            return carry, said
 
-        x_BSD, visits = jax.lax.scan(run, x_BSD, places, unroll=unroll)
-        keeps.append(interleaved([own for own, _ in visits]))
-        if experts := [routing for dense, (_, routing) in zip(unit, visits, strict=True) if not dense]:
-            routings.append(interleaved(experts))
-        done = [done[kind] + repeats * unit.count(bool(kind)) for kind in (0, 1)]
-    join = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
-    return x_BSD, (jax.tree.map(join, *keeps), jax.tree.map(join, *routings))
+        carry, said = jax.lax.scan(run, carry, places, unroll=unroll)
+        reports.append(of_unit(said))
+        done = end
+    return carry, of_layers(reports)
 
 
-def take(tree: Any, index: int | slice) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def take(tree: Tree, places: Sequence[int]) -> Tree:
+    """Takes rows at equal distances."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    # A strided slice and no gather, which JAX 0.10 refuses for parameters marked `reduced`.
+    rows = slice(places[0], places[-1] + 1, step)
+    return jax.tree.map(lambda leaf: leaf if len(places) == leaf.shape[0] else leaf[rows], tree)
 
 
-def interleaved(trees: Sequence[Any]) -> Any:
-    """Leaves (repeats, ...) of every place of a unit as (repeats * places, ...), in the order of the layers."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *trees)
+def places_among(chosen: Sequence[bool]) -> list[int]:
+    """Says of every layer how many before it are chosen: its row in what is stacked for the chosen ones alone."""
+    return [sum(chosen[:i]) for i in range(len(chosen))]

@@ -21,22 +21,19 @@ class MoE(nnx.Module):
         self.router, self.experts = Router(config, moe, rngs=rngs), Experts(config, moe, rngs=rngs)
         self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None
 
-    def __call__(
-        self, x_BSD: jax.Array, routed_BSD: jax.Array, context: Context, before_BSW: jax.Array | None
-    ) -> tuple[jax.Array, Routing | None]:
+    def __call__(self, x_BSD: jax.Array, routed_BSD: jax.Array, context: Context) -> tuple[jax.Array, Routing | None]:
         """Returns (out, what the router did, if the context asks for it).
 
         routed_BSD: what the router reads, x but for the norm; in the layout of the residual stream.
-        before_BSW: sets of experts of the loop before.
         """
-        ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop_B)
+        ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop.number_B)
         whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
         out_BSD, dropped_B = self.experts(x_BSD, *whole, with_capacity=context.with_capacity)
         if self.shared is not None:
             out_BSD += self.shared(x_BSD)
-        if not context.with_routing:
+        if not context.reporting.routing:
             return out_BSD, None
         return out_BSD, summed(
-            logits_BSE, scores_BSE, ids_BSk, dropped_B, before_BSW,
-            with_softmax=self.moe.balance.entropy_weight > 0, with_logits=context.with_router_logits,
+            logits_BSE, scores_BSE, ids_BSk, dropped_B,
+            with_softmax=self.moe.balance.entropy_weight > 0, with_logits=context.reporting.router_logits,
         )  # fmt: skip

@@ -24,11 +24,12 @@ class Router(nnx.Module):
         self.moe = moe
         self.kernel = parameter(rngs, init["router"], (config.dim, E), ("embed", "routes"), wide=True)
 
-        def table() -> nnx.Param:
-            return parameter(rngs, init["router_bias"], (rows, E), ("one", "routes"), elementwise=True)
+        def table(*, balances: bool) -> nnx.Param:
+            init_bias, axes = init["router_bias"], ("one", "routes")
+            return parameter(rngs, init_bias, (rows, E), axes, elementwise=True, balances=balances)
 
-        self.loop_bias = table() if moe.loop_biases else None
-        self.balance_bias = table() if moe.balance.bias_rate else None
+        self.loop_bias = table(balances=False) if moe.loop_biases else None
+        self.balance_bias = table(balances=True) if moe.balance.bias_rate else None
 
     def __call__(self, x_BSD: jax.Array, loop_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Returns (ids of the chosen experts (B, S, k), their weights (B, S, k), scores (B, S, E), logits (B, S, E)),

@@ -31,10 +31,10 @@ class ValueEmbedding(nnx.Module):
     """The tables, stacked: (n, V, K, H) for each stack of layers."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        K, H = config.num_kv_heads or config.num_heads, config.head_dim or config.dim // config.num_heads
+        K, H = config.kv_heads, config.head_size
 
         def tables(num_layers: int) -> nnx.Param | None:
-            shape = (num_embedded(config, num_layers), config.vocab_size, K, H)
+            shape = (len(embedded_layers(config, num_layers)), config.vocab_size, K, H)
             axes = ("layers", "value_vocab", "kv_heads", "head_dim")
             return parameter(rngs, initializers(config)["value_embedding"], shape, axes) if num_layers else None
 
@@ -55,7 +55,7 @@ class ValueGate(nnx.Module):
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         assert config.value_embedding is not None
-        self.channels, K = config.value_embedding.gate_channels, config.num_kv_heads or config.num_heads
+        self.channels, K = config.value_embedding.gate_channels, config.kv_heads
         self.linear = Linear(
             rngs, initializers(config)["value_gate"], "BSC,CK->BSK", (self.channels, K), ("channels", "kv_heads"),
             ("batch", "sequence", "kv_heads"),
@@ -67,6 +67,8 @@ class ValueGate(nnx.Module):
         return v_BSKH + jnp.expand_dims(gate_BSK, -1) * embedded_BSKH
 
 
-def num_embedded(config: Model, num_layers: int) -> int:
-    """How many layers of a stack have a value embedding: the last, and every so many-th before it."""
-    return -(-num_layers // config.value_embedding.every) if config.value_embedding else 0
+def embedded_layers(config: Model, num_layers: int) -> tuple[int, ...]:
+    """Lists the layers of a stack that have a value embedding: the last, and every so many-th before it."""
+    if config.value_embedding is None:
+        return ()
+    return tuple(i for i in range(num_layers) if (num_layers - 1 - i) % config.value_embedding.every == 0)

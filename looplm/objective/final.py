@@ -4,22 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import FinalCrossEntropy
-from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.objective.base import Sums, scores_of_loops
+from looplm.model.forward import Forward
+from looplm.model.output import Output
+from looplm.objective.base import Groups, Sums, scoring
 from looplm.ops.cross_entropy import IGNORED
 
 
 class Final:
-    trains_gate_only = False
+    trains: Groups | None = None
 
     def __init__(self, config: FinalCrossEntropy):
         self.config = config
 
-    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
-        return "last"
-
-    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
-        scores = scores_of_loops(model, output, labels_BS)
-        loss = jnp.sum(scores.nll_BS)
-        objective = loss + self.config.z_loss_weight * jnp.sum(scores.z_BS)
-        return Sums(objective, loss, jnp.sum(labels_BS != IGNORED), {})
+    def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
+        output = forward("last", scoring(forward.model, labels_BS))
+        loss = jnp.sum(output.read.nll_BS)
+        objective = loss + self.config.z_loss_weight * jnp.sum(output.read.z_BS)
+        return Sums(objective, loss, jnp.sum(labels_BS != IGNORED), {}), output

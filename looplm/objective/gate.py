@@ -12,24 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import GateImprovement
-from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.objective.base import Sums, scores_of_loops
+from looplm.model.forward import Forward
+from looplm.model.output import Output
+from looplm.objective.base import Groups, Sums, scoring
 from looplm.ops.cross_entropy import IGNORED
 
 
 class Gate:
-    trains_gate_only = True
+    trains: Groups | None = frozenset({"gate"})
 
     def __init__(self, config: GateImprovement):
         self.config = config
 
-    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
-        return "all"
-
-    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
+    def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
+        output = forward("all", scoring(forward.model, labels_BS))
         assert output.gate_logits_RBS is not None, "config.check requires a gate"
         assert output.log_exit_RBS is not None
-        nll_RBS = jax.lax.stop_gradient(scores_of_loops(model, output, labels_BS).nll_BS)
+        nll_RBS = jax.lax.stop_gradient(output.read.nll_BS)
         improvement_RBS = jnp.maximum(nll_RBS[:-1] - nll_RBS[1:], 0.0)
         go_on_RBS = jax.nn.sigmoid(self.config.sharpness * (improvement_RBS - self.config.threshold))
         logits_RBS = output.gate_logits_RBS[:-1]
@@ -41,4 +40,4 @@ class Gate:
             "gate/exit": jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS),
         }
         objective = jnp.sum(loss_RBS, where=scored_BS) / nll_RBS.shape[0]
-        return Sums(objective, jnp.sum(nll_RBS[-1]), jnp.sum(scored_BS), extra)
+        return Sums(objective, jnp.sum(nll_RBS[-1]), jnp.sum(scored_BS), extra), output

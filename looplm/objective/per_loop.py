@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import ExpectedCrossEntropy, WeightedCrossEntropy
-from looplm.model.lm import LoopLM, Output, ReadLoops
-from looplm.objective.base import Sums, draw_loops, scores_of_loops
+from looplm.model.forward import Forward
+from looplm.model.output import Output
+from looplm.objective.base import Groups, Sums, draw_loops, scoring
 from looplm.ops.cross_entropy import IGNORED
 
 
 class PerLoop:
-    trains_gate_only = False
+    trains: Groups | None = None
 
     def __init__(self, config: ExpectedCrossEntropy | WeightedCrossEntropy):
         self.config = config
 
-    def read_loops(self, window: int, key: jax.Array) -> ReadLoops:
-        return draw_loops(window, self.config.sampled_heads, key)
-
-    def __call__(self, model: LoopLM, output: Output, labels_BS: jax.Array, read: ReadLoops) -> Sums:
-        scores = scores_of_loops(model, output, labels_BS)
+    def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
+        read = draw_loops(forward.depth.window, self.config.sampled_heads, key)
+        output = forward(read, scoring(forward.model, labels_BS))
+        scores = output.read
         scored_BS = labels_BS != IGNORED
         weight_RBS, bonus, extra = self.weights(output, labels_BS)
         window = weight_RBS.shape[0]
@@ -36,7 +36,7 @@ class PerLoop:
             weight_RBS = weight_RBS[read] * (window / read.shape[0])
         weighted = jnp.sum(weight_RBS * (scores.nll_BS + self.config.z_loss_weight * scores.z_BS))
         extra["train/expected_loss"] = jnp.sum(weight_RBS * scores.nll_BS)
-        return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), jnp.sum(scored_BS), extra)
+        return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), jnp.sum(scored_BS), extra), output
 
     def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Returns (weight of every loop of the window (R, B, S), what is subtracted from the loss, sums to log)."""
@@ -61,7 +61,9 @@ class Weighted(PerLoop):
     config: WeightedCrossEntropy
 
     def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        active_RB = jnp.ones((output.window, 1), bool) if output.active_RB is None else output.active_RB
+        active_RB = output.depth.active_RB
+        if active_RB is None:
+            active_RB = jnp.ones((output.depth.window, 1), bool)
         # Loops are numbered from the first that ran, so that a shallow draw weighs like a shallow model.
         number_RB = jnp.cumsum(active_RB, axis=0)
         raw_RB = jnp.where(active_RB, number_RB if self.config.weights == "linear" else 1, 0)

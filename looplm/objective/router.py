@@ -15,26 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from looplm.config.schema import MixtureAttention, Model, MoE, Place
-from looplm.model.lm import Output
-from looplm.model.routing import Routing, num_head_groups
+from looplm.model.output import Output
+from looplm.model.routing import Routing, kept_choices, num_head_groups
 
 
 class RouterSums(NamedTuple):
-    """Of one section, over all tokens and not only the scored ones; T visits: see `Output.routing`."""
+    """Of one section, over all tokens and not only the scored ones; T visits: see `Output.reports`."""
 
     load_TLE: jax.Array
     """Choices, int32; 0 in loops that did not run."""
     load_rows_LWE: jax.Array
     """The same by the row of the router's tables, which is the loop's number."""
     kept_T: jax.Array
-    """Choices that the loop before had made for the same token."""
+    """Choices that the visit before had made for the same token; 0 for the first of the window."""
     dropped: jax.Array
 
 
 def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
     """What is added to the objective's sum. scored_B: scored tokens of every sequence."""
     total = jnp.zeros((), jnp.float32)
-    for place, (routing, heads) in output.routing.items():
+    for place, report in output.reports.items():
+        routing, heads = report.experts, report.heads
         if heads is not None:
             total += _entropy(_head_weights(model), heads, _ran(output, place, heads), scored_B)
         if routing is None:
@@ -53,16 +54,16 @@ def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
 def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
     """Of the layers' experts."""
     sums: dict[Place, RouterSums] = {}
-    for place, routed in output.routing.items():
+    for place, report in output.reports.items():
         moe = model.feed_forward_of(place)
-        if routed.feed_forward is not None and isinstance(moe, MoE):
-            sums[place] = _sums(output, place, routed.feed_forward, max(moe.loop_biases, 1))
+        if report.experts is not None and isinstance(moe, MoE):
+            sums[place] = _sums(output, place, report.experts, max(moe.loop_biases, 1))
     return sums
 
 
 def head_sums(output: Output) -> dict[Place, RouterSums]:
     """Of the experts of attentions."""
-    heads = {place: routed.attention for place, routed in output.routing.items()}
+    heads = {place: report.heads for place, report in output.reports.items()}
     return {place: _sums(output, place, routing, 1) for place, routing in heads.items() if routing is not None}
 
 
@@ -70,7 +71,7 @@ def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> Rout
     """num_rows: of the router's tables."""
     ran_TB = _ran(output, place, routing)
     load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
-    rows_TB = jnp.minimum(output.loops_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
+    rows_TB = jnp.minimum(output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
     by_row = [
         jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in range(num_rows)
     ]
@@ -78,7 +79,7 @@ def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> Rout
     return RouterSums(
         jnp.sum(load_TBLE, axis=1),
         jnp.stack(by_row, axis=1),
-        jnp.sum(jnp.where(counted_TB1, routing.kept_B, 0), axis=(1, 2)).astype(jnp.int32),
+        jnp.sum(jnp.where(counted_TB1, kept_choices(routing.experts_BSW), 0), axis=(1, 2)),
         jnp.sum(jnp.where(counted_TB1, routing.dropped_B, 0)),
     )
 
@@ -127,7 +128,7 @@ def _entropy(weight: float | np.ndarray, routing: Routing, ran_TB: jax.Array, sc
 
 def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
     """(T, B): which visits took place."""
-    active_RB = {"block": output.active_RB, "coda": output.read_RB}.get(place)
+    active_RB = {"block": output.depth.active_RB, "coda": output.read_RB}.get(place)
     return (
         jnp.ones_like(routing.z_B[:, :, 0], bool)
         if active_RB is None

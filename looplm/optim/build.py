@@ -7,6 +7,7 @@ import optax
 
 from looplm.config.schema import AdamW, Muon, Optim
 from looplm.model.functional import FunctionalLM
+from looplm.model.layers import Group
 from looplm.optim.ema import track_ema
 from looplm.optim.groups import decay_mask, learning_rates, muon_dims, muon_labels
 from looplm.optim.guard import guarded
@@ -15,23 +16,24 @@ from looplm.optim.schedule import build_schedule
 
 
 def build_guarded(
-    config: Optim, lm: FunctionalLM, num_steps: int, *, gate_only: bool = False
+    config: Optim, lm: FunctionalLM, num_steps: int, trains: frozenset[Group] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """`build_optimizer`, with bad updates left out: what a run's state belongs to."""
-    return guarded(build_optimizer(config, lm, num_steps, gate_only=gate_only), config.guard)
+    return guarded(build_optimizer(config, lm, num_steps, trains), config.guard)
 
 
 def build_optimizer(
-    config: Optim, lm: FunctionalLM, num_steps: int, *, gate_only: bool = False
+    config: Optim, lm: FunctionalLM, num_steps: int, trains: frozenset[Group] | None = None
 ) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW or Muon, then the learning rates, then the average of the weights.
 
-    Weight decay is decoupled (arXiv 1711.05101) and multiplied with the parameter's learning rate. `gate_only` freezes
-    all but the exit gate, against weight decay too.
+    Weight decay is decoupled (arXiv 1711.05101) and multiplied with the parameter's learning rate.
+
+    trains: groups that learn; all others are frozen, against weight decay too. None: all parameters learn.
     """
     transforms = [
         _direction(config.optimizer, lm),
-        _scale_by(learning_rates(config, lm, gate_only=gate_only)),
+        _scale_by(learning_rates(config, lm, trains)),
         optax.scale_by_learning_rate(build_schedule(config, num_steps)),
     ]
     if config.clip_norm is not None:

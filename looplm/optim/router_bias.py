@@ -7,30 +7,27 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from looplm.config.schema import Model, MoE, Place
-from looplm.model.functional import Params
-
-STACKS: dict[Place, tuple[str, ...]] = {"prelude": ("prelude",), "block": ("core", "block"), "coda": ("coda",)}
-ROUTER = ("layers", "feed_forward", "router")
+from looplm.config.schema import MoE, Place
+from looplm.model.functional import FunctionalLM, Params
 
 
-def move_biases(config: Model, params: Params, loads: Mapping[Place, jax.Array]) -> Params:
-    """The parameters after one step of the rule: by `bias_rate`, up where fewer than the mean chose an expert.
+def move_biases(lm: FunctionalLM, params: Params, loads: Mapping[Place, jax.Array]) -> Params:
+    """Makes one step of the rule: by `bias_rate`, up where fewer than the mean chose an expert.
 
     Args:
-        loads: choices of the whole batch, (layers, rows of the table, E).
+        loads: choices of the whole batch by stack, (layers, rows of the table, E).
+
+    Returns the parameters; those that are no such bias are the same arrays.
     """
-    for place, load_LWE in loads.items():
-        moe = config.feed_forward_of(place)
-        if isinstance(moe, MoE) and moe.balance.bias_rate:
-            mean_LW1 = jnp.mean(load_LWE.astype(jnp.float32), axis=-1, keepdims=True)
-            change_LWE = moe.balance.bias_rate * jnp.sign(mean_LW1 - load_LWE)
-            params = _added(params, (*STACKS[place], *ROUTER, "balance_bias"), change_LWE)
-    return params
 
+    def moved(bias_LWE: jax.Array, declaration: nnx.Param) -> jax.Array:
+        if not declaration.balances or declaration.place not in loads:
+            return bias_LWE
+        moe, load_LWE = lm.config.feed_forward_of(declaration.place), loads[declaration.place]
+        assert isinstance(moe, MoE), "else it has no such bias"
+        mean_LW1 = jnp.mean(load_LWE.astype(jnp.float32), axis=-1, keepdims=True)
+        return bias_LWE + moe.balance.bias_rate * jnp.sign(mean_LW1 - load_LWE)
 
-def _added(tree: Params, path: tuple[str, ...], change: jax.Array) -> Params:
-    """A copy in which one leaf is changed."""
-    name, *rest = path
-    return tree | {name: _added(tree[name], tuple(rest), change) if rest else tree[name] + change}
+    return lm.map(moved, params)

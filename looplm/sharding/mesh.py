@@ -65,7 +65,7 @@ def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequen
     rules = [
         (("fsdp",), "model.dim", model.dim),
         (("tensor",), "model.num_heads", model.num_heads),
-        (("tensor",), "model.num_kv_heads", model.num_kv_heads or model.num_heads),
+        (("tensor",), "model.num_kv_heads", model.kv_heads),
         (("tensor",), "model.vocab_size", model.vocab_size),
         (BATCH_AXES, "the sequences of a micro-batch", micro_batch),
         (SEQUENCE_AXES, "data.sequence_length", sequence_length),

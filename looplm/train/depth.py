@@ -13,7 +13,7 @@ from looplm.config.schema import (
     ScheduledDepth,
     UniformDepth,
 )
-from looplm.model.loop import Depth
+from looplm.model.depth import Depth
 
 PURPOSE = 1
 """Keeps this stream of random numbers apart from others with the same seed."""

@@ -35,8 +35,7 @@ class Program:
                 check_backend(moe.backend, platform)
         self.lm = FunctionalLM(run.model)
         self.dtype = compute_dtype(run.model, platform)
-        gate_only = build_objective(run.objective).trains_gate_only
-        self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, gate_only=gate_only)
+        self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property
     def gathers_per_layer(self) -> bool:

@@ -11,7 +11,9 @@ from looplm.config.schema import Run
 from looplm.metrics.loop_stats import scored_sums
 from looplm.metrics.routers import KEPT, LOAD
 from looplm.model.context import Context
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
+from looplm.model.report import Reporting
 from looplm.objective import Sums, build_objective, evaluate, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
@@ -39,22 +41,22 @@ def build_loss(
     def sums(
         stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Sums]:
-        model = lm.bind(trained(objective, jax.tree.map(Whole, whole, stand_ins)))
+        model = lm.bind(trained(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
             micro_batch["positions"],
             self_mask(run.model, micro_batch["segments"]),
             # Nothing is differentiated through the loops when only the gate learns: nothing needs computing twice.
-            "none" if objective.trains_gate_only else run.loop.remat,
+            "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
             sequence_B=micro_batch["sequence"],
-            with_routing=True,
+            reporting=Reporting(routing=True),
             with_capacity=True,
         )
-        read = objective.read_loops(int(depths.window), step_key(run.seed, HEADS_PURPOSE, step))
         depth = depths.as_depth(micro_batch.get("depth", drawn))
-        output = model(micro_batch["tokens"], context, depth, dtype=dtype, read_loops=read, with_statistics=True)
-        result = evaluate(objective, model, output, micro_batch["labels"], read)
+        forward = Forward(model, micro_batch["tokens"], context, depth, dtype, with_statistics=True)
+        key = step_key(run.seed, HEADS_PURPOSE, step)
+        result, output = evaluate(objective, forward, micro_batch["labels"], key)
         assert output.statistics is not None, "with_statistics"
         extra = scored_sums(output.statistics, micro_batch["labels"] != IGNORED)
         return result.objective, result._replace(extra=result.extra | extra)
@@ -101,9 +103,9 @@ def build_train_step(
         params: Any = optax.apply_updates(state.params, updates)
         after: GuardState = opt_state.guard
         max_loss, max_grad_norm = limits(before, run.optim.guard)
-        if not objective.trains_gate_only:
+        if objective.trains is None:
             loads = {place: routers.load_rows_LWE for place, routers in total.routers.items()}
-            moved = move_biases(run.model, params, loads)
+            moved = move_biases(lm, params, loads)
             # Not in a step whose update is not made.
             params = jax.tree.map(
                 lambda new, old: old if new is old else jax.lax.select(after.in_a_row == 0, new, old), moved, params

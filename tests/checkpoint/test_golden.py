@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 import looplm
 from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy
 from looplm.errors import UserError
+from looplm.infer.exit_rule import parse_exit
 from looplm.model.context import Context
-from looplm.model.loop import Depth
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.state_init import initial_state
 from looplm.objective import build_objective
-from looplm.objective.base import scores_of_loops
+from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,13 +60,13 @@ def assert_gradients(named, expected, relative):
         np.testing.assert_allclose(np.asarray(named[name]) / scale, theirs / scale, atol=relative, err_msg=name)
 
 
-def engine(lm, tokens_BS, num_loops, read_loops="all", **options):
+def engine(lm, tokens_BS, num_loops, reads="all", exit_rule=None):
     """What the model itself gives, and the model."""
     model, tokens_BS = lm.functional.bind(lm.params), jnp.asarray(tokens_BS)
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
     context = Context(positions_BS, self_mask(lm.model, jnp.zeros_like(tokens_BS)))
-    output = model(tokens_BS, context, Depth(num_loops), dtype=jnp.float32, read_loops=read_loops, **options)
-    return output, model
+    halting = parse_exit(exit_rule, lm.model).build(model) if exit_rule else None
+    return Forward(model, tokens_BS, context, Depth(num_loops), jnp.float32, halting=halting)(reads), model
 
 
 def without(lm, **fields):
@@ -93,8 +95,8 @@ def test_ouro_states_gates_exits_and_logits(ouro, ouro_io):
     [*((q, f"threshold_logits_q{q}") for q in (0.3, 0.5, 0.7, 0.9)), (1.0, "default_logits"), (None, "default_logits")],
 )
 def test_ouro_logits_at_the_exits(ouro, ouro_io, threshold, name):
-    output, model = engine(ouro, ouro_io["input_ids"], 4, read_loops="last", exit_threshold=threshold)
-    np.testing.assert_allclose(model.logits(output.hidden_RBSD[0]), ouro_io[name], atol=3e-5)
+    output, model = engine(ouro, ouro_io["input_ids"], 4, "last", exit_rule=threshold and f"gate:{threshold}")
+    np.testing.assert_allclose(model.logits(output.read[0]), ouro_io[name], atol=3e-5)
 
 
 def test_ouro_padding_on_the_left_is_another_document(ouro, ouro_io):
@@ -108,7 +110,8 @@ def test_ouro_padding_on_the_left_is_another_document(ouro, ouro_io):
 def test_ouro_cross_entropy_and_entropy_of_every_token(ouro, ouro_io):
     """What stage I is made of; the last token has no label."""
     output, model = engine(ouro, ouro_io["input_ids"], 4)
-    nll_RBS = scores_of_loops(model, output, shifted(jnp.asarray(ouro_io["input_ids"]))).nll_BS
+    score = scoring(model, shifted(jnp.asarray(ouro_io["input_ids"])))
+    nll_RBS = jax.lax.map(score, output.read).nll_BS
     np.testing.assert_allclose(nll_RBS[:, :, :-1], ouro_io["stage1_ce"], atol=3e-5)
     entropy_BS = -jnp.sum(jnp.exp(output.log_exit_RBS) * output.log_exit_RBS, axis=0)
     np.testing.assert_allclose(entropy_BS[:, :-1], ouro_io["stage1_entropy"], atol=3e-6)
@@ -259,12 +262,12 @@ def parcae_loss(lm, io, dtype):
     def loss(params):
         model = lm.functional.bind(params)
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        output = model(
-            tokens_BS, Context(positions_BS, self_mask(lm.model, jnp.zeros_like(tokens_BS))),
-            Depth(lm.loop.backprop_loops, num_trained=trained_B, num_detached=detached_B), dtype=dtype,
-            initial_state_BSD=io["init_state"].astype(dtype),
+        forward = Forward(
+            model, tokens_BS, Context(positions_BS, self_mask(lm.model, jnp.zeros_like(tokens_BS))),
+            Depth(lm.loop.backprop_loops, num_trained=trained_B, num_detached=detached_B), dtype,
+            start=io["init_state"].astype(dtype),
         )  # fmt: skip
-        sums = objective(model, output, jnp.asarray(io["labels"]), "last")
+        sums, _ = objective(forward, jnp.asarray(io["labels"]), jax.random.key(0))
         return sums.objective / sums.tokens
 
     return loss

@@ -13,8 +13,9 @@ from looplm.infer.cache import new_cache
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
 from looplm.ops.attention import cached_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,22 +38,22 @@ def arrays():
     return {name: dict(np.load(GOLDEN / name / "io.npz")) for name in OFFICIAL}
 
 
-def written(model, params, prompts_BS, num_loops, exit_threshold=None):
+def written(model, params, prompts_BS, num_loops, exit_rule=None, kv=None):
     """The greedy continuation, 24 tokens."""
     rows = generate(
-        FunctionalLM(model), params, list(prompts_BS), num_loops=num_loops, exit_threshold=exit_threshold,
+        FunctionalLM(model), params, list(prompts_BS), num_loops=num_loops,
+        exit=parse_exit(exit_rule, model), kv=kv,
         max_tokens=24, temperature=0.0, seed=0, end_ids=[], num_ids=model.vocab_size,
     )  # fmt: skip
-    return np.stack(rows)
+    return np.stack([row.tokens for row in rows])
 
 
 @pytest.mark.parametrize("depth", OFFICIAL["ouro_a"])
 def test_ouro_writes_the_official_tokens(ouro, arrays, depth):
     rule = depth if ":" in depth else None
     num_loops = 4 if rule else int(depth)
-    ids_BM = written(
-        ouro.model, ouro.params, arrays["ouro_a"]["gen_prompt"], num_loops, parse_exit(rule, has_gate=True)
-    )
+    # The official code runs all loops whoever has left.
+    ids_BM = written(ouro.model, ouro.params, arrays["ouro_a"]["gen_prompt"], num_loops, rule, kv="each")
     np.testing.assert_array_equal(ids_BM, OFFICIAL["ouro_a"][depth])
 
 
@@ -93,10 +94,10 @@ def test_ouro_cache_holds_the_official_keys_and_values(ouro, arrays):
     tokens_BS = jnp.asarray(arrays["ouro_a"]["input_ids"])
     size, length = tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(length), tokens_BS.shape)
-    cache = new_cache(ouro.model, batch_size=size, length=length, num_loops=4, dtype=jnp.float32)
+    cache = new_cache(ouro.model, batch_size=size, length=length, slots=4, dtype=jnp.float32)
     context = Context(positions_BS, cached_mask(ouro.model, positions_BS, length))
     model = ouro.functional.bind(ouro.params)
-    output = model(tokens_BS, context, Depth(4), dtype=jnp.float32, cache=cache)
-    for ours_RLBTKH, name in zip(output.cache.block, ("prefill_k_cache", "prefill_v_cache"), strict=True):
+    block = Forward(model, tokens_BS, context, Depth(4), jnp.float32, cache=cache)().cache.block
+    for ours_RLBTKH, name in ((block.keys, "prefill_k_cache"), (block.values, "prefill_v_cache")):
         slots = jnp.swapaxes(ours_RLBTKH.reshape(-1, *ours_RLBTKH.shape[2:]), 2, 3)
         np.testing.assert_allclose(slots, arrays["ouro_a"][name], atol=3e-5)

@@ -16,9 +16,11 @@ import looplm
 from looplm.errors import UserError
 from looplm.infer.cache import new_cache
 from looplm.model.context import Context
+from looplm.model.decode import decode
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
-from looplm.ops.attention import self_mask
+from looplm.ops.attention import cached_mask, self_mask
 
 FOLDER = Path(__file__).parents[1] / "golden" / "moeut_a"
 R, L, HEADS, EXPERTS = 3, 2, 2, 4
@@ -77,8 +79,7 @@ def test_every_layer_from_the_state_before_it(lm, io):
     @jax.jit
     def run(layer, state_BSD):
         params = rest | {"core": {"block": {"layers": layer}}}
-        output = alone.bind(params)(tokens_BS, context, Depth(1), dtype=jnp.float32, initial_state_BSD=state_BSD)
-        return output.hidden_RBSD[0]
+        return Forward(alone.bind(params), tokens_BS, context, Depth(1), jnp.float32, start=state_BSD)().read[0]
 
     states = [np.asarray(lm.params["embedding"]["table"])[io["input_ids"]], *io["layer_outputs"]]
     for visit in range(R * L):
@@ -116,14 +117,14 @@ def test_a_cache_gives_the_same_logits_token_by_token(lm, io):
     tokens_BS = jnp.asarray(io["input_ids"])
     B, S = tokens_BS.shape
     model = lm.functional.bind(lm.params)
-    cache = new_cache(lm.model, batch_size=B, length=S, num_loops=R, dtype=jnp.float32)
+    cache = new_cache(lm.model, batch_size=B, length=S, slots=R, dtype=jnp.float32)
 
     @jax.jit
     def step(token_B, position, cache):
-        seen_BST = jnp.broadcast_to(jnp.arange(S) <= position, (B, 1, S))
-        context = Context(jnp.full((B, 1), position), seen_BST)
-        output = model(token_B[:, None], context, Depth(R), dtype=jnp.float32, cache=cache)
-        return model.logits(output.hidden_RBSD[-1])[:, 0], output.cache
+        positions_B1 = jnp.full((B, 1), position)
+        context = Context(positions_B1, cached_mask(lm.model, positions_B1, S))
+        one = decode(model, token_B[:, None], context, R, dtype=jnp.float32, halting=model.halting, cache=cache)
+        return model.logits(one.hidden_B1D)[:, 0], one.cache
 
     for position in range(S):
         logits_BV, cache = step(tokens_BS[:, position], position, cache)

@@ -11,44 +11,56 @@ from looplm.config.schema import ConcatInjection, ExitGate, Model, MoE, NormalIn
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
 from looplm.ops.attention import self_mask
 
 VOCAB, END = 41, 40
 PROMPTS = [np.arange(1, 8), np.array([5]), np.arange(9, 30, 2)]
 
 
-@pytest.fixture(scope="module")
-def lm():
-    return FunctionalLM(
+def build(coda_layers):
+    lm = FunctionalLM(
         Model(
             vocab_size=VOCAB, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=32, prelude_layers=1, block_layers=2,
-            coda_layers=1, injection=ConcatInjection(), exit_gate=ExitGate(initial_exit_probability=0.3),
+            coda_layers=coda_layers, injection=ConcatInjection(), exit_gate=ExitGate(initial_exit_probability=0.3),
             init=NormalInit(std=0.3), value_embedding=ValueEmbedding(gate_channels=8),
         )
     )  # fmt: skip
+    params = lm.init(jax.random.key(0))
+    params["gate"]["kernel"] = jax.random.normal(jax.random.key(1), params["gate"]["kernel"].shape)
+    return lm, params
 
 
 @pytest.fixture(scope="module")
-def params(lm):
-    params = lm.init(jax.random.key(0))
-    params["gate"]["kernel"] = jax.random.normal(jax.random.key(1), params["gate"]["kernel"].shape)
-    return params
+def built():
+    """With and without a coda."""
+    return {coda: build(coda) for coda in (0, 1)}
 
 
-def without_cache(lm, params, prompt, num_loops, threshold, max_tokens):
+@pytest.fixture(scope="module")
+def lm(built):
+    return built[1][0]
+
+
+@pytest.fixture(scope="module")
+def params(built):
+    return built[1][1]
+
+
+def without_cache(lm, params, prompt, num_loops, rule, max_tokens):
     """One sequence, everything recomputed for every token."""
 
     @jax.jit
     def logits(tokens_1S):
         positions_1S = jnp.arange(tokens_1S.shape[1])[None]
         model = lm.bind(params)
-        output = model(
-            tokens_1S, Context(positions_1S, self_mask(lm.config, jnp.zeros_like(tokens_1S))), Depth(num_loops),
-            dtype=jnp.float32, exit_threshold=threshold,
-        )  # fmt: skip
-        return model.logits(output.hidden_RBSD[-1])
+        context = Context(positions_1S, self_mask(lm.config, jnp.zeros_like(tokens_1S)))
+        halting = parse_exit(rule, lm.config).build(model) if rule else None
+        return model.logits(
+            Forward(model, tokens_1S, context, Depth(num_loops), jnp.float32, halting=halting)().read[0]
+        )
 
     room = np.zeros((1, len(prompt) + max_tokens), np.int32)
     room[0, : len(prompt)] = prompt
@@ -59,34 +71,48 @@ def without_cache(lm, params, prompt, num_loops, threshold, max_tokens):
     return room[0, len(prompt) :]
 
 
-@pytest.mark.parametrize(("num_loops", "threshold"), [(1, None), (3, None), (4, 0.6)])
-def test_batch_with_cache_equals_single_sequences_without(lm, params, num_loops, threshold):
-    options = dict(
-        num_loops=num_loops,
-        exit_threshold=threshold,
-        max_tokens=12,
-        temperature=0.0,
-        seed=0,
-        end_ids=[END],
-        num_ids=VOCAB,
-    )
-    texts = generate(lm, params, PROMPTS, **options)
-    for prompt, text in zip(PROMPTS, texts, strict=True):
-        np.testing.assert_array_equal(text, without_cache(lm, params, prompt, num_loops, threshold, 12))
-    assert len({tuple(text) for text in texts}) == len(PROMPTS), "the prompts matter"
+def texts(lm, params, prompts, *, exit=None, **options):
+    """The tokens of every row."""
+    options = dict(max_tokens=12, temperature=0.0, seed=0, end_ids=[END], num_ids=VOCAB) | options
+    return [row.tokens for row in generate(lm, params, prompts, exit=parse_exit(exit, lm.config), **options)]
+
+
+# A rule that asks the head sees in a coda the earlier tokens at their exits, and not at its own loop: no coda there.
+RULES = {
+    "gate:0.6": 1,
+    "latent:0.7": 1,
+    "kl:0.05,patience=2|confidence:0.5": 0,
+    "entropy:2.9+argmax:2": 0,
+    "confidence:0.3,min=3": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("num_loops", "rule", "coda"), [(1, None, 1), (3, None, 1), *((4, rule, coda) for rule, coda in RULES.items())]
+)
+def test_batch_with_cache_equals_single_sequences_without(built, num_loops, rule, coda):
+    lm, params = built[coda]
+    rows = texts(lm, params, PROMPTS, num_loops=num_loops, exit=rule, kv="each")
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        np.testing.assert_array_equal(row, without_cache(lm, params, prompt, num_loops, rule, 12))
+    assert len({tuple(row) for row in rows}) == len(PROMPTS), "the prompts matter"
 
 
 def test_sampling_follows_the_distribution_and_the_seed(lm, params):
-    options = dict(num_loops=2, exit_threshold=None, max_tokens=1, end_ids=[END], num_ids=VOCAB)
     many = [np.array([3])] * 4000
-    drawn = np.concatenate(
-        [x if len(x) else [END] for x in generate(lm, params, many, temperature=2.0, seed=1, **options)]
+    drawn, again = (
+        np.concatenate(
+            [
+                x if len(x) else [END]
+                for x in texts(lm, params, many, num_loops=2, max_tokens=1, temperature=2.0, seed=1)
+            ]
+        )
+        for _ in range(2)
     )
-    again = generate(lm, params, many, temperature=2.0, seed=1, **options)
-    np.testing.assert_array_equal(drawn, np.concatenate([x if len(x) else [END] for x in again]))
-    context = Context(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool))
-    model = lm.bind(params)
-    hidden_BSD = model(jnp.array([[3]]), context, Depth(2), dtype=jnp.float32).hidden_RBSD[-1]
+    np.testing.assert_array_equal(drawn, again)
+    zeros_11 = jnp.zeros((1, 1), jnp.int32)
+    model, context = lm.bind(params), Context(zeros_11, self_mask(lm.config, zeros_11))
+    hidden_BSD = Forward(model, jnp.array([[3]]), context, Depth(2), jnp.float32)().read[0]
     expected_V = jax.nn.softmax(model.logits(hidden_BSD)[0, 0] / 2.0)
     shares_V = np.bincount(drawn, minlength=VOCAB) / len(drawn)
     assert np.all(np.abs(shares_V - expected_V) < 5 * np.sqrt(expected_V * (1 - expected_V) / 4000) + 1e-3)
@@ -109,10 +135,7 @@ def crowded():
 def test_a_row_depends_on_no_neighbour_and_no_order(crowded, temperature):
     lm, params = crowded
     long = np.tile(np.arange(1, 30), 3)
-    rows = partial(
-        generate, lm, params, num_loops=2, exit_threshold=None, max_tokens=12, temperature=temperature, seed=3,
-        end_ids=[END], num_ids=VOCAB,
-    )  # fmt: skip
+    rows = partial(texts, lm, params, num_loops=2, temperature=temperature, seed=3)
     together, reversed_ = rows([*PROMPTS, long]), rows([long, *PROMPTS[::-1]])
     for number, prompt in enumerate(PROMPTS):
         (alone,) = rows([prompt])
@@ -122,25 +145,54 @@ def test_a_row_depends_on_no_neighbour_and_no_order(crowded, temperature):
 
 def test_copies_of_a_prompt_are_answered_differently(crowded):
     lm, params = crowded
-    options = dict(num_loops=1, exit_threshold=None, max_tokens=12, temperature=1.0, end_ids=[END], num_ids=VOCAB)
-    texts = {seed: generate(lm, params, PROMPTS[:1] * 8, seed=seed, **options) for seed in (0, 1)}
-    assert len({tuple(text) for rows in texts.values() for text in rows}) == 16
+    drawn = [texts(lm, params, PROMPTS[:1] * 8, num_loops=1, temperature=1.0, seed=seed) for seed in (0, 1)]
+    assert len({tuple(row) for rows in drawn for row in rows}) == 16
 
 
 def test_a_row_ends_at_the_first_of_its_end_tokens(lm, params):
-    options = dict(num_loops=1, exit_threshold=None, max_tokens=24, temperature=1.0, seed=0, num_ids=VOCAB)
-    (text,) = generate(lm, params, PROMPTS[:1], end_ids=[], **options)
+    options = dict(num_loops=1, max_tokens=24, temperature=1.0)
+    (text,) = texts(lm, params, PROMPTS[:1], end_ids=[], **options)
     assert len(text) == 24
     ends = [int(text[9]), int(text[5])]
-    (cut,) = generate(lm, params, PROMPTS[:1], end_ids=ends, **options)
+    (cut,) = texts(lm, params, PROMPTS[:1], end_ids=ends, **options)
     np.testing.assert_array_equal(cut, text[: np.flatnonzero(np.isin(text, ends))[0]])
 
 
-def test_exit_rules_are_read():
-    assert parse_exit("gate:0.9", has_gate=True) == 0.9
-    assert parse_exit(None, has_gate=False) is None
-
-
 def test_ids_that_the_tokenizer_does_not_know_are_never_written(lm, params):
-    options = dict(num_loops=1, exit_threshold=None, max_tokens=32, temperature=9.0, seed=0, end_ids=[2], num_ids=5)
-    assert max(int(row.max()) for row in generate(lm, params, [np.array([3])] * 8, **options) if len(row)) < 5
+    options = dict(num_loops=1, max_tokens=32, temperature=9.0, end_ids=[2], num_ids=5)
+    assert max(int(row.max()) for row in texts(lm, params, [np.array([3])] * 8, **options) if len(row)) < 5
+
+
+def at_depths(lm, params, prompts, rule, **options):
+    """(tokens, loops) of every row, where leaving saves loops."""
+    options = dict(num_loops=4, max_tokens=12, temperature=0.0, seed=0, end_ids=[], num_ids=VOCAB) | options
+    return generate(lm, params, prompts, exit=parse_exit(rule, lm.config), **options)
+
+
+@pytest.mark.parametrize("rule", ["gate:0.6", "latent:0.7", "kl:0.2|confidence:0.5"])
+@pytest.mark.parametrize("kv", ["ragged", "ring:2", "last"])
+def test_rows_that_leave_at_different_loops_do_not_depend_on_one_another(lm, params, rule, kv):
+    together = at_depths(lm, params, PROMPTS, rule, kv=kv)
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        (alone,) = at_depths(lm, params, [prompt], rule, kv=kv)
+        np.testing.assert_array_equal(row.tokens, alone.tokens)
+        np.testing.assert_array_equal(row.loops, alone.loops)
+    if rule.startswith("gate"):
+        loops = np.array([row.loops for row in together])
+        assert (loops != loops[0]).any(), "the rows leave at different loops"
+
+
+def test_where_all_leave_after_one_loop_the_text_is_that_of_one_loop(lm, params):
+    leaving = params | {"gate": params["gate"] | {"bias": params["gate"]["bias"] + 100}}
+    rows = at_depths(lm, leaving, PROMPTS, "gate:0.9")
+    for row, expected in zip(rows, texts(lm, params, PROMPTS, num_loops=1, end_ids=[]), strict=True):
+        np.testing.assert_array_equal(row.tokens, expected)
+        np.testing.assert_array_equal(row.loops, 1)
+
+
+def test_where_nobody_leaves_early_nothing_changes(lm, params):
+    for row, expected in zip(
+        at_depths(lm, params, PROMPTS, "latent:1e-30"), texts(lm, params, PROMPTS, num_loops=4, end_ids=[]), strict=True
+    ):
+        np.testing.assert_array_equal(row.tokens, expected)
+        np.testing.assert_array_equal(row.loops, 4)

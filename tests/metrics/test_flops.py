@@ -16,9 +16,10 @@ from looplm.config.load import load_config, override
 from looplm.config.schema import ExitGate, ExpectedCrossEntropy, FinalCrossEntropy, Model, WeightedCrossEntropy
 from looplm.metrics.flops import Flops, forward_flops, rematerialised, training_flops, visible_keys
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
-from looplm.objective.base import scores_of_loops
+from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
 from looplm.optim.guard import guarded
 from looplm.train.depth import DepthSchedule
@@ -172,7 +173,7 @@ def test_every_shipped_config_costs_what_the_formula_says(name: str) -> None:
         run.model, run.objective, sequence_length=run.data.sequence_length, num_loops=run.loop.num_loops,
         trained_loops=window, causal=False,
     )  # fmt: skip
-    formula = rematerialised(formula, run.model, run.loop.remat, num_loops=run.loop.num_loops)
+    formula = rematerialised(formula, run.model, run.objective, run.loop.remat, num_loops=run.loop.num_loops)
     assert traced_step(run) == pytest.approx(formula.hardware, rel=1e-3)
 
 
@@ -182,7 +183,7 @@ def test_every_shipped_config_costs_what_the_formula_says(name: str) -> None:
 )
 def test_recomputation_costs_what_the_formula_says(name: str, remat: Any) -> None:
     case = CASES[name]
-    formula = rematerialised(case.flops, case.model, remat, num_loops=R)
+    formula = rematerialised(case.flops, case.model, case.objective, remat, num_loops=R)
     assert formula.total == case.flops.total < formula.hardware
     assert traced(case, remat) == pytest.approx(formula.hardware, rel=1e-6)
 
@@ -196,8 +197,8 @@ def test_a_forward_pass_costs_what_the_formula_says(name: str, read: Any) -> Non
     def score(params: Any, ids_BS: jax.Array, key: jax.Array) -> Any:
         bound = lm.bind(params)
         context = Context(ids_BS, self_mask(model, ids_BS), key=key, sequence_B=jnp.arange(B))
-        output = bound(ids_BS, context, Depth(R), dtype=jnp.float32, read_loops=read)
-        return scores_of_loops(bound, output, ids_BS), output.gate_logits_RBS
+        output = Forward(bound, ids_BS, context, Depth(R), jnp.float32)(read, scoring(bound, ids_BS))
+        return output.read, output.gate_logits_RBS
 
     program = jax.make_jaxpr(score)(lm.shapes, int32(B, S), jax.eval_shape(lambda: jax.random.key(0)))
     formula = forward_flops(model, sequence_length=S, num_loops=R, num_reads=R if read == "all" else 1, causal=False)
@@ -208,7 +209,7 @@ def test_a_forward_pass_costs_what_the_formula_says(name: str, read: Any) -> Non
 @pytest.mark.parametrize("window", [None, 1, 7, S, S + 5])
 def test_visible_keys_are_those_of_the_mask(kind: Any, window: int | None) -> None:
     model = Model(**SIZES, attention_mask=kind, attention_window=window)
-    mask_BST = self_mask(model, jnp.zeros((1, S), jnp.int32))
+    mask_BST = self_mask(model, jnp.zeros((1, S), jnp.int32)).dense(S)
     assert visible_keys(model, S) == pytest.approx(np.sum(mask_BST) / S)
 
 

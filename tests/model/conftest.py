@@ -9,9 +9,10 @@ import pytest
 
 from looplm.config.schema import ConcatInjection, ExitGate, Model
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
-from looplm.model.lm import Output
-from looplm.model.loop import Depth
+from looplm.model.output import Output
 from looplm.ops.attention import self_mask
 
 VOCAB, B, S = 37, 2, 11
@@ -58,8 +59,11 @@ def run_model() -> Callable[..., Output]:
         context = Context(
             positions_BS, self_mask(lm.config, segments_BS), options.pop("remat", "none"), options.pop("unroll", False)
         )
-        options.setdefault("read_loops", "all")
-        call = lambda params: lm.bind(params)(tokens_BS, context, depth, dtype=jnp.float32, **options)  # noqa: E731
+        reads = options.pop("reads", "all")
+
+        def call(params: Params) -> Output:
+            return Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, **options)(reads)
+
         return jax.jit(call)(params)
 
     return run

@@ -10,8 +10,10 @@ import pytest
 from looplm.config import schema
 from looplm.config.schema import Model
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
+from looplm.model.report import Reporting
 from looplm.objective import build_objective, evaluate
 from looplm.ops.attention import self_mask
 
@@ -113,15 +115,13 @@ def test_every_pair_of_values_learns(case) -> None:
     detached = {"fixed": 0, "batch": jnp.int32(0), "sequence": jnp.array([0, 2, 0, 1])}[varies]
 
     def loss(params):
-        model = lm.bind(params)
-        read = objective.read_loops(3, jax.random.key(1))
         context = Context(
             jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)), remat,
-            key=jax.random.key(2), sequence_B=jnp.arange(B), with_routing=True,
+            key=jax.random.key(2), sequence_B=jnp.arange(B), reporting=Reporting(routing=True),
         )  # fmt: skip
         depth = Depth(3, trained, detached)
-        output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read, with_statistics=True)
-        return evaluate(objective, model, output, tokens_BS, read).objective
+        forward = Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, with_statistics=True)
+        return evaluate(objective, forward, tokens_BS, jax.random.key(1))[0].objective
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(lm.init(jax.random.key(3)))
     assert np.isfinite(value)

@@ -14,6 +14,8 @@ from looplm.config.schema import Balance, Mesh, Model, MoE
 from looplm.model.context import Context
 from looplm.model.experts import ROOM
 from looplm.model.moe import MoE as Layer
+from looplm.model.report import Reporting
+from looplm.ops.attention import Mask
 from looplm.ops.grouped_matmul import blocks
 from looplm.sharding.collective import gather, reduce_gradient, split_sequence
 from looplm.sharding.mesh import build_mesh
@@ -70,8 +72,10 @@ def result(graph, state, params, x_BSD, weight_BSD):
 
     def loss(whole, x_BSD):
         values = {path: variable.replace(_at(whole, path)) for path, variable in variables.items()}
-        context = Context(jnp.zeros((B, S), jnp.int32), jnp.zeros(()), with_routing=True, with_capacity=True)
-        out_BSD, routing = nnx.merge(graph, nnx.from_flat_state(values))(x_BSD, split_sequence(x_BSD), context, None)
+        context = Context(
+            jnp.zeros((B, S), jnp.int32), Mask("causal", None, S), reporting=Reporting(routing=True), with_capacity=True
+        )
+        out_BSD, routing = nnx.merge(graph, nnx.from_flat_state(values))(x_BSD, split_sequence(x_BSD), context)
         return jnp.sum(out_BSD * weight_BSD), (out_BSD, routing)
 
     axes = {path: variable.axes for path, variable in variables.items()}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import ExitGate
+from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM
 from looplm.model.gates import exit_loop, log_exit_distribution
-from looplm.model.loop import Depth
 
 
 def by_definition(gate_logits_R):

@@ -17,8 +17,8 @@ from looplm.config.schema import (
     Rope,
     ValueEmbedding,
 )
+from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
 from looplm.ops.cross_entropy.reference import cross_entropy
 from tests.model import plain
 
@@ -58,7 +58,7 @@ def test_logits_gates_and_gradients_equal_a_plain_implementation(
     def engine(params):
         output = run_model(lm, params, tokens_BS, Depth(num_loops))
         model = lm.bind(params)
-        return jax.vmap(model.logits)(output.hidden_RBSD), output.gate_logits_RBS
+        return jax.vmap(model.logits)(output.read), output.gate_logits_RBS
 
     def reference(params):
         logits, gates = jax.vmap(lambda tokens_S: plain.forward(config, params, tokens_S, num_loops))(tokens_BS)
@@ -90,7 +90,7 @@ def test_a_token_depends_on_what_precedes_it_and_on_nothing_else(model_config, r
     def hidden(table_VD):
         # One row per position, so that the gradient tells which positions matter.
         embedded = {**params, "embedding": {"table": table_VD}}
-        return jnp.sum(run_model(lm, embedded, jnp.arange(11)[None], Depth(3)).hidden_RBSD[-1, 0, position] ** 2)
+        return jnp.sum(run_model(lm, embedded, jnp.arange(11)[None], Depth(3)).read[-1, 0, position] ** 2)
 
     influence = jnp.sum(jnp.abs(jax.jit(jax.grad(hidden))(params["embedding"]["table"])), axis=-1)
     assert np.all(np.asarray(influence[: position + 1]) > 0)
@@ -110,7 +110,7 @@ def test_how_it_runs_does_not_change_what_it_computes(option, model_config, rand
 
     def loss(params, **options):
         output = run_model(lm, params, tokens_BS, Depth(2, num_detached=1), **options)
-        return jnp.sum(output.hidden_RBSD**2) + jnp.sum(output.gate_logits_RBS)
+        return jnp.sum(output.read**2) + jnp.sum(output.gate_logits_RBS)
 
     expected, actual = (jax.jit(jax.grad(partial(loss, **how)))(params) for how in ({}, option))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, expected)
@@ -122,7 +122,7 @@ def test_statistics_look_back_over_the_detached_prefix(
 ):
     lm = FunctionalLM(model_config(coda_layers=0, final_norm=False))  # what the head reads is the state
     params = random_params(lm)
-    states_RBSD = np.asarray(run_model(lm, params, tokens_BS, Depth(detached + trained)).hidden_RBSD)
+    states_RBSD = np.asarray(run_model(lm, params, tokens_BS, Depth(detached + trained)).read)
     update_BSD, before_BSD = states_RBSD[-1] - states_RBSD[-2], states_RBSD[-2] - states_RBSD[-3]
     norms_BS = np.linalg.norm(update_BSD, axis=-1) * np.linalg.norm(before_BSD, axis=-1)
     # A window of 4, of which fewer loops may run.

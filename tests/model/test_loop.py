@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from looplm.model.depth import Depth
 from looplm.model.layers import Linear
-from looplm.model.loop import Depth, run_loops
+from looplm.model.loop import run_loops, run_until
 
 
-def step(parameters, state, inputs, loop_data, t):
-    return jnp.tanh(parameters * state + inputs), loop_data
-
-
-def nothing(state):
-    return None
+def step(parameters, state, inputs, loop):
+    return jnp.tanh(parameters * state + inputs), None
 
 
 def run(parameters, state, inputs, depth, **options):
-    options = {"collect": lambda state: state, "remat": "none", "unroll": False, **options}
-    return run_loops(step, parameters, state, inputs, depth, **options)
+    return run_loops(step, parameters, state, inputs, depth, keep=lambda state: state, **options)
 
 
 def unrolled(parameters, state, inputs, detached, trained):
@@ -87,16 +83,73 @@ def test_skipped_iterations_come_first_and_are_marked():
     assert states[3] == last
 
 
-def test_each_loop_gets_and_returns_its_own_data():
-    def counting(parameters, state, inputs, loop_data, t):
-        return state + loop_data, loop_data * 10
+@pytest.mark.parametrize(("detached", "trained"), [(0, 3), (0, 2), (1, 3), (4, 3)])
+def test_each_loop_gets_its_own_slice_by_its_number_and_reports(detached, trained):
+    """Of tables of 5 loops; loops beyond the end get the last row."""
+    table_T = jnp.float32([0.3, -0.5, 0.7, 0.2, 0.9])
 
-    state, _, data = run_loops(
-        counting, None, jnp.float32(0), None, Depth(3), collect=nothing, per_loop=jnp.float32([1, 2, 4]),
-        remat="none", unroll=False,
-    )  # fmt: skip
-    assert state == 7
-    np.testing.assert_array_equal(data, [10, 20, 40])
+    def counting(parameters, state, inputs, loop):
+        return jnp.tanh(state + loop.own), {"number": loop.number_B, "total": loop.total_B, "own": loop.own * 10}
+
+    def driver(table_T, detached, trained):
+        ran = run_loops(
+            counting, None, jnp.float32(0.1), None, Depth(3, trained, detached), per_loop=table_T, remat="loop"
+        )
+        return ran.carry, ran.reports
+
+    def definition(table_T):
+        state = jnp.float32(0.1)
+        for t in range(detached + trained):
+            row = table_T[min(t, 4)]
+            state = jnp.tanh(state + (jax.lax.stop_gradient(row) if t < detached else row))
+            state = jax.lax.stop_gradient(state) if t < detached else state
+        return state
+
+    (state, reports), gradient = jax.jit(jax.value_and_grad(driver, has_aux=True))(table_T, detached, trained)
+    expected, expected_gradient = jax.value_and_grad(definition)(table_T)
+    np.testing.assert_allclose(state, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5)
+    numbers = np.arange(detached, detached + trained)
+    skipped = 3 - trained
+    np.testing.assert_array_equal(reports["number"][:, 0], [*[0] * skipped, *numbers])
+    np.testing.assert_array_equal(reports["total"][:, 0], [*[0] * skipped, *[detached + trained] * trained])
+    np.testing.assert_allclose(reports["own"], [*[0] * skipped, *10 * table_T[np.minimum(numbers, 4)]])
+
+
+@pytest.mark.parametrize("most", [1, 3, 9])
+def test_running_until_nobody_is_left_is_running_all_loops_where_nobody_leaves(most):
+    arguments = (jnp.float32(0.7), jnp.float32([0.3, -0.2]), jnp.float32([0.2, 0.1]))
+    state_B, ran = run_until(step, *arguments, most, lambda state_B: jnp.zeros(2, bool))
+    np.testing.assert_array_equal(state_B, run(*arguments, Depth(most)).carry)
+    assert ran == most
+
+
+def test_running_until_stops_when_all_are_done():
+    counting = lambda parameters, state, inputs, loop: (state + 1, None)  # noqa: E731
+    state_B, ran = run_until(counting, None, jnp.zeros(2), None, 100, lambda state_B: state_B >= jnp.array([3, 7]))
+    assert ran == 7
+    np.testing.assert_array_equal(state_B, [7, 7])
+
+
+def test_a_step_may_run_loops_itself():
+    """Three loops of two, the first of each without gradient, against the same written out."""
+
+    def outer(parameters, state, inputs, loop):
+        return run_loops(step, parameters, state, inputs, Depth(1, num_detached=1)).carry, None
+
+    def nested(parameters, state, inputs):
+        return run_loops(outer, parameters, state, inputs, Depth(2, num_detached=1), remat="loop").carry
+
+    def definition(parameters, state, inputs):
+        stop = jax.lax.stop_gradient
+        state = unrolled(stop(parameters), stop(state), stop(inputs), 1, 1)
+        for _ in range(2):
+            state = unrolled(parameters, state, inputs, 1, 1)
+        return state
+
+    arguments = (jnp.float32(0.7), jnp.float32(0.3), jnp.float32(0.2))
+    actual, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(*arguments) for f in (nested, definition))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), actual, expected)
 
 
 def test_gradients_are_summed_over_loops_in_float32():
@@ -108,11 +161,11 @@ def test_gradients_are_summed_over_loops_in_float32():
         return nnx.merge(graph, parameters)(inputs), None
 
     def loss(parameters):
-        collected = run_loops(
+        kept = run_loops(
             constant_step, parameters, jnp.zeros((1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16),
-            Depth(2000), collect=lambda state: state, remat="none", unroll=False,
-        )[1]  # fmt: skip
-        return jnp.sum(collected.astype(jnp.float32))
+            Depth(2000), keep=lambda state: state,
+        ).kept  # fmt: skip
+        return jnp.sum(kept.astype(jnp.float32))
 
     assert jax.grad(loss)(parameters)["kernel"][...] == 2000
 
@@ -125,12 +178,7 @@ def test_activation_memory_of_a_loop_is_its_state_only():
 
     def temporary_bytes(num_loops, remat):
         def loss(parameters, state):
-            return jnp.sum(
-                run_loops(
-                    wide_step, parameters, state, None, Depth(num_loops), collect=nothing, remat=remat,
-                    unroll=False,
-                )[0]
-            )  # fmt: skip
+            return jnp.sum(run_loops(wide_step, parameters, state, None, Depth(num_loops), remat=remat).carry)
 
         state, parameters = jnp.zeros((256, 32)), jnp.zeros((512, 32))
         compiled = jax.jit(jax.grad(loss)).lower(parameters, state).compile()

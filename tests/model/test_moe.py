@@ -11,8 +11,12 @@ from flax import nnx
 
 from looplm.config.schema import Balance, Model, MoE
 from looplm.model.context import Context
+from looplm.model.depth import Loop
 from looplm.model.moe import MoE as Layer
+from looplm.model.report import Reporting
 from looplm.model.router import Router
+from looplm.model.routing import kept_choices
+from looplm.ops.attention import self_mask
 
 B, S, D = 2, 6, 8
 CASES = {
@@ -34,7 +38,10 @@ def model(moe):
 
 def context(loop=0):
     empty = jnp.zeros((B, S), jnp.int32)
-    return Context(empty, jnp.zeros((B, S, S), bool), loop_B=jnp.array([loop]), with_routing=True, with_capacity=True)
+    return Context(
+        empty, self_mask(model(CASES["softmax"]), empty), loop=Loop(jnp.array([loop]), jnp.array([1])),
+        reporting=Reporting(routing=True), with_capacity=True,
+    )  # fmt: skip
 
 
 class Built(NamedTuple):
@@ -50,10 +57,10 @@ def build(moe, seed=0):
     return Built(graph, params, jax.random.normal(next(keys), (B, S, D)))
 
 
-def run(built, params, x_BSD, loop=0, before_BSW=None):
+def run(built, params, x_BSD, loop=0):
     state = nnx.state(nnx.eval_shape(lambda: nnx.merge(built.graph, nnx.State(params))))
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(built.graph, state)(x_BSD, x_BSD, context(loop), before_BSW)
+    return nnx.merge(built.graph, state)(x_BSD, x_BSD, context(loop))
 
 
 class Choices(NamedTuple):
@@ -155,11 +162,11 @@ def test_forward_and_all_gradients(name):
     np.testing.assert_array_equal(routing.load_BE, loads)
 
 
-def test_sets_of_experts_and_what_they_share_with_the_loop_before():
+def test_sets_of_experts_and_what_they_share_with_the_visit_before():
     moe, built = CASES["sigma"], build(CASES["sigma"])
-    layer = jax.jit(lambda x_BSD, before_BSW: run(built, built.params, x_BSD, before_BSW=before_BSW))
-    out_BSD, first = layer(built.x_BSD, None)
-    _, second = layer(out_BSD, first.experts_BSW)
+    layer = jax.jit(lambda x_BSD: run(built, built.params, x_BSD))
+    out_BSD, first = layer(built.x_BSD)
+    _, second = layer(out_BSD)
     choices = [choose(moe, built.params["router"], x_BSD).experts for x_BSD in (built.x_BSD, out_BSD)]
     bits = [
         [[{e for e in range(moe.num_experts) if int(words[e // 32]) >> (e % 32) & 1} for words in row] for row in sets]
@@ -167,8 +174,8 @@ def test_sets_of_experts_and_what_they_share_with_the_loop_before():
     ]
     assert bits == [[[set(chosen.tolist()) for chosen in row] for row in chosen_BSk] for chosen_BSk in choices]
     kept = [sum(len(a & b) for a, b in zip(bits[0][b], bits[1][b], strict=True)) for b in range(B)]
-    np.testing.assert_array_equal(second.kept_B, kept)
-    np.testing.assert_array_equal(first.kept_B, 0)
+    visits_TBLSW = jnp.stack([first.experts_BSW, second.experts_BSW])[:, :, None]
+    np.testing.assert_array_equal(kept_choices(visits_TBLSW)[:, :, 0], [[0] * B, kept])
 
 
 def test_the_router_computes_in_float32_whatever_the_type_of_its_input():

@@ -8,8 +8,9 @@ import pytest
 import looplm.model.attention
 from looplm.data.window import in_runs
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
 from looplm.ops.attention import attention, reference, self_mask
 
 LENGTHS = (5, 1, 7, 4)
@@ -40,7 +41,7 @@ def test_a_document_changes_no_logit_of_another(
     def logits_BSV(tokens_BS: jax.Array) -> jax.Array:
         context = Context(jnp.asarray(batch["positions"]), self_mask(lm.config, jnp.asarray(batch["segments"])))
         model = lm.bind(params)
-        hidden_BSD = model(tokens_BS, context, Depth(2), dtype=jnp.dtype(dtype), read_loops="all").hidden_RBSD[-1]
+        hidden_BSD = Forward(model, tokens_BS, context, Depth(2), jnp.dtype(dtype))("all").read[-1]
         return jnp.einsum("BSD,VD->BSV", hidden_BSD, model.head_VD)
 
     tokens_BS = np.random.default_rng(0).integers(0, lm.config.vocab_size, (1, S))

@@ -2,37 +2,24 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from looplm.config.schema import Mesh, Model, ValueEmbedding
 from looplm.errors import UserError
-from looplm.model.block import in_groups
+from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
+from looplm.model.value_embedding import embedded_layers
 from looplm.sharding.mesh import build_mesh, check_fit
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-@pytest.mark.parametrize("num_layers", [1, 2, 3, 6, 7])
-@pytest.mark.parametrize("unroll", [False, True])
-def test_every_so_many_layers_counted_from_the_last_get_an_extra(size: int, num_layers: int, unroll: bool) -> None:
-    chosen = [layer for layer in range(num_layers) if (num_layers - 1 - layer) % size == 0]
-
-    def apply(x: jax.Array, xs: tuple) -> tuple[jax.Array, jax.Array]:
-        layer, extra = xs
-        x = 2 * x + layer + (0 if extra is None else extra)
-        return x, x
-
-    layers, extras = jnp.arange(num_layers) + 1.0, 100.0 * (jnp.arange(len(chosen)) + 1)
-    x, kept = in_groups(apply, jnp.float32(1), layers, extras, size, unroll=unroll)
-    expected, states = 1.0, []
-    for layer in range(num_layers):
-        extra = 100.0 * (chosen.index(layer) + 1) if layer in chosen else 0
-        expected = 2 * expected + layer + 1 + extra
-        states.append(expected)
-    assert float(x) == expected
-    np.testing.assert_array_equal(kept, states)
+@pytest.mark.parametrize(
+    ("every", "num_layers", "expected"), [(1, 3, (0, 1, 2)), (2, 5, (0, 2, 4)), (3, 7, (0, 3, 6)), (5, 2, (1,))]
+)
+def test_every_so_many_layers_counted_from_the_last_have_one(every: int, num_layers: int, expected: tuple) -> None:
+    config = Model(
+        vocab_size=8, dim=8, num_heads=1, hidden_dim=8, block_layers=1, value_embedding=ValueEmbedding(every=every)
+    )
+    assert embedded_layers(config, num_layers) == expected
 
 
 def test_tables_are_read_once_however_many_loops_run(model_config, run_model, tokens_BS) -> None:
@@ -41,8 +28,8 @@ def test_tables_are_read_once_however_many_loops_run(model_config, run_model, to
 
     def scatters(num_loops: int) -> int:
         def loss(params):
-            output = run_model(lm, params, tokens_BS, Depth(num_loops), unroll=True, read_loops="last")
-            return jnp.sum(output.hidden_RBSD)
+            output = run_model(lm, params, tokens_BS, Depth(num_loops), unroll=True, reads="last")
+            return jnp.sum(output.read)
 
         return str(jax.make_jaxpr(jax.grad(loss))(lm.shapes)).count("scatter-add")
 

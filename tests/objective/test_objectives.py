@@ -14,8 +14,9 @@ from looplm.config.schema import (
     WeightedCrossEntropy,
 )
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.loop import Depth
 from looplm.objective import build_objective, trained
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy.reference import cross_entropy
@@ -48,9 +49,9 @@ def run(lm, params, data, config, depth, key=3):
     model, objective = lm.bind(params), build_objective(config)
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
     context = Context(positions_BS, self_mask(lm.config, jnp.zeros_like(tokens_BS)))
-    read = objective.read_loops(depth.window, jax.random.key(key))
-    output = model(tokens_BS, context, depth, dtype=jnp.float32, read_loops=read)
-    return objective(model, output, labels_BS, read), output, model
+    forward = Forward(model, tokens_BS, context, depth, jnp.float32)
+    sums, _ = objective(forward, labels_BS, jax.random.key(key))
+    return sums, forward("all"), model
 
 
 @pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3)), Depth(2, num_detached=1)])
@@ -64,7 +65,7 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
             continue
         p_R = exit_RBS[:, b, s]
         for t in range(ran):
-            logits_V = np.float64(model.logits(output.hidden_RBSD[t - ran])[b, s])
+            logits_V = np.float64(model.logits(output.read[t - ran])[b, s])
             expected += p_R[t] * (np.log(np.exp(logits_V).sum()) - logits_V[data[1][b, s]])
         entropy -= np.sum(p_R * np.log(p_R))
     np.testing.assert_allclose(sums.objective, expected - 0.3 * entropy, rtol=1e-5)
@@ -75,7 +76,7 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
 
 def test_final_loss_is_that_of_the_last_loop(lm, params, data):
     sums, output, model = run(lm, params, data, FinalCrossEntropy(), Depth(3))
-    nll_BS = cross_entropy(model.logits(output.hidden_RBSD[-1]), data[1])[0]
+    nll_BS = cross_entropy(model.logits(output.read[-1]), data[1])[0]
     np.testing.assert_allclose(sums.loss, jnp.sum(nll_BS[:, :-1]), rtol=1e-6)
     assert sums.objective == sums.loss
 
@@ -98,7 +99,7 @@ def test_gradient_is_finite_where_the_gate_is_certain(lm, params, data):
 def test_weighted_loss_follows_its_weights(lm, params, data, weights):
     sums, output, model = run(lm, params, data, WeightedCrossEntropy(weights=weights), Depth(4, jnp.int32(3)))
     weight_R = np.array([1, 1, 1] if weights == "uniform" else [1, 2, 3]) / (3 if weights == "uniform" else 6)
-    losses = [float(jnp.sum(cross_entropy(model.logits(h), data[1])[0][:, :-1])) for h in output.hidden_RBSD[1:]]
+    losses = [float(jnp.sum(cross_entropy(model.logits(h), data[1])[0][:, :-1])) for h in output.read[1:]]
     np.testing.assert_allclose(sums.objective, weight_R @ losses, rtol=1e-5)
 
 
@@ -116,14 +117,14 @@ def test_sampled_heads_give_the_right_sum_on_average(lm, params, data, config):
 
 def test_z_loss_is_the_squared_normaliser(lm, params, data):
     with_z, output, model = run(lm, params, data, FinalCrossEntropy(z_loss_weight=0.5), Depth(2))
-    z_BS = jax.nn.logsumexp(model.logits(output.hidden_RBSD[-1]), axis=-1)[:, :-1] ** 2
+    z_BS = jax.nn.logsumexp(model.logits(output.read[-1]), axis=-1)[:, :-1] ** 2
     np.testing.assert_allclose(with_z.objective - with_z.loss, 0.5 * jnp.sum(z_BS), rtol=1e-5)
 
 
 def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, data):
     config = GateImprovement(sharpness=20.0, threshold=0.01)
     sums, output, model = run(lm, params, data, config, Depth(3))
-    nll_RBS = np.float64([cross_entropy(model.logits(h), data[1])[0] for h in output.hidden_RBSD])
+    nll_RBS = np.float64([cross_entropy(model.logits(h), data[1])[0] for h in output.read])
     leave_RBS = 1 / (1 + np.exp(-np.float64(output.gate_logits_RBS)))
     expected = 0.0
     for t, b, s in np.ndindex(2, B, S - 1):
@@ -132,8 +133,8 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
         expected -= (go_on * np.log(1 - rate) + (1 - go_on) * np.log(rate)) / 3
     np.testing.assert_allclose(sums.objective, expected, rtol=1e-4)
 
-    gradient = jax.grad(lambda p: run(lm, trained(build_objective(config), p), data, config, Depth(3))[0].objective)(
-        params
-    )
+    gradient = jax.grad(
+        lambda p: run(lm, trained(build_objective(config), lm, p), data, config, Depth(3))[0].objective
+    )(params)
     assert np.any(gradient["gate"]["kernel"])
     assert not any(np.any(leaf) for name in gradient if name != "gate" for leaf in jax.tree.leaves(gradient[name]))

@@ -1,7 +1,6 @@
 """What routers add to the objective: against formulas in numpy, and against the official entropy of MoEUT."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,11 +9,14 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Balance, Model, MoE
+from looplm.model.cache import NO_CACHE
 from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.lm import Output
-from looplm.model.loop import Depth
-from looplm.model.routing import Routed, summed
+from looplm.model.output import Output
+from looplm.model.report import Report, Reporting
+from looplm.model.routing import summed
 from looplm.objective.router import router_loss, router_sums
 from looplm.ops.attention import self_mask
 
@@ -39,14 +41,16 @@ def output(config, logits_RBLSE, ran_RB=RAN):
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
         ids_BSk = jax.lax.top_k(scores_BSE, k)[1]
         return summed(
-            logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32), None,
+            logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32),
             with_softmax=moe.balance.entropy_weight > 0, with_logits=False,
         )  # fmt: skip
 
     routing = jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1))(jnp.asarray(logits_RBLSE))
-    loops_RB = jnp.arange(len(logits_RBLSE))[:, None]
-    active = None if ran_RB is None else jnp.asarray(ran_RB)
-    return Output(None, None, active, None, len(logits_RBLSE), None, {"block": Routed(routing)}, loops_RB)
+    depth = Depth(len(logits_RBLSE))
+    if ran_RB is not None:
+        trained_B = jnp.asarray(ran_RB.sum(axis=0))
+        depth = Depth(len(ran_RB), trained_B, len(ran_RB) - trained_B)
+    return Output(None, None, None, None, depth, None, {"block": Report(experts=routing)}, None, NO_CACHE)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +135,11 @@ def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
 
 def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     config = model(Balance())
-    one = output(config, logits_RBLSE)
-    kept = Routed(replace(one.routing["block"].feed_forward, kept_B=jnp.ones((R, B, L))))
-    np.testing.assert_array_equal(router_sums(config, replace(one, routing={"block": kept}))["block"].kept_T, [2, 4, 4])
+    chosen = np.argsort(-logits_RBLSE, axis=-1)[..., :K]
+    both = (chosen[1:, ..., :, None] == chosen[:-1, ..., None, :]).sum(axis=(2, 3, 4, 5)) * RAN[1:]
+    found = router_sums(config, output(config, logits_RBLSE))["block"].kept_T
+    np.testing.assert_array_equal(found, [0, *both.sum(axis=1)])
+    assert both.any()
 
 
 def test_an_expert_that_no_token_would_take_leaves_the_entropy_finite(logits_RBLSE):
@@ -164,11 +170,11 @@ def test_the_coda_counts_only_reads_of_loops_that_ran():
     params, tokens_BS = lm.init(jax.random.key(0)), jax.random.randint(jax.random.key(1), (B, S), 0, 8)
     segments_BS = jnp.zeros((B, S), jnp.int32)
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
-    context = Context(positions_BS, self_mask(lm.config, segments_BS), with_routing=True)
+    context = Context(positions_BS, self_mask(lm.config, segments_BS), reporting=Reporting(routing=True))
 
     @jax.jit
     def found(read):
-        out = lm.bind(params)(tokens_BS, context, Depth(R, jnp.int32(2)), dtype=jnp.float32, read_loops=read)
+        out = Forward(lm.bind(params), tokens_BS, context, Depth(R, jnp.int32(2)), jnp.float32)(read)
         return router_loss(lm.config, out, SCORED_B), router_sums(lm.config, out)["coda"]
 
     (loss, sums), (expected, fewer) = found(jnp.arange(R)), found(jnp.array([1, 2]))

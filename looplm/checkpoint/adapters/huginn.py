@@ -77,7 +77,7 @@ def tensors(model: Model) -> list[Official]:
 
 def _layer(model: Model, path: str) -> dict[str, tuple[Part, ...]]:
     D, F = model.dim, model.hidden_dim
-    N, K, H = model.num_heads, model.num_kv_heads or model.num_heads, model.head_dim or model.dim // model.num_heads
+    N, K, H = model.num_heads, model.kv_heads, model.head_size
     attention, feed_forward = f"{path}.attention", f"{path}.feed_forward"
     layer = {
         "norm_1.weight": (vector(f"{path}.attention_residual.norm.scale", D),),

@@ -142,7 +142,7 @@ def _kernel(path: str, role: str, D: int, F: int) -> Part:
 
 
 def _attention(model: Model, path: str) -> dict[str, Part]:
-    N, K, H = model.num_heads, model.num_kv_heads or model.num_heads, model.head_dim or model.dim // model.num_heads
+    N, K, H = model.num_heads, model.kv_heads, model.head_size
     parts = {
         "input_layernorm": vector(f"{path}.attention_residual.norm.scale", model.dim),
         "post_attention_layernorm": vector(f"{path}.feed_forward_residual.norm.scale", model.dim),

@@ -72,7 +72,7 @@ def _layer(model: Model, path: str) -> dict[str, Part]:
     assert isinstance(moe, MoE)
     assert moe.expert_dim is not None, "as this file has it"
     D, E, F = model.dim, moe.num_experts, moe.expert_dim
-    N, H = model.num_heads, model.head_dim or model.dim // model.num_heads
+    N, H = model.num_heads, model.head_size
     parts = {
         "attention.q.weight": linear(f"{attention}.query.project.kernel", (D,), (N, H)),
         "attention.k.weight": linear(f"{attention}.key.project.kernel", (D,), (N, H)),

@@ -144,4 +144,4 @@ def _value_embedding(model: Model, gates: str, table: str) -> tuple[Part, Part]:
 
 
 def _heads(model: Model) -> tuple[int, int, int]:
-    return model.num_heads, model.num_kv_heads or model.num_heads, model.dim // model.num_heads
+    return model.num_heads, model.kv_heads, model.dim // model.num_heads

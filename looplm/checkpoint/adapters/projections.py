@@ -7,7 +7,7 @@ from looplm.config.schema import Model
 def projections(model: Model, path: str) -> dict[str, Part]:
     """By official name in a layer; path: of our layer."""
     D, attention = model.dim, f"{path}.attention"
-    N, K, H = model.num_heads, model.num_kv_heads or model.num_heads, model.head_dim or model.dim // model.num_heads
+    N, K, H = model.num_heads, model.kv_heads, model.head_size
     return {
         "self_attn.q_proj": linear(f"{attention}.query.project.kernel", (D,), (N, H)),
         "self_attn.k_proj": linear(f"{attention}.key.project.kernel", (D,), (K, H)),

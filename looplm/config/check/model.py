@@ -15,7 +15,7 @@ def _heads(run: Run) -> Iterator[str]:
             f"model.num_heads={model.num_heads} does not divide model.dim={model.dim}; "
             f"use one of {divisors(model.dim)} or set model.head_dim"
         )
-    elif (head_dim := model.head_dim or model.dim // model.num_heads) % 2:
+    elif (head_dim := model.head_size) % 2:
         yield f"the head size {head_dim} is odd; rotary positions need an even one"
     elif not model.rope.turned(head_dim):
         yield (

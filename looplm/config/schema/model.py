@@ -91,6 +91,16 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""
 
+    @property
+    def kv_heads(self) -> int:
+        """K."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """H."""
+        return self.head_dim or self.dim // self.num_heads
+
     def feed_forward_of(self, section: Place) -> FeedForward:
         """Of the prelude, the block or the coda."""
         own = {"prelude": self.prelude_feed_forward, "coda": self.coda_feed_forward}.get(section)

@@ -1,4 +1,7 @@
-"""Who may look at whom: boolean masks (B, S, T), True where query s sees key t."""
+"""Whom a token sees: a description, which every backend of the attention turns into what it needs."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -6,40 +9,85 @@ import jax.numpy as jnp
 from looplm.config.schema import Model
 from looplm.sharding.collective import lay_out
 
+Kind = Literal["causal", "prefix", "full"]
 
-def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None) -> jax.Array:
-    """The mask of whole sequences.
 
-    A token sees, of its own document (equal segment ids): what precedes it and itself (causal); with a prefix also
-    every token of the prefix, whether it is in it or not; or everything (full). A window keeps the nearest tokens.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """A token sees, of its own document, what precedes it and itself (`causal`), also every token of the prefix
+    (`prefix`), or everything (`full`); a window keeps the nearest tokens."""
+
+    kind: Kind = field(metadata={"static": True})
+    window: int | None = field(metadata={"static": True})
+    """A token sees so many of the last tokens, itself included; None means all."""
+    num_keys: int = field(metadata={"static": True})
+    """T."""
+    place_BS: jax.Array | None = None
+    """Of every query among the keys, int32; None: the queries are the last of the keys."""
+    segments_BS: jax.Array | None = None
+    """Documents of the queries, int32; None: one document."""
+    key_segments_BT: jax.Array | None = None
+    """Documents of the keys; None: those of the queries."""
+    prefix_BT: jax.Array | None = None
+    """True for keys of a prefix; None: there is none."""
+    present_BT: jax.Array | None = None
+    """False for keys that nobody sees: tokens that have left, places that are not written; None: all are there."""
+    seen_BST: jax.Array | None = None
+    """All of the above but `present_BT`, pair by pair, once it was written out."""
+
+    def written_out(self, num_queries: int) -> "Mask":
+        """Writes every pair out, before the loops, so that no loop does it again."""
+        return replace(self, seen_BST=self._pairs(num_queries))
+
+    def among(self, present_BT: jax.Array | None) -> "Mask":
+        """Hides the keys that are not present as well; None hides none."""
+        if present_BT is None:
+            return self
+        return replace(self, present_BT=present_BT if self.present_BT is None else self.present_BT & present_BT)
+
+    def dense(self, num_queries: int) -> jax.Array:
+        """Returns (B or 1, S, T), True where query s sees key t."""
+        seen_BST = self._pairs(num_queries) if self.seen_BST is None else self.seen_BST
+        return seen_BST if self.present_BT is None else seen_BST & _keys(self.present_BT)
+
+    def _pairs(self, num_queries: int) -> jax.Array:
+        index_T = jnp.arange(self.num_keys)
+        place_BS = (
+            jnp.arange(self.num_keys - num_queries, self.num_keys)[None] if self.place_BS is None else self.place_BS
+        )
+        distance_BST = place_BS[:, :, None] - index_T
+        seen_BST = jnp.ones((1, num_queries, self.num_keys), bool)
+        if self.segments_BS is not None:
+            key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT
+            seen_BST = self.segments_BS[:, :, None] == _keys(key_segments_BT)
+        if self.kind != "full":
+            past_BST = distance_BST >= 0
+            if self.kind == "prefix" and self.prefix_BT is not None:
+                past_BST = past_BST | _keys(self.prefix_BT)
+            seen_BST = seen_BST & past_BST
+        if self.window is not None:
+            seen_BST = seen_BST & (jnp.abs(distance_BST) < self.window)
+        return seen_BST
+
+
+def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None) -> Mask:
+    """Describes the mask of whole sequences.
 
     Args:
+        segments_BS: the document of every token.
         prefix_BS: True for tokens of a prefix; None means there is none. Only the prefix mask looks at it.
-
-    Returns:
-        (B, S, S).
     """
-    index_S = jnp.arange(segments_BS.shape[1])
-    distance_SS = index_S[:, None] - index_S[None, :]
-    mask_BST = segments_BS[:, :, None] == _keys(segments_BS)
-    if config.attention_mask != "full":
-        past_BST = (distance_SS >= 0)[None]
-        if config.attention_mask == "prefix" and prefix_BS is not None:
-            past_BST = past_BST | _keys(prefix_BS)
-        mask_BST &= past_BST
-    if config.attention_window is not None:
-        mask_BST &= (jnp.abs(distance_SS) < config.attention_window)[None]
-    return mask_BST
+    kind, window, length = config.attention_mask, config.attention_window, segments_BS.shape[1]
+    return Mask(kind, window, length, segments_BS=segments_BS, prefix_BT=prefix_BS)
+
+
+def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> Mask:
+    """Describes the mask with a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last
+    of them that its window holds."""
+    return Mask("causal", config.attention_window, cache_length, place_BS=positions_BS)
 
 
 def _keys(x_BS: jax.Array) -> jax.Array:
     """(B, 1, T), whole where the sequence of the queries is split over devices."""
     return lay_out(x_BS, "batch", "all_keys")[:, None, :]
-
-
-def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> jax.Array:
-    """With a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last of them that its
-    window holds. Returns (B, S, T)."""
-    distance_BST = positions_BS[:, :, None] - jnp.arange(cache_length)[None, None, :]
-    window = cache_length if config.attention_window is None else config.attention_window
-    return (distance_BST >= 0) & (distance_BST < window)

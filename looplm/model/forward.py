@@ -1,0 +1,107 @@
+"""The forward pass over whole sequences, ready to run: what an objective gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from looplm.config.schema import Place
+from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
+from looplm.model.cache import NO_CACHE, Cache, KVCache
+from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.halting import Halting
+from looplm.model.lm import LoopLM
+from looplm.model.loop import run_loops
+from looplm.model.output import Carry, Output, Reads
+from looplm.model.report import Report
+from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
+
+LOOKBACK = 2
+"""The statistics compare the last loop's state with the two before it."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Whoever calls it says which loops are read, and what is made of them. `dataclasses.replace` gives the same pass
+    from another state, or to another depth."""
+
+    model: LoopLM
+    tokens_BS: jax.Array
+    """Ids below the vocabulary size, int32."""
+    context: Context
+    """Positions, mask and how to run."""
+    depth: Depth
+    """How many loops, and which of them carry a gradient."""
+    dtype: jax.typing.DTypeLike
+    """Compute type of the matrix products."""
+    start: Any = None
+    """Overrides the first state; a tree like it."""
+    halting: Halting | None = None
+    """Overrides the model's own rule. All loops run, and the rule selects."""
+    per_loop: Any = None
+    """What every loop has for itself; see `run_loops`."""
+    cache: Cache = NO_CACHE
+    """Keys and values of earlier positions."""
+    with_statistics: bool = False
+    """Whether to measure what the last loop does to the state."""
+
+    def __call__(
+        self, reads: Reads = "last", then: Callable[[jax.Array], Any] = lambda hidden_BSD: hidden_BSD
+    ) -> Output:
+        """Runs the model.
+
+        Args:
+            reads: which loops of the window are read. `last` is what the halting rule makes of all loops.
+            then: what is made of what the head reads (B, S, D), one loop at a time; nothing else of a loop is kept.
+        """
+        model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
+        context = replace(self.context, mask=self.context.mask.written_out(self.tokens_BS.shape[1]))
+        inputs, entered = model.enter(self.tokens_BS, context, self.dtype, cache.prelude)
+        context = replace(context, predict=model.predictor(context, entered, cache.coda))
+        if self.start is None:
+            state = model.core.init_state(inputs, context)
+        else:
+            state = jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
+        halting = self.halting or model.halting
+        step, parameters = model.body(context, halting)
+        wants_all = not isinstance(reads, str) or reads == "all"
+
+        def keep(carry: Carry) -> tuple[jax.Array | None, jax.Array | None]:
+            h_BSD = read(carry.state)
+            return h_BSD if wants_all else None, model.gate(h_BSD) if model.gate else None
+
+        trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
+        last, (h_RBSD, gate_logits_RBS), said = run_loops(
+            step, parameters, Carry(state, halting.init(read(state)), cache.block, trail), inputs, depth,
+            per_loop=self.per_loop, keep=keep, remat=context.remat, unroll=context.unroll,
+        )  # fmt: skip
+
+        def make(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:
+            hidden_BSD, cache, report = model.leave(h_BSD, context, entered, cache)
+            return then(hidden_BSD), cache, report
+
+        coda_cache, read_RB = None, None
+        if wants_all:
+            assert cache.coda is None, "the coda's cache belongs to one depth"
+            wanted_RBSD, read_RB = h_RBSD, depth.active_RB
+            if not isinstance(reads, str):
+                wanted_RBSD, read_RB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, read_RB))
+            made, _, left = jax.lax.map(make if context.remat == "none" else jax.checkpoint(make), wanted_RBSD)
+        else:
+            made, coda_cache, left = make(halting.finish(last.halt, read(last.state)), cache.coda)
+            made, left = jax.tree.map(lambda leaf: leaf[None], (made, left))
+        if gate_logits_RBS is not None:
+            gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
+        reports: dict[Place, Report] = {"prelude": entered.report, "block": said, "coda": left}
+        return Output(
+            made, last.state, last.halt, gate_logits_RBS, depth, read_RB,
+            {place: report for place, report in reports.items() if not report.empty},
+            statistics_of(read(last.state), last.trail), Cache(entered.cache, last.cache, coda_cache),
+        )  # fmt: skip
+
+
+def statistics_of(h_BSD: jax.Array, trail: tuple[jax.Array, ...]) -> LoopStatistics | None:
+    """Measures what the last loop did to the state, if what was read before it is there."""
+    return loop_statistics(*map(gather_sequence, (h_BSD, *trail))) if trail else None
