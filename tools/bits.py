@@ -80,7 +80,7 @@ def greedy_tokens(folder: Path, exit_rule: str | None) -> Arrays:
     lm, io = looplm.load(folder), np.load(folder / "io.npz")
     options = dict(num_loops=MAX_LOOPS, max_tokens=8, temperature=0.0, seed=0, end_ids=[], num_ids=lm.model.vocab_size)
     rule = parse_exit(exit_rule, lm.model)
-    rows = generate(lm.functional, lm.params, list(io["gen_prompt"]), exit=rule, **options)
+    rows = generate(lm.functional, lm.params, list(io["gen_prompt"]), exit=rule, kv="each", **options)
     return {str(i): row.tokens for i, row in enumerate(rows)}
 
 
