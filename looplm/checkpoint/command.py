@@ -1,5 +1,6 @@
 """`looplm checkpoint ls | verify | rm`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +18,13 @@ def list_checkpoints(workdir: Path, console: Console) -> None:
     folder = existing(workdir)
     for step in names.steps(folder):
         try:
-            seal = read_seal(folder / str(step))
+            seal = read_seal(names.place_of(folder, step), step)
         except Damaged as damage:
             console.print(f"{step}  damaged: {damage}")
             continue
         scores = "".join(f"  {name} {value:.4f}" for name, value in sorted(seal.metrics.items()))
-        console.print(f"{step}  {seal.num_bytes / 1e6:.1f} MB  saved {seal.saved_at}{scores}")
+        told = f"{step}  {seal.num_bytes / 1e6:.1f} MB  saved {seal.saved_at}{scores}"
+        console.print(f"{told}{_leads_to(folder / str(step))}")
     for name in names.damaged(folder):
         console.print(f"{name}  passed over by a resume; `looplm checkpoint rm {workdir} --damaged` removes it")
     for name in names.remains(folder):
@@ -40,7 +42,7 @@ def verify_checkpoints(workdir: Path, step: int | None, console: Console) -> Non
     for number in found if step is None else [step]:
         try:
             seal = reader.verified(number)
-            if leaves := damaged_leaves(folder / str(number), seal):
+            if leaves := damaged_leaves(names.place_of(folder, number), seal):
                 raise Damaged(f"{', '.join(leaves)} holds other values than were saved")
             console.print(f"{number}  right: {len(seal.files)} files, {seal.num_bytes / 1e6:.1f} MB")
         except Damaged as damage:
@@ -51,7 +53,7 @@ def verify_checkpoints(workdir: Path, step: int | None, console: Console) -> Non
 
 
 def remove_checkpoints(workdir: Path, steps: Sequence[int], damaged: bool, console: Console) -> None:
-    """Removes the named ones, and with `damaged` those that a resume has set aside.
+    """Removes the named ones, and with `damaged` those that a resume has set aside; of a link, the link alone.
 
     Raises UserError, before anything is removed, for one that is not there and for the last one that verifies.
     """
@@ -67,8 +69,12 @@ def remove_checkpoints(workdir: Path, steps: Sequence[int], damaged: bool, conso
             f"without {list(steps)} no checkpoint of {folder} verifies; remove the folder itself if that is meant"
         )
     for name in [*map(str, steps), *(names.damaged(folder) if damaged else [])]:
-        names.remove(folder, name)
-        console.print(f"removed {folder / name}")
+        target = _leads_to(folder / name)
+        try:
+            names.remove(folder, name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be removed ({error.strerror}); mend its permissions") from error
+        console.print(f"removed {folder / name}{target and f'{target}, which is left as it is'}")
 
 
 def existing(workdir: Path) -> Path:
@@ -77,6 +83,11 @@ def existing(workdir: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; is {workdir} a run directory of `looplm train`?")
     return folder
+
+
+def _leads_to(path: Path) -> str:
+    """What is added about a link."""
+    return f", a link to {os.readlink(path)}" if path.is_symlink() else ""
 
 
 def _is_right(reader: CheckpointReader, step: int) -> bool:

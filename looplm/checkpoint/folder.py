@@ -5,6 +5,9 @@ deleted, so what has such a name was whole once.
     400.writing            the remains of a save that was cut off (also 400.writing.orbax-checkpoint-tmp)
     100.deleting           those of a removal
     200.damaged            passed over by a resume, kept to be looked at
+
+Each of them may be a link, made by whoever moved it to another disk. A link is read like a folder; what removes or
+renames a folder does so to the link, and what it leads to is never touched.
 """
 
 import os
@@ -13,23 +16,52 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from looplm.checkpoint.seal import SEAL_FILE, Damaged
+from looplm.errors import UserError
+
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 UNFINISHED = re.compile(r"[0-9]+\.writing(\.[A-Za-z0-9._-]+)?")
 REMAINS = re.compile(rf"{UNFINISHED.pattern}|[0-9]+\.deleting(\.[A-Za-z0-9._-]+)?")
 DAMAGED = re.compile(r"[0-9]+\.damaged")
+MAX_LINKS = 40
+"""That are followed one after the other."""
 
 
 def checkpoint_of(path: Path) -> tuple[Path, int | None]:
-    """(run directory, which of its checkpoints): of RUN the newest (None), of RUN/checkpoints/12 that one."""
+    """(run directory, which of its checkpoints): of RUN the newest (None), of RUN/checkpoints/12, or of a link to that,
+    this one."""
     place = path.absolute()
-    is_run = (place / "checkpoints").is_dir()  # wherever it lies
-    if place.parent.name == "checkpoints" and STEP.fullmatch(place.name) and not is_run:
-        return place.parent.parent, int(place.name)
+    for _ in range(MAX_LINKS):
+        is_run = (place / "checkpoints").is_dir()  # wherever it lies
+        if place.parent.name == "checkpoints" and STEP.fullmatch(place.name) and not is_run:
+            return place.parent.parent, int(place.name)
+        if not place.is_symlink():
+            break
+        place = Path(os.path.normpath(place.parent / os.readlink(place)))
     return path, None
 
 
+def place_of(folder: Path, step: int) -> Path:
+    """The folder of a checkpoint; of a link, what it leads to. Raises Damaged for a link to nothing."""
+    path = folder / str(step)
+    if not path.is_symlink():
+        return path
+    if not os.path.isdir(path):
+        raise Damaged(f"it is a link to {os.readlink(path)}, which is not there")
+    return Path(os.path.realpath(path))
+
+
+def linked_away(folder: Path) -> Path | None:
+    """The first link in the place of a checkpoint, or of the folder itself, that leads to no checkpoint or folder:
+    as a rule to a disk that is not mounted."""
+    if folder.is_symlink() and not os.path.isdir(folder):
+        return folder
+    paths = (folder / str(step) for step in steps(folder))
+    return next((path for path in paths if path.is_symlink() and not os.path.isfile(path / SEAL_FILE)), None)
+
+
 def steps(folder: Path) -> list[int]:
-    """Ascending; empty when there is no such folder."""
+    """Ascending, links among them, wherever they lead; empty when there is no such folder."""
     return sorted(map(int, _named(folder, STEP)))
 
 
@@ -53,11 +85,15 @@ def writing(folder: Path, step: int) -> Path:
 
 
 def clean(folder: Path, report: Callable[[str], None]) -> None:
-    """Makes the folder, and removes what dead saves have left in it. For one process, before any of them reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in remains(folder):
-        remove(folder, name)
-        report(f"removed {folder / name}, the remains of a save or removal that was cut off")
+    """Makes the folder, and removes what dead saves have left in it. For one process, before any of them reads.
+    Raises UserError when that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in remains(folder):
+            remove(folder, name)
+            report(f"removed {folder / name}, the remains of a save or removal that was cut off")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); mend its permissions") from error
 
 
 def refusal(folder: Path, num_bytes: int) -> str:
@@ -78,8 +114,11 @@ def refusal(folder: Path, num_bytes: int) -> str:
 def remove(folder: Path, name: str) -> None:
     """Takes the name away first: a removal that is cut off leaves nothing that looks like a checkpoint."""
     unnamed = folder / f"{name.split('.', maxsplit=1)[0]}.deleting"
+    if (folder / name).is_symlink():
+        os.unlink(folder / name)
+        return
     if name != unnamed.name:
-        shutil.rmtree(unnamed, ignore_errors=True)
+        _make_free(unnamed)
         os.rename(folder / name, unnamed)
     shutil.rmtree(unnamed)
 
@@ -87,8 +126,15 @@ def remove(folder: Path, name: str) -> None:
 def set_aside(folder: Path, step: int) -> None:
     """Keeps a damaged checkpoint under another name."""
     aside = folder / f"{step}.damaged"
-    shutil.rmtree(aside, ignore_errors=True)
+    _make_free(aside)
     os.rename(folder / str(step), aside)
+
+
+def _make_free(path: Path) -> None:
+    if path.is_symlink():
+        os.unlink(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[str]:
@@ -96,6 +142,7 @@ def _named(folder: Path, pattern: re.Pattern[str]) -> list[str]:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        entry.name for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-    )
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); mend its permissions") from error
+    named = (entry for entry in entries if pattern.fullmatch(entry.name))
+    return sorted(entry.name for entry in named if entry.is_symlink() or entry.is_dir(follow_symlinks=False))

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from looplm.checkpoint.digest import Digest, Trees, as_text, digests, leaves_of
-from looplm.checkpoint.folder import steps
+from looplm.checkpoint.folder import place_of, steps
 from looplm.checkpoint.leaves import damaged_leaves
 from looplm.checkpoint.seal import Damaged, Seal, check_files, read_seal
 from looplm.checkpoint.tree import differences, kinds
@@ -89,7 +89,7 @@ class CheckpointReader:
         passed_over: dict[int, str] = {}
         for candidate in self._candidates(step):
             try:
-                return read_seal(self.folder / str(candidate))
+                return read_seal(place_of(self.folder, candidate), candidate)
             except Damaged as damage:
                 passed_over[candidate] = str(damage)
         raise self._none(passed_over)
@@ -97,9 +97,10 @@ class CheckpointReader:
     def verified(self, step: int, items: tuple[str, ...] | None = None) -> Seal:
         """Returns the seal of a checkpoint whose files are what was saved; of `items` only, when given. Every process
         reads its share of the files. Raises Damaged, on all processes alike."""
-        folder, seal, fault, mistake = self.folder / str(step), None, "", None
+        seal, fault, mistake = None, "", None
         try:
-            seal = read_seal(folder)
+            folder = place_of(self.folder, step)
+            seal = read_seal(folder, step)
             below = tuple(f"{item}/" for item in items or seal.arrays)
             wanted = [name for name in sorted(seal.files) if "/" not in name or name.startswith(below)]
             check_files(folder, seal, wanted[jax.process_index() :: jax.process_count()])
@@ -141,7 +142,7 @@ class CheckpointReader:
                 )
 
     def _read(self, seal: Seal, abstract: Trees, digest: Digest) -> dict[str, Any]:
-        folder, trees = self.folder.absolute() / str(seal.step), {}
+        folder, trees = place_of(self.folder.absolute(), seal.step), {}
         for item, tree in abstract.items():
             args = ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
             try:

@@ -102,8 +102,9 @@ def write_seal(folder: Path, seal: Seal) -> None:
     sync_folder(folder)
 
 
-def read_seal(folder: Path) -> Seal:
-    """Reads `folder`/seal.json; the folder is named after the step. Raises Damaged, or UserError for a newer format."""
+def read_seal(folder: Path, step: int | None = None) -> Seal:
+    """Reads `folder`/seal.json, which must be of this step; of the one that the folder is named after when left out.
+    Raises Damaged, or UserError for a newer format."""
     content = read_plain(folder, SEAL_FILE, limit=MAX_SEAL_BYTES)
     try:
         outer = json.loads(content)
@@ -122,7 +123,7 @@ def read_seal(folder: Path) -> Seal:
         raise Damaged(f"{SEAL_FILE}: {error.errors()[0]['msg']}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"{SEAL_FILE} is {'empty' if not content else 'no seal'}") from error
-    if str(seal.step) != folder.name:
+    if str(seal.step) != (folder.name if step is None else str(step)):
         raise Damaged(f"{SEAL_FILE} belongs to step {seal.step}")
     return seal
 

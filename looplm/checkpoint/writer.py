@@ -75,6 +75,7 @@ class CheckpointWriter:
         best_metric: str = "",
         protected: int | None = None,
         next_one: Callable[[int], str] = lambda step: "training goes on, the next save is the next try",
+        saved: Callable[[int], None] = lambda step: None,
         report: Callable[[str], None] = to_stderr,
     ):
         """Args:
@@ -83,9 +84,10 @@ class CheckpointWriter:
         best_metric: what `keep_best` goes by.
         protected: a step that was read back and found right, and stays.
         next_one: says what comes after a save that failed, for messages.
+        saved: called with the step of every checkpoint once it is one, by process 0, on another thread.
         """
         self.folder, self.config, self.facts, self.report = folder, config, facts, report
-        self.best_metric, self.protected, self.next_one = best_metric, protected, next_one
+        self.best_metric, self.protected, self.next_one, self.saved = best_metric, protected, next_one, saved
         self.last_saved: int | None = protected
         self._failure = ""
         """Why the newest save failed; empty when it did not."""
@@ -110,7 +112,7 @@ class CheckpointWriter:
         Args:
             patience_s: how long to wait for the save before; PATIENCE_S when left out.
         """
-        if obstacle := first_of_all(self._obstacle(PATIENCE_S if patience_s is None else patience_s)):
+        if obstacle := first_of_all(self._obstacle(step, PATIENCE_S if patience_s is None else patience_s)):
             self._fail(step, obstacle)
             return False
         self._failure, self._started, number = "", time.monotonic(), next(SAVES)
@@ -149,7 +151,7 @@ class CheckpointWriter:
 
     # --- on the training thread --------------------------------------------------------------------------------------
 
-    def _obstacle(self, patience_s: float) -> str:
+    def _obstacle(self, step: int, patience_s: float) -> str:
         """Why a save cannot begin; empty when it can."""
         if self._thread is not None:
             self._thread.join(patience_s)
@@ -158,6 +160,8 @@ class CheckpointWriter:
             self._thread = None
         if jax.process_index() != 0:
             return ""
+        if os.path.lexists(path := self.folder / str(step)):
+            return f"{path} is there already"  # a copy or a link that somebody has made: not this class's to replace
         self._sweep(1)  # what came after the sweep of a failed save would take its place on the disk
         return names.refusal(self.folder, self._num_bytes)
 
@@ -166,11 +170,14 @@ class CheckpointWriter:
         self.report(f"checkpoint {step} was not saved: {reason}; {self.next_one(step)}")
 
     def _seals_on_disk(self) -> dict[int, dict[str, float]]:
-        """Evaluation metrics by step; what has no seal is not this class's to remove."""
+        """Evaluation metrics by step. What has no seal is not this class's to remove, and neither is a link: whoever
+        moved the checkpoint meant to keep it."""
         found = {}
         for step in names.steps(self.folder):
+            if (path := self.folder / str(step)).is_symlink():
+                continue
             try:
-                found[step] = read_seal(self.folder / str(step)).metrics
+                found[step] = read_seal(path, step).metrics
             except (Damaged, UserError):
                 continue
         return found
@@ -235,11 +242,13 @@ class CheckpointWriter:
         sync_folder(self.folder)
         self._saved[step] = seal.metrics
         self.last_saved = step
+        self.saved(step)
 
     def _prune(self) -> None:
         for step in to_remove(self._saved, self.config, self.best_metric, self.protected):
             try:
-                names.remove(self.folder, str(step))
+                if not (self.folder / str(step)).is_symlink():  # moved since it was saved
+                    names.remove(self.folder, str(step))
             except OSError as error:
                 self.report(f"checkpoint {step} could not be removed: {error.strerror}")
             self._saved.pop(step)

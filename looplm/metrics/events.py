@@ -1,7 +1,8 @@
 """What happened to a run beside its steps: WORKDIR/events.jsonl, one object a line, kept over restarts.
 
 Kinds: `time` (where the wall-clock went, see `timing`), `skipped` (an update that was not made, with its batch),
-`rewind` (batches that are passed over from then on: a part of the run's state), `preempted`, `hung`, `corrupted`.
+`rewind` (batches that are passed over from then on: a part of the run's state), `saved` (a checkpoint is whole),
+`preempted`, `hung`, `corrupted`.
 """
 
 import json

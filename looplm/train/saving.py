@@ -17,9 +17,14 @@ from looplm.config.load import to_json
 from looplm.data.mixture import Mixture
 from looplm.distributed import wait_for_all
 from looplm.errors import UserError
+from looplm.metrics.events import Events
 from looplm.train.initial import weights_from
 from looplm.train.program import Program
 from looplm.train.state import TrainState
+from looplm.train.workdir import Workdir
+
+SAVED = "saved"
+"""The kind of event."""
 
 
 class Saving:
@@ -29,13 +34,15 @@ class Saving:
         self,
         program: Program,
         mixture: Mixture,
-        folder: Path,
+        workdir: Workdir,
+        events: Events,
         report: Callable[[str], None],
         num_batches: Callable[[int], int],
     ):
         """num_batches: how many batches a run has read, or passed over, after so many steps."""
-        self.num_batches = num_batches
-        self.program, self.run, self.mixture, self.folder, self.report = program, program.run, mixture, folder, report
+        self.num_batches, self.events = num_batches, events
+        self.program, self.run, self.mixture, self.report = program, program.run, mixture, report
+        self.folder = workdir.checkpoints
         self.schedule = SaveSchedule(self.run.checkpoint, self.run.num_steps)
         self._writer: CheckpointWriter | None = None
 
@@ -117,8 +124,15 @@ class Saving:
             best_metric=self.run.checkpoint.best_metric or f"eval/loss_depth_{self.run.loop.num_loops}",
             protected=step,
             next_one=self.schedule.next_one,
+            saved=lambda step: self.events.note(SAVED, step=step),
             report=self.report,
         )
+
+
+def last_saved(events: Events) -> int | None:
+    """The step of the last checkpoint that was saved, if one was: whether or not it is still there."""
+    saves = events.read(SAVED)
+    return int(saves[-1]["step"]) if saves else None
 
 
 def _trees(state: TrainState) -> Trees:

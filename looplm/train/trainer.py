@@ -40,7 +40,7 @@ from looplm.train.memory import memory_line, memory_of
 from looplm.train.preemption import Preemption
 from looplm.train.program import Program
 from looplm.train.rewind import Batches
-from looplm.train.saving import Saving
+from looplm.train.saving import Saving, last_saved
 from looplm.train.skipped import IN_A_ROW, SkippedUpdates, Spoiled, why
 from looplm.train.state import TrainState
 from looplm.train.watchdog import Watchdog
@@ -82,7 +82,9 @@ class Trainer:
             self.validation.check_tokenizer(self.mixture.tokenizer)
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
-        self.saving = Saving(self.program, self.mixture, self.workdir.checkpoints, self.console.print, self.num_batches)
+        self.saving = Saving(
+            self.program, self.mixture, self.workdir, self.events, self.console.print, self.num_batches
+        )
         if run.init_from is not None and not self.saving.newest():
             check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
@@ -219,7 +221,8 @@ class Trainer:
         self.time = Timekeeper(self.events, self.started)
         self.batches = Batches(self.events)
         self.check_data()
-        self.workdir.check_ours(run, self.num_batches)
+        self.last_saved = last_saved(self.events)
+        self.workdir.check_ours(run, self.num_batches, last_saved=self.last_saved)
         self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.console)
 
     def num_batches(self, step: int) -> int:
@@ -269,6 +272,11 @@ class Trainer:
 
     def notes(self) -> Iterator[str]:
         """What is worth a thought before time is spent."""
+        if self.last_saved is not None and not self.workdir.has(self.last_saved):
+            yield (
+                f"checkpoint {self.last_saved}, the last that was saved, is not in {self.workdir.checkpoints} any "
+                f"more; the run goes on from step {self.saving.newest()}"
+            )
         wanted, known = self.run.model.vocab_size, self.mixture.vocab_size
         if wanted - known > known // 10:
             yield (

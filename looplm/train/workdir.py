@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from looplm.checkpoint.folder import linked_away
+from looplm.checkpoint.folder import steps as checkpoint_steps
 from looplm.config.load import changes, from_json, leaves, to_json
 from looplm.config.schema import Run
 from looplm.errors import UserError
@@ -33,17 +35,31 @@ class Workdir:
         self.eval = root / "eval"
         self.tensorboard = root / "tensorboard"
 
-    def check_ours(self, run: Run, batches_of: Callable[[int], int] = int) -> None:
-        """Raises UserError when the folder holds a run with another config; writes nothing.
+    def check_ours(self, run: Run, batches_of: Callable[[int], int] = int, *, last_saved: int | None = None) -> None:
+        """Raises UserError when the folder holds a run with another config, or its checkpoints are elsewhere; writes
+        nothing.
 
-        `batches_of`: how many batches have been read after so many steps; as many when left out.
+        Args:
+            batches_of: how many batches have been read after so many steps; as many when left out.
+            last_saved: the step of the last checkpoint that was saved here, if one was.
         """
-        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        nearest = next(path for path in (self.root, *self.root.absolute().parents) if os.path.lexists(path))
         if not nearest.is_dir():
+            if nearest.is_symlink():
+                raise _leads_nowhere(nearest, "remove it")
             raise UserError(f"workdir {self.root} cannot be made: {nearest} is a file; give a folder")
-        steps = self._steps()
+        if (link := linked_away(self.checkpoints)) is not None:
+            raise _leads_nowhere(link, "remove it to go on without what it led to")
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints} is a file; move it away, checkpoints are kept in a folder")
+        steps = checkpoint_steps(self.checkpoints)
+        if not steps and last_saved is not None:
+            raise UserError(
+                f"{self.checkpoints} holds no checkpoint, and step {last_saved} was saved there ({self.events}); bring "
+                f"the checkpoints back (a disk that is not mounted?), or give another --workdir to begin anew"
+            )
         if not steps:
-            return  # whatever is there, nothing was trained: it may be claimed anew
+            return  # whatever is there, nothing was saved: it may be claimed anew
         if not self.config.exists():
             raise UserError(
                 f"workdir {self.root} holds checkpoints without a config.json; put back the one that is in every "
@@ -53,7 +69,7 @@ class Workdir:
         differing = changes(leaves(before), leaves(run))
         changed = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
         if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
-            self._check_read(before, run, batches_of(max(steps)))
+            self._check_read(before, run, batches_of(steps[-1]))
             changed.pop("data.train", None)
         if changed:
             told = ", ".join(f"{key}={wanted!r} (stored: {stored!r})" for key, (stored, wanted) in changed.items())
@@ -74,11 +90,9 @@ class Workdir:
                 f"(a new source: {{{batches}: NEW}})"
             )
 
-    def _steps(self) -> list[int]:
-        """The checkpoints that there are."""
-        if not self.checkpoints.is_dir():
-            return []
-        return [int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit()]
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there, be it damaged and set aside."""
+        return any(os.path.lexists(self.checkpoints / name) for name in (f"{step}", f"{step}.damaged"))
 
     def check_claimed(self) -> None:
         """Raises UserError when another process has claimed the folder and this one does not see it."""
@@ -112,3 +126,8 @@ class Workdir:
     def _unwritable(self, error: OSError) -> UserError:
         remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend its permissions"
         return UserError(f"workdir {self.root} cannot be written: {error.strerror}; {remedy} or give another")
+
+
+def _leads_nowhere(link: Path, otherwise: str) -> UserError:
+    return UserError(f"{link} is a link to {os.readlink(link)}, which is not there; mount that disk or mend the link, "
+                     f"or {otherwise}")  # fmt: skip

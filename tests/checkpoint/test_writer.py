@@ -239,7 +239,8 @@ def test_names_of_steps(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "9").write_text("a file")
     (tmp_path / "10").symlink_to(tmp_path / "12")
-    assert names.steps(tmp_path) == [0, 12]
+    (tmp_path / "11").symlink_to(tmp_path / "nowhere")
+    assert names.steps(tmp_path) == [0, 10, 11, 12]
     assert names.remains(tmp_path) == ["3.writing", "4.deleting", "8.writing.x"]
     assert names.damaged(tmp_path) == ["5.damaged"]
     assert names.steps(tmp_path / "nowhere") == []
