@@ -1,6 +1,7 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -270,7 +271,14 @@ def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
         raise UserError(f"{name} of shape {jnp.shape(array)} must have the shape {shape}, as tokens have it")
 
 
-def load(path: str | Path, *, step: int | None = None, dtype: DType | None = None, ema: bool = False) -> LoadedLM:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    dtype: DType | None = None,
+    ema: bool = False,
+    allow_keys: Collection[str] = (),
+) -> LoadedLM:
     """Loads a model onto the default device.
 
     Args:
@@ -279,6 +287,7 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
         step: which checkpoint of a run; the newest when None.
         dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
         ema: take the moving average of the run's weights.
+        allow_keys: keys of an official config.json that looplm does not know, and would refuse, to pass over.
 
     Raises UserError when the folder is neither, has no such checkpoint or average, or its files do not fit its config.
     """
@@ -287,7 +296,7 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
     if is_official(root):
         if ema:
             raise UserError(f"ema=True needs a run of looplm, and {path} is an official checkpoint; leave it out")
-        folder = HFFolder(root)
+        folder = HFFolder(root, allow_keys)
         model = folder.model().model_copy(update=change)
         params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
         return LoadedLM(
@@ -296,6 +305,10 @@ def load(path: str | Path, *, step: int | None = None, dtype: DType | None = Non
             folder.adapter.objective,
             jax.tree.map(jnp.asarray, params),
             adapter=folder.adapter,
+        )
+    if allow_keys:
+        raise UserError(
+            f"allow_keys={list(allow_keys)} is of an official config.json, and {path} is a run; leave it out"
         )
     root, named = checkpoint_of(root)
     if named is not None and step not in (None, named):

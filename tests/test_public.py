@@ -9,7 +9,7 @@ from looplm.api import LoadedLM, Result
 PUBLIC = ["__version__", "load"]
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
-    looplm.load: {"path": REQUIRED, "step": None, "dtype": None, "ema": False},
+    looplm.load: {"path": REQUIRED, "step": None, "dtype": None, "ema": False, "allow_keys": ()},
     LoadedLM.__call__: {
         "tokens_BS": REQUIRED,
         "num_loops": None,

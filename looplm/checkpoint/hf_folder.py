@@ -1,66 +1,82 @@
 """A folder with Hugging Face's config.json and safetensors files, read tensor by tensor. Needs the extra `hf`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
 
 from looplm.checkpoint.adapters import Adapter, find, kind_of
 from looplm.checkpoint.adapters.base import Official, to_params
+from looplm.checkpoint.adapters.config import OfficialConfig
+from looplm.checkpoint.weight_files import Stored, read, refuse_pointer, stored_tensors, without_wrappers
 from looplm.config.schema import Loop, Model
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 
 T = TypeVar("T")
-
-
-class Stored(NamedTuple):
-    """Where a tensor is, and its shape."""
-
-    file: Path
-    shape: tuple[int, ...]
+HEAD = "lm_head.weight"
+TABLE_ERROR = 0.02
+"""Cosines that are stored in bfloat16 are wrong by less; of another base, by more."""
 
 
 class HFFolder:
-    """Opens lazily: the config first, a tensor when it is asked for."""
+    """Opens lazily: the config first, a tensor when it is asked for.
 
-    def __init__(self, path: Path):
-        self.path = path
+    allow_keys: keys of config.json to pass over, which looplm would refuse since it does not know them.
+    """
+
+    def __init__(self, path: Path, allow_keys: Collection[str] = ()):
+        self.path, self.allow_keys = path, frozenset(allow_keys)
+        refuse_pointer(path / "config.json")
         try:
             config = json.loads((path / "config.json").read_text())
             if not isinstance(config, dict):
                 raise ValueError("it is no object")
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path / 'config.json'} cannot be read ({error}); is {path} a model folder?") from error
-        self.config: dict[str, Any] = config
-        self.adapter: Adapter = find(self.config)
+        self.stored_config: dict[str, Any] = config
+        self.adapter: Adapter[Any] = find(config)
+
+    @cached_property
+    def config(self) -> OfficialConfig:
+        """Raises UserError for one that lacks a key, or has a key or value that is not known."""
+        return self._understand(lambda: self.adapter.config.understand(self.stored_config, self.allow_keys))
 
     def model(self) -> Model:
-        """What the config describes. Raises UserError for one that lacks a key or holds what no model can be."""
-        return self._understand(self.adapter.model)
+        """What the config describes; raises as `config`, and for what no model can be."""
+        config = self.config
+        return self._understand(lambda: self.adapter.model(config))
 
     def loop(self) -> Loop:
         """How it is looped; raises as `model`."""
-        return self._understand(self.adapter.loop)
+        config = self.config
+        return self._understand(lambda: self.adapter.loop(config))
 
-    def _understand(self, read: Callable[[dict[str, Any]], T]) -> T:
+    def _understand(self, get: Callable[[], T]) -> T:
+        file = self.path / "config.json"
         try:
-            return read(self.config)
-        except KeyError as error:
-            raise UserError(
-                f"{self.path / 'config.json'} has no {error.args[0]}, which its kind of model needs; download it again"
-            ) from error
-        except UserError:
-            raise
+            return get()
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         except (ValueError, TypeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.path / 'config.json'} describes no model ({reason}); download it again") from error
+            raise UserError(f"{file} describes no model ({reason}); download it again") from error
 
     def params(self, model: Model, dtype: Any) -> Params:
-        """All parameters as numpy arrays; raises as `check`."""
-        return to_params(self.check(model), self.tensor, FunctionalLM(model).shapes, dtype)
+        """All parameters as numpy arrays. Raises as `check`, and UserError for a tensor that holds something else than
+        finite numbers, or that is not what the config makes of it: a head that is tied, a table of rotations."""
+        tensors = self.check(model)
+        named = self._named(tensors)
+        for name, expected in self.adapter.buffers.items():
+            if name in named:
+                self._check_buffer(named[name], expected(model, named[name].shape))
+        if model.tie_embeddings and HEAD in named:
+            self._check_tied(named[HEAD], named[_table(tensors)])
+        return to_params(tensors, lambda name: _finite(named[name]), FunctionalLM(model).shapes, dtype)
 
     def check(self, model: Model) -> list[Official]:
         """Returns how the tensors map; reads the headers of the files alone.
@@ -74,16 +90,16 @@ class HFFolder:
                 "tensors; the files do not belong to this config.json"
             )
         tensors = self.adapter.tensors(model)
-        wanted, stored = {tensor.name for tensor in tensors}, set(self._stored) - set(self.adapter.ignored)
+        named, wanted = self._named(tensors), {tensor.name for tensor in tensors}
         # A tied head is often stored a second time.
-        left_over = stored - wanted - ({"lm_head.weight"} if model.tie_embeddings else set())
-        if wanted - stored or left_over:
+        known = wanted | set(self.adapter.buffers) | ({HEAD} if model.tie_embeddings else set())
+        if wanted - set(named) or set(named) - known:
             raise UserError(
-                f"{self.path}: missing tensors {sorted(wanted - stored) or 'none'}, unknown tensors "
-                f"{sorted(left_over) or 'none'}; the files do not belong to this config.json"
+                f"{self.path}: missing tensors {_some(wanted - set(named))}, unknown tensors "
+                f"{_some(set(named) - known)}; the files do not belong to this config.json"
             )
         for tensor in tensors:
-            if (shape := self._stored[tensor.name].shape) != tensor.shape:
+            if (shape := named[tensor.name].shape) != tensor.shape:
                 raise UserError(
                     f"{self.path}: {tensor.name} has shape {shape}, but config.json asks for {tensor.shape}; "
                     "the files do not belong to this config.json"
@@ -91,53 +107,60 @@ class HFFolder:
         return tensors
 
     def tensor(self, name: str) -> Any:
-        from safetensors import safe_open
+        """One tensor by the name that its file gives it."""
+        return read(self._stored[name])
 
-        file = self._stored[name].file
-        with _reading(file), safe_open(file, framework="flax") as opened:  # numpy has no bfloat16
-            return opened.get_tensor(name)
+    def _named(self, tensors: list[Official]) -> dict[str, Stored]:
+        """The stored tensors by official names."""
+        return without_wrappers(self._stored, {tensor.name for tensor in tensors})
 
     @cached_property
     def _stored(self) -> dict[str, Stored]:
-        """By name of the tensor, from the headers."""
-        try:
-            from safetensors import safe_open
-        except ImportError as error:
-            raise UserError("reading safetensors needs the package safetensors; pip install looplm[hf]") from error
-        files = sorted(self.path.glob("model*.safetensors"))
-        if not files:
+        return stored_tensors(self.path)
+
+    def _check_buffer(self, stored: Stored, expected: np.ndarray) -> None:
+        if stored.shape != expected.shape or np.max(np.abs(_finite(stored) - expected), initial=0.0) > TABLE_ERROR:
             raise UserError(
-                f"{self.path} holds no model*.safetensors; give the folder of a downloaded model, and convert weights "
-                "in PyTorch's own files with tools/to_safetensors.py"
+                f"{self.path}: {stored.name} of shape {stored.shape} is not what the rotary settings and head size of "
+                "config.json give; the files do not belong to this config.json"
             )
-        stored: dict[str, Stored] = {}
-        for file in files:
-            with _reading(file), safe_open(file, framework="flax") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            if twice := sorted(set(shapes) & set(stored)):
-                raise UserError(
-                    f"{file} and {stored[twice[0]].file} both hold {twice[0]!r}; keep the files of one model in the "
-                    "folder"
-                )
-            stored |= {name: Stored(file, shape) for name, shape in shapes.items()}
-        return stored
+
+    def _check_tied(self, head: Stored, table: Stored) -> None:
+        if head.shape != table.shape or not np.array_equal(_finite(head), _finite(table)):
+            raise UserError(
+                f"{self.path}: config.json ties the head to the embeddings, and {head.name} is not {table.name}; "
+                "untie it there to use the stored head, or remove the stored head"
+            )
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Inside, a file that is not what it should be is a UserError. The library checks lengths and offsets against the
-    file and reads nothing else, so a forged header costs no memory."""
-    from safetensors import SafetensorError
+def _finite(stored: Stored) -> np.ndarray:
+    value = read(stored)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(f"{stored.file}: {stored.name} holds {value.dtype}; looplm reads weights that are floats")
+    # On the host, one tensor at a time; float8 has no infinity to ask for.
+    array = np.asarray(value).astype(np.float32 if value.dtype.itemsize < 4 else value.dtype)
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{stored.file}: {stored.name} holds {int(np.sum(~np.isfinite(array)))} values that are no finite numbers; "
+            "the model is broken, or the file was damaged: download it again"
+        )
+    return array
 
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is no sound safetensors file ({reason}); download it again") from error
+
+def _table(tensors: list[Official]) -> str:
+    """The official name of the embeddings."""
+    return next(tensor.name for tensor in tensors if tensor.parts[0].path == "embedding.table")
+
+
+def _some(names: set[str]) -> str:
+    if len(names) <= 4:
+        return str(sorted(names) or "none")
+    return f"{sorted(names)[:3]} and {len(names) - 3} more"
 
 
 def is_official(root: Path) -> bool:
     """Whether the folder's config.json is an official one and not a run's."""
+    refuse_pointer(root / "config.json")
     try:
         config = json.loads((root / "config.json").read_text())
         return isinstance(config, dict) and kind_of(config) is not None

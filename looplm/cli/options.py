@@ -23,4 +23,8 @@ Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the
 Compiled = Annotated[
     Path | None, typer.Option(help="Folder of compiled programs; `compiled` beside the run when left out.")
 ]
+AllowKey = Annotated[
+    list[str] | None,
+    typer.Option(help="Key of an official model's config.json that looplm does not know, to pass over; repeatable."),
+]
 Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]

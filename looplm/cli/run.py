@@ -1,11 +1,23 @@
 """Commands on a run: train it, score it, let it write, report on it."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from looplm.cli.options import Compiled, Config, Coordinator, Ema, NumProcesses, Overrides, ProcessId, Step, Workdir
+from looplm.cli.options import (
+    AllowKey,
+    Compiled,
+    Config,
+    Coordinator,
+    Ema,
+    NumProcesses,
+    Overrides,
+    ProcessId,
+    Step,
+    Workdir,
+)
 from looplm.cli.output import console, messages, write_result
 from looplm.cli.processes import several
 
@@ -17,6 +29,7 @@ def train(
     sdc_check: Annotated[
         int | None, typer.Option(help="Look for silent data corruption every so many steps (optim.guard.sdc_check).")
     ] = None,
+    allow_key: AllowKey = None,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
@@ -25,8 +38,9 @@ def train(
     """Train, or resume what is in the workdir. Exit code 75: saved after a signal, start again; 76: stopped itself."""
     from looplm.config.load import given, leaves, load_config
 
-    checks = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
-    run = load_config(config, [*(set or ()), *checks])
+    options = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
+    options += [f"init_allow_keys={json.dumps(allow_key)}"] if allow_key else []
+    run = load_config(config, [*(set or ()), *options])
     with several(coordinator, num_processes, process_id):
         import jax
 
@@ -78,11 +92,12 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     step: Step = None,
     ema: Ema = False,
+    allow_key: AllowKey = None,
 ) -> None:
     """Write text."""
     import looplm
 
-    lm = looplm.load(workdir, step=step, ema=ema)
+    lm = looplm.load(workdir, step=step, ema=ema, allow_keys=allow_key or ())
     texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     write_result(prompt + texts[0])
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"

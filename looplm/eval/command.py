@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from looplm.checkpoint.hf_folder import is_official
 from looplm.config.load import from_json, override
 from looplm.config.schema import Mesh, Run
 from looplm.data.held_out import HeldOut, open_held_out
@@ -49,6 +50,11 @@ def evaluate(
 
     Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
     """
+    if is_official(workdir):
+        raise UserError(
+            f"{workdir} is an official model and no run with data to be scored on; start a run with "
+            f"--set init_from={workdir}, or use looplm.load"
+        )
     run = from_json(workdir / "config.json")
     wanted = parse_depths(depths) if depths is not None else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
     if out is not None and out.is_dir():

@@ -26,25 +26,26 @@ def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> N
     """Raises UserError unless the folder is of a run or an official model with the arrays that the program wants, and
     a run's tokens are those of `tokenizer`, if both have one. Reads seals and headers alone: damage to the values shows
     when they are read."""
-    folder, step = _checkpoints_of(path)
+    run, (folder, step) = program.run, _checkpoints_of(path)
     if step is None and not (path / "config.json").is_file():
         raise UserError(
             f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
             "give one of them, or null"
         )
     if is_official(path):
-        stored, theirs = kinds(FunctionalLM(_model_of(path)).shapes), None
+        stored, theirs = kinds(FunctionalLM(_model_of(path, run)).shapes), None
     else:
         stored = CheckpointReader(folder).newest_seal(step).kinds("params")
         theirs = Tokenizer.find(folder.parent)
     if found := differences(stored, kinds(program.lm.shapes)):
-        told = "; ".join(part for part in (", ".join(_settings(path, program.run)), found) if part)
+        told = "; ".join(part for part in (", ".join(_settings(path, run)), found) if part)
         raise UserError(
             f"init_from={path} holds other weights than this config asks for: {told}; give its values, or "
             "init_from=null"
         )
     if is_official(path):
-        HFFolder(path).check(_model_of(path))
+        official = _official(path, run)
+        official.check(official.model())
     if theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"init_from={path} was trained with another tokenizer than {tokenizer.path}; "
@@ -56,7 +57,8 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
     """The weights with the shardings of the program; what the two configs compute differently with them is reported."""
     abstract = program.lm.abstract(program.mesh)
     if is_official(path):
-        params = jax.tree.map(_place, HFFolder(path).params(_model_of(path), jnp.float32), abstract)
+        official = _official(path, program.run)
+        params = jax.tree.map(_place, official.params(official.model(), jnp.float32), abstract)
         report(f"starting from the weights of {path}")
     else:
         folder, step = _checkpoints_of(path)
@@ -74,8 +76,12 @@ def _checkpoints_of(path: Path) -> tuple[Path, int | None]:
     return root / "checkpoints", step
 
 
-def _model_of(path: Path) -> Model:
-    return HFFolder(path).model() if is_official(path) else from_json(path / "config.json").model
+def _official(path: Path, run: Run) -> HFFolder:
+    return HFFolder(path, run.init_allow_keys)
+
+
+def _model_of(path: Path, run: Run) -> Model:
+    return _official(path, run).model() if is_official(path) else from_json(path / "config.json").model
 
 
 def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -85,5 +91,5 @@ def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _settings(path: Path, run: Run) -> list[str]:
     """Settings of the model that differ."""
-    found = changes(leaves(run.model_copy(update={"model": _model_of(path)})), leaves(run))
+    found = changes(leaves(run.model_copy(update={"model": _model_of(path, run)})), leaves(run))
     return [f"{key}={theirs!r} (here {ours!r})" for key, (theirs, ours) in found.items()]

@@ -62,6 +62,11 @@ def config_of(name, **changes):
     return json.loads((GOLDEN / name / "config.json").read_text()) | changes
 
 
+def model_of(config):
+    adapter = find(config)
+    return adapter.model(adapter.config.understand(config))
+
+
 @pytest.mark.parametrize(
     ("changes", "dense"),
     [
@@ -72,7 +77,7 @@ def config_of(name, **changes):
 )
 def test_which_layers_of_qwen3_are_dense(changes, dense):
     config = config_of("qwen3moe_a", **changes)
-    assert find(config).model(config).feed_forward.dense_layers == dense
+    assert model_of(config).feed_forward.dense_layers == dense
 
 
 def test_what_decides_over_windows_and_weights():
@@ -82,11 +87,11 @@ def test_what_decides_over_windows_and_weights():
     }
     for name, (changes, window) in windows.items():
         config = config_of(name, **changes)
-        assert find(config).model(config).attention_window == window
+        assert model_of(config).attention_window == window
     for name in ("olmoe_a", "qwen3moe_a"):
         for renormalise in (True, False):
             config = config_of(name, norm_topk_prob=renormalise)
-            assert find(config).model(config).feed_forward.renormalise is renormalise
+            assert model_of(config).feed_forward.renormalise is renormalise
 
 
 @pytest.mark.parametrize(
@@ -100,4 +105,4 @@ def test_what_decides_over_windows_and_weights():
 def test_what_is_not_known_is_refused(name, changes, message):
     config = config_of(name, **changes)
     with pytest.raises(UserError, match=message):
-        find(config).model(config)
+        model_of(config)

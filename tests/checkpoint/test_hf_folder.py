@@ -6,8 +6,12 @@ import shutil
 import struct
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import looplm
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.errors import UserError
 
@@ -114,7 +118,10 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 10**9}, "speaks of 1000000000 layers, and the files hold 2 tensors"),
+        (
+            {"num_hidden_layers": 10**9, "layer_types": None},
+            "speaks of 1000000000 layers, and the files hold 2 tensors",
+        ),
         ({"num_hidden_layers": "many"}, "describes no model"),
         ({"hidden_size": -4}, "describes no model"),
         ({"hidden_size": None}, "has no hidden_size"),
@@ -139,3 +146,109 @@ def test_a_config_that_is_no_object_is_refused(folder: Path, text: str) -> None:
     assert not is_official(folder)
     with pytest.raises(UserError, match="cannot be read"):
         HFFolder(folder)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """The fixture, to be changed."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "whole", ignore=shutil.ignore_patterns("io*", "grads*", "ch*")))
+
+
+def change(folder: Path, **config: object) -> dict[str, np.ndarray]:
+    """Changes keys of the config; the stored tensors."""
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | config))
+    return load_file(folder / "model.safetensors")
+
+
+def params(folder: Path) -> dict:
+    opened = HFFolder(folder)
+    return opened.params(opened.model(), np.float32)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "module.{}".format,
+        "_orig_mod.{}".format,
+        "module._orig_mod.{}".format,
+        "model.{}".format,
+        "transformer.{}".format,
+        "lightning.net.{}".format,
+        lambda name: name.replace(".self_attn.", "._orig_mod.self_attn.").replace(
+            ".mlp.", "._fsdp_wrapped_module.mlp."
+        ),
+    ],
+    ids=["data parallel", "compile", "both", "model", "transformer", "two", "inner parts"],
+)
+def test_names_that_a_wrapper_made_are_read(whole: Path, wrap) -> None:
+    expected = params(whole)
+    save_file({wrap(name): value for name, value in change(whole).items()}, whole / "model.safetensors")
+    found = params(whole)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_one_tensor_under_two_names_is_refused(whole: Path) -> None:
+    """Wrapped and bare: which one is meant cannot be known."""
+    stored = {f"module.{name}": value for name, value in change(whole).items()}
+    save_file(stored | {"model.norm.weight": np.zeros(64, np.float32)}, whole / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing tensors \[.* and \d+ more, unknown tensors \['module"):
+        params(whole)
+
+
+def test_a_pointer_in_place_of_a_file_is_named(whole: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 540000\n"
+    for name in ("model.safetensors", "config.json"):
+        (whole / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} is a pointer of git-lfs and not the file; run `git lfs pull`"):
+            looplm.load(whole)
+
+
+def test_a_link_to_nothing_is_named(whole: Path) -> None:
+    (whole / "model.safetensors").unlink()
+    (whole / "model.safetensors").symlink_to("../blobs/0123")
+    with pytest.raises(UserError, match=r"model.safetensors is a link to \.\./blobs/0123, which is not there"):
+        looplm.load(whole)
+
+
+def test_a_file_that_the_index_names_and_that_is_missing(whole: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (whole / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"lacks model-00002-of-00002.safetensors, which .*index.json names"):
+        looplm.load(whole)
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_embeddings(whole: Path) -> None:
+    stored = change(whole, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head.weight is not model.embed_tokens.weight; untie it"):
+        params(whole)
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"]}, whole / "model.safetensors")
+    assert "head" not in params(whole)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused(whole: Path, value: float) -> None:
+    stored = change(whole)
+    stored["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(stored, whole / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight holds 1 values that are no finite"):
+        params(whole)
+
+
+def test_quantised_weights_are_refused(whole: Path) -> None:
+    stored = change(whole)
+    save_file(stored | {"model.norm.weight": np.ones(64, np.int8)}, whole / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.norm.weight holds int8; looplm reads weights that are floats"):
+        params(whole)
+
+
+@pytest.mark.parametrize("change_of", [{"rope_base": 500.0}, {"n_heads": 2, "num_attention_heads": 2}])
+def test_a_stored_table_of_rotations_that_the_config_contradicts(tmp_path: Path, change_of: dict) -> None:
+    """The official code turns with the table, whatever the config says."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN.with_name("huginn_a") / name, tmp_path)
+    derived = {"num_key_value_heads": None, "head_dim": None, "qk_bias": False}
+    stored = change(tmp_path, **(derived | change_of))
+    save_file({name: value for name, value in stored.items() if "qk_bias" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"freqs_cis of shape .* is not what the rotary settings"):
+        params(tmp_path)

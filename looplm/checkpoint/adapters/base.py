@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.config.schema import Model
 from looplm.model.functional import Params
 
 
@@ -85,6 +86,15 @@ def linear(path: str, inputs: Sequence[int], outputs: Sequence[int]) -> Part:
 def vector(path: str, *shape: int) -> Part:
     """Stored as it is."""
     return Part(path, tuple(range(len(shape))), shape)
+
+
+def rotation_table(model: Model, shape: tuple[int, ...]) -> np.ndarray:
+    """Cosines and sines of all positions and pairs of dims, as Huginn and Parcae store them beside their weights: what
+    the official code turns with, whatever the config says. shape: (1, positions, 1, pairs, 2) of the stored one."""
+    H = model.head_size
+    frequencies = model.rope.theta ** (-2.0 * np.arange(H // 2) / H)
+    angles = np.outer(np.arange(shape[1] if len(shape) > 1 else 0), frequencies)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)[None, :, None]
 
 
 def _leaf(params: Params, shapes: Params, path: str, dtype: Any) -> np.ndarray:

@@ -4,93 +4,142 @@ Each is a LoopLM whose block is the whole stack and runs once. They differ in th
 config keys; what a key means when it is missing is that library's default.
 """
 
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, PositiveInt, model_validator
 
 from looplm.checkpoint.adapters.base import Official, Part, linear, vector
-from looplm.checkpoint.adapters.projections import projections
-from looplm.checkpoint.adapters.rope import rope
+from looplm.checkpoint.adapters.config import only, other_model
+from looplm.checkpoint.adapters.hugging_face import DecoderConfig, projections
 from looplm.config.schema import Balance, FinalCrossEntropy, Loop, Model, MoE, NormalInit
-from looplm.errors import UserError
 
 OBJECTIVE = FinalCrossEntropy()
 
 
-def loop(config: dict[str, Any]) -> Loop:
+class ExpertsConfig(DecoderConfig):
+    num_experts_per_tok: int
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.001
+    rms_norm_eps: float = 1e-5
+
+
+class MixtralConfig(ExpertsConfig):
+    THETA: ClassVar[float] = 1e6
+    num_local_experts: int
+    num_key_value_heads: int | None = 8
+    sliding_window: int | None = None
+    router_jitter_noise: Annotated[float, only(0.0)] = 0.0
+
+
+class OlmoeConfig(ExpertsConfig):
+    num_experts: int
+    num_key_value_heads: int | None = None
+    router_aux_loss_coef: float = 0.01
+    norm_topk_prob: bool = False
+    clip_qkv: Annotated[float | None, only(None)] = None
+
+    @model_validator(mode="after")
+    def _equal_heads(self) -> Self:
+        """The official code does not read head_dim."""
+        if self.head_dim is not None and self.head_dim * self.num_attention_heads != self.hidden_size:
+            raise other_model(
+                f"head_dim={self.head_dim}: an OLMoE has hidden_size / num_attention_heads = "
+                f"{self.hidden_size} / {self.num_attention_heads}"
+            )
+        return self
+
+
+class Qwen3MoeConfig(ExpertsConfig):
+    num_hidden_layers: Annotated[int, Field(le=100_000)]
+    """The layers are gone through here, so a forged number must not last."""
+    num_experts: int
+    num_key_value_heads: int | None = 4
+    rms_norm_eps: float = 1e-6
+    moe_intermediate_size: int
+    decoder_sparse_step: PositiveInt = 1
+    mlp_only_layers: list[int] | None = None
+    norm_topk_prob: bool = False
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int | None = None
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Self:
+        if self.use_sliding_window and self.sliding_window is not None and (self.max_window_layers or 0) > 0:
+            raise other_model(
+                f"max_window_layers={self.max_window_layers} with use_sliding_window=True: versions of transformers "
+                "disagree on which layers have the window; looplm has one for all, which max_window_layers=0 says"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_experts(self) -> Self:
+        if len(self.dense_layers()) == self.num_hidden_layers:
+            raise other_model(
+                f"decoder_sparse_step={self.decoder_sparse_step} and mlp_only_layers={self.mlp_only_layers or []} "
+                f"leave none of {self.num_hidden_layers} layers with experts; that is a dense Qwen3, and no mixture of "
+                "experts"
+            )
+        return self
+
+    def dense_layers(self) -> tuple[int, ...]:
+        dense, step = self.mlp_only_layers or (), self.decoder_sparse_step
+        return tuple(i for i in range(self.num_hidden_layers) if i in dense or (i + 1) % step)
+
+
+def loop(config: ExpertsConfig) -> Loop:
     return Loop(num_loops=1)
 
 
-def mixtral(config: dict[str, Any]) -> Model:
-    _refuse(config, hidden_act="silu")
-    moe = _experts(config, config["num_local_experts"], coefficient=0.001)
-    return _model(
-        config, moe, eps=1e-5, theta=1e6, num_kv_heads=config.get("num_key_value_heads", 8),
-        attention_window=config.get("sliding_window"),
-    )  # fmt: skip
+def mixtral(config: MixtralConfig) -> Model:
+    moe = _experts(config, config.num_local_experts)
+    return _model(config, moe, num_kv_heads=config.num_key_value_heads, attention_window=config.sliding_window)
 
 
-def olmoe(config: dict[str, Any]) -> Model:
-    _refuse(config, hidden_act="silu", attention_bias=False, clip_qkv=None)
-    renormalise = config.get("norm_topk_prob", False)
-    moe = _experts(config, config["num_experts"], coefficient=0.01, renormalise=renormalise)
-    return _model(
-        config, moe, eps=1e-5, theta=1e4, num_kv_heads=config.get("num_key_value_heads"), qk_norm=True,
-        qk_norm_over="all_heads",
-    )  # fmt: skip
+def olmoe(config: OlmoeConfig) -> Model:
+    moe = _experts(config, config.num_experts, renormalise=config.norm_topk_prob)
+    return _model(config, moe, num_kv_heads=config.num_key_value_heads, qk_norm=True, qk_norm_over="all_heads")
 
 
-def qwen3_moe(config: dict[str, Any]) -> Model:
-    _refuse(config, hidden_act="silu", attention_bias=False)
-    step, dense_only = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    num_layers = config["num_hidden_layers"]
-    dense = tuple(i for i in range(num_layers) if i in dense_only or (i + 1) % step)
+def qwen3_moe(config: Qwen3MoeConfig) -> Model:
     moe = _experts(
-        config, config["num_experts"], coefficient=0.001, renormalise=config.get("norm_topk_prob", False),
-        expert_dim=config["moe_intermediate_size"], dense_layers=dense,
+        config, config.num_experts, renormalise=config.norm_topk_prob, expert_dim=config.moe_intermediate_size,
+        dense_layers=config.dense_layers(),
     )  # fmt: skip
-    if len(dense) == num_layers:
-        raise UserError(
-            f"decoder_sparse_step={step} and mlp_only_layers={list(dense_only)} leave none of {num_layers} layers with "
-            "experts; that is a dense Qwen3, and no mixture of experts"
-        )
     return _model(
-        config, moe, eps=1e-6, theta=1e4, num_kv_heads=config.get("num_key_value_heads", 4), qk_norm=True,
-        attention_window=config.get("sliding_window") if config.get("use_sliding_window") else None,
+        config, moe, num_kv_heads=config.num_key_value_heads, qk_norm=True,
+        attention_window=config.sliding_window if config.use_sliding_window else None,
     )  # fmt: skip
 
 
-def _experts(config: dict[str, Any], num_experts: int, coefficient: float, **fields: Any) -> MoE:
+def _experts(config: ExpertsConfig, num_experts: int, **fields: Any) -> MoE:
     """The balance loss is part of the official loss where the config asks for the router's logits."""
-    weight = config.get("router_aux_loss_coef", coefficient) if config.get("output_router_logits") else 0.0
     return MoE(
         num_experts=num_experts,
-        experts_per_token=config["num_experts_per_tok"],
-        balance=Balance(auxiliary_weight=weight, auxiliary_over="model"),
+        experts_per_token=config.num_experts_per_tok,
+        balance=Balance(
+            auxiliary_weight=config.router_aux_loss_coef if config.output_router_logits else 0.0,
+            auxiliary_over="model",
+        ),
         **fields,
     )
 
 
-def _model(config: dict[str, Any], moe: MoE, *, eps: float, theta: float, **fields: Any) -> Model:
+def _model(config: ExpertsConfig, moe: MoE, **fields: Any) -> Model:
     return Model(
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        num_heads=config["num_attention_heads"],
-        head_dim=config.get("head_dim"),
-        hidden_dim=config["intermediate_size"],
-        block_layers=config["num_hidden_layers"],
+        vocab_size=config.vocab_size,
+        dim=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        hidden_dim=config.intermediate_size,
+        block_layers=config.num_hidden_layers,
         feed_forward=moe,
-        rope=rope(config, theta),
-        norm_eps=config.get("rms_norm_eps", eps),
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        init=NormalInit(std=config.get("initializer_range", 0.02)),
+        rope=config.rope(),
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=config.tie_word_embeddings,
+        init=NormalInit(std=config.initializer_range),
         **fields,
     )
-
-
-def _refuse(config: dict[str, Any], **known: Any) -> None:
-    """Raises UserError for a setting that no released model has."""
-    wrong = [f"{key}={config[key]!r}" for key, value in known.items() if config.get(key, value) != value]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: looplm cannot read this; it knows {known}")
 
 
 def mixtral_tensors(model: Model) -> list[Official]:

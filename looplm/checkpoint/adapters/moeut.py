@@ -1,44 +1,77 @@
 """MoEUT (arXiv 2405.16039): names of RobertCsordas/moeut:moeut/moeut.py.
 
-That code writes no config.json: it is to hold the arguments of `MoEUTLM`, and `"repo": "RobertCsordas/moeut"`.
+That code writes no config.json: it is to hold the arguments of `MoEUTLM`, those of its attention that differ from their
+defaults (`rotate_fraction`, `rope_base`), and `"repo": "RobertCsordas/moeut"`.
 """
 
-from typing import Any
+from typing import ClassVar, Self
+
+from pydantic import PositiveInt, model_validator
 
 from looplm.checkpoint.adapters.base import Official, Part, linear, vector
+from looplm.checkpoint.adapters.config import OfficialConfig, other_model
+from looplm.checkpoint.adapters.hugging_face import CLASS, Dropout
 from looplm.config.schema import Balance, FinalCrossEntropy, Loop, MixtureAttention, Model, MoE, Rope
-from looplm.errors import UserError
 
 OBJECTIVE = FinalCrossEntropy()
-DROPOUTS = ("dropout", "ff_expert_dropout", "att_expert_dropout")
 
 
-def model(config: dict[str, Any]) -> Model:
-    if dropped := [f"{key}={config[key]}" for key in DROPOUTS if config.get(key)]:
-        raise UserError(f"{', '.join(dropped)}: looplm drops nothing in training; set it to 0 to load the weights")
-    expert_dim, num_experts = config.get("ff_expert_size", 128), config["att_n_experts"]
+class MoEUTConfig(OfficialConfig):
+    WITHOUT_EFFECT: ClassVar[dict[str, str]] = {"repo": CLASS}
+    n_tokens: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_head: int | None = None
+    group_size: PositiveInt = 2
+    n_repeats: int | None = None
+    """Follows from n_layers and group_size."""
+    ff_n_experts: int
+    ff_k: int = 8
+    ff_expert_size: int = 128
+    att_n_experts: int
+    att_k: int = 2
+    entropy_reg: float = 0.01
+    att_entropy_reg: float = 0.001
+    rotate_fraction: float = 0.5
+    rope_base: float = 10_000.0
+    dropout: Dropout = 0.0
+    ff_expert_dropout: Dropout = 0.0
+    att_expert_dropout: Dropout = 0.0
+
+    @model_validator(mode="after")
+    def _repeats(self) -> Self:
+        if self.n_repeats is not None and self.n_repeats != self.repeats():
+            raise other_model(f"n_repeats={self.n_repeats}: it is n_layers // group_size, {self.repeats()}")
+        return self
+
+    def repeats(self) -> int:
+        return self.n_layers // self.group_size
+
+
+def model(config: MoEUTConfig) -> Model:
     return Model(
-        vocab_size=config["n_tokens"],
-        dim=config["d_model"],
-        num_heads=config["n_heads"],
-        head_dim=config.get("d_head"),
-        hidden_dim=expert_dim,
-        block_layers=config.get("group_size", 2),
+        vocab_size=config.n_tokens,
+        dim=config.d_model,
+        num_heads=config.n_heads,
+        head_dim=config.d_head,
+        hidden_dim=config.ff_expert_size,
+        block_layers=config.group_size,
         feed_forward=MoE(
-            num_experts=config["ff_n_experts"],
-            experts_per_token=config.get("ff_k", 8),
-            expert_dim=expert_dim,
+            num_experts=config.ff_n_experts,
+            experts_per_token=config.ff_k,
+            expert_dim=config.ff_expert_size,
             expert="relu",
             scores="sigmoid",
             renormalise=False,
-            balance=Balance(entropy_weight=config.get("entropy_reg", 0.01)),
+            balance=Balance(entropy_weight=config.entropy_reg),
         ),
         attention=MixtureAttention(
-            num_experts=num_experts,
-            experts_per_token=min(config.get("att_k", 2), num_experts),
-            entropy_weight=config.get("att_entropy_reg", 0.001) if num_experts > 1 else 0.0,
+            num_experts=config.att_n_experts,
+            experts_per_token=min(config.att_k, config.att_n_experts),
+            entropy_weight=config.att_entropy_reg if config.att_n_experts > 1 else 0.0,
         ),
-        rope=Rope(theta=config.get("rope_base", 10_000), fraction=config.get("rotate_fraction", 0.5)),
+        rope=Rope(theta=config.rope_base, fraction=config.rotate_fraction),
         norm="layer",
         norm_eps=1e-5,
         norm_placement="peri",
@@ -46,8 +79,8 @@ def model(config: dict[str, Any]) -> Model:
     )
 
 
-def loop(config: dict[str, Any]) -> Loop:
-    return Loop(num_loops=config["n_layers"] // config.get("group_size", 2))
+def loop(config: MoEUTConfig) -> Loop:
+    return Loop(num_loops=config.repeats())
 
 
 def tensors(model: Model) -> list[Official]:

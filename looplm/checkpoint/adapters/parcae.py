@@ -1,9 +1,13 @@
 """Parcae (arXiv 2604.12946): names of sandyresearch/parcae:parcae_lm/models/parcae/parcae.py."""
 
 import math
-from typing import Any
+from typing import Annotated, ClassVar, Literal, Self
 
-from looplm.checkpoint.adapters.base import Official, Part, linear, vector
+from pydantic import Field, model_validator
+
+from looplm.checkpoint.adapters.base import Official, Part, linear, rotation_table, vector
+from looplm.checkpoint.adapters.config import OfficialConfig, only, other_model
+from looplm.checkpoint.adapters.hugging_face import CLASS, FIRST_VALUES, FORM, LENGTH
 from looplm.config.schema import (
     DiagonalInjection,
     FinalCrossEntropy,
@@ -17,70 +21,133 @@ from looplm.config.schema import (
     SquaredReLU,
     ValueEmbedding,
 )
-from looplm.errors import UserError
 
 OBJECTIVE = FinalCrossEntropy()
-IGNORED = ("freqs_cis",)
+BUFFERS = {"freqs_cis": rotation_table}
 EVERY, GATE_CHANNELS = 2, 32
-PUBLISHED = {
-    "block_class_name": "TransformerPreNormBlock",
-    "norm_class_name": "RMSNorm",
-    "mlp_class_name": "BaseMLP",
-    "nonlin_name": "ReLU2",
-    "injection_type": "diagonal",
-    "state_init": "like-init",
-    "init_strategy": "scaled-zero",
-    "bias": False,
-    "qk_bias": False,
-    "clip_qkv": None,
-    "mup_model_scaling_factor": 1,
-    "sampling_scheme": "poisson-truncated-full",
-}
-"""What all released models have; other values are other models, which this file does not know."""
+PADDED = "how the vocabulary was padded; what came of it is padded_vocab_size"
+No = Annotated[bool, only(False)]
 
 
-def model(config: dict[str, Any]) -> Model:
-    wrong = [f"{key}={config[key]!r}" for key, value in PUBLISHED.items() if config.get(key, value) != value]
-    stacks = {part: config[f"n_layers_in_{part}"] for part in ("prelude", "recurrent_block", "coda")}
-    # The official code pairs tables and gates by the layer's number, which it counts in two ways.
-    wrong += [f"n_layers_in_{part}={count}" for part, count in stacks.items() if count % EVERY]
-    for key, core in (("n_embd", "embedding"), ("intermediate_size", "intermediation_embedding")):
-        if (width := config[f"recurrent_{core}_dimension"]) != config[key]:
-            wrong.append(f"recurrent_{core}_dimension={width}")
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: no released Parcae has this, and looplm cannot read it")
+class RopeSettings(OfficialConfig):
+    """`from_pretrained` takes these values whatever is stored; the code's other readers take what is stored."""
+
+    use_rope: Annotated[bool, only(True)] = True
+    rope_condense_ratio: Annotated[int, only(1)] = 1
+    rope_base: Annotated[float, only(50_000.0)] = 50_000.0
+
+
+class ParcaeConfig(OfficialConfig):
+    """What all released models have is fixed; other values are other models, which this file does not know."""
+
+    WITHOUT_EFFECT: ClassVar[dict[str, str]] = {
+        "_class_name": CLASS,
+        "name": CLASS,
+        "hf_config": CLASS,
+        "block_size": LENGTH,
+        "vocab_size": PADDED,
+        "padding_multiple": PADDED,
+        "init_orthogonal": FIRST_VALUES,
+        "skip_initialization": FIRST_VALUES,
+        "activation_checkpoint_impl": FORM,
+        "simple_ops": FORM,
+        "strategy": FORM,
+        "lockstep_n": "which processes draw one depth",
+        "lockstep_k": "which processes draw one depth",
+        "curriculum_target": "of sampling schemes that are refused",
+    }
+    padded_vocab_size: int
+    n_embd: int
+    num_attention_heads: int
+    num_key_value_heads: int | None
+    intermediate_size: int
+    n_layers_in_prelude: int
+    n_layers_in_recurrent_block: int
+    n_layers_in_coda: int
+    recurrent_embedding_dimension: int
+    recurrent_intermediation_embedding_dimension: int
+    recurrent_num_attention_heads: int | None = None
+    norm_eps: float
+    qk_norm: bool
+    prelude_norm: bool
+    logit_softcap: float | None = None
+    tie_embeddings: bool
+    mean_recurrence: int
+    mean_backprop_depth: int
+    recurrent_iteration_method: Literal["per-batch", "per-sequence"]
+    rope_settings: RopeSettings = RopeSettings()
+    block_class_name: Annotated[str, only("TransformerPreNormBlock")] = "TransformerPreNormBlock"
+    norm_class_name: Annotated[str, only("RMSNorm")] = "RMSNorm"
+    mlp_class_name: Annotated[str, only("BaseMLP")] = "BaseMLP"
+    nonlin_name: Annotated[str, only("ReLU2")] = "ReLU2"
+    injection_type: Annotated[str, only("diagonal")] = "diagonal"
+    state_init: Annotated[str, only("like-init")] = "like-init"
+    init_strategy: Annotated[str, only("scaled-zero")] = "scaled-zero"
+    """Others scale embeddings and logits otherwise."""
+    sampling_scheme: Annotated[str, only("poisson-truncated-full")] = "poisson-truncated-full"
+    attn_impl: Annotated[str, only("flash", "sdpa")] = "flash"
+    use_fused_head: Annotated[str, only("pytorch")] = "pytorch"
+    model_class_name: Annotated[str, only("Parcae")] = "Parcae"
+    mup_model_scaling_factor: Annotated[int, only(1)] = 1
+    clip_qkv: Annotated[float | None, only(None)] = None
+    randomize_positions_from: Annotated[int | None, only(None)] = None
+    bias: No = False
+    qk_bias: No = False
+    use_abacus: No = False
+    debias_attention: No = False
+    center_attention: No = False
+    is_recurrent_block_config: Annotated[bool, only(False), Field(alias="_is_recurrent_block_config")] = False
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        wide = {
+            "num_key_value_heads": "num_attention_heads",
+            "recurrent_embedding_dimension": "n_embd",
+            "recurrent_intermediation_embedding_dimension": "intermediate_size",
+            "recurrent_num_attention_heads": "num_attention_heads",
+        }
+        for key, same in wide.items():
+            value, needed = getattr(self, key), getattr(self, same)
+            if value is not None and value != needed:
+                raise other_model(f"{key}={value}: in a released Parcae it is {same}, {needed}")
+        # The official code pairs tables and gates by the layer's number, which it counts in two ways.
+        for part in ("prelude", "recurrent_block", "coda"):
+            if (count := getattr(self, key := f"n_layers_in_{part}")) % EVERY:
+                raise other_model(f"{key}={count}: in a released Parcae it is even")
+        return self
+
+
+def model(config: ParcaeConfig) -> Model:
     return Model(
-        vocab_size=config["padded_vocab_size"],
-        dim=config["n_embd"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
-        hidden_dim=config["intermediate_size"],
-        prelude_layers=stacks["prelude"],
-        block_layers=stacks["recurrent_block"],
-        coda_layers=stacks["coda"],
+        vocab_size=config.padded_vocab_size,
+        dim=config.n_embd,
+        num_heads=config.num_attention_heads,
+        hidden_dim=config.intermediate_size,
+        prelude_layers=config.n_layers_in_prelude,
+        block_layers=config.n_layers_in_recurrent_block,
+        coda_layers=config.n_layers_in_coda,
         feed_forward=SquaredReLU(scale=0.5),
-        qk_norm=config["qk_norm"],
+        qk_norm=config.qk_norm,
         qk_norm_scale=False,
-        # from_pretrained ignores the rope_settings that are stored.
-        rope=Rope(theta=50_000.0, layout="interleaved"),
+        rope=Rope(theta=config.rope_settings.rope_base, layout="interleaved"),
         value_embedding=ValueEmbedding(every=EVERY, gate_channels=GATE_CHANNELS),
-        norm_eps=config["norm_eps"],
-        prelude_norm=config["prelude_norm"],
+        norm_eps=config.norm_eps,
+        prelude_norm=config.prelude_norm,
         injection=DiagonalInjection(),
-        state_init=NormalState(std=math.sqrt(2 / (5 * config["n_embd"]))),
+        state_init=NormalState(std=math.sqrt(2 / (5 * config.n_embd))),
         read_out=ReadOut(),
-        tie_embeddings=config["tie_embeddings"],
-        logit_softcap=config["logit_softcap"],
+        tie_embeddings=config.tie_embeddings,
+        logit_softcap=config.logit_softcap,
         init=OrthogonalInit(),
     )
 
 
-def loop(config: dict[str, Any]) -> Loop:
+def loop(config: ParcaeConfig) -> Loop:
     return Loop(
-        num_loops=config["mean_recurrence"],
+        num_loops=config.mean_recurrence,
         depth=PoissonDepth(),
-        depth_per="sequence" if config["recurrent_iteration_method"] == "per-sequence" else "batch",
-        backprop_loops=config["mean_backprop_depth"],
+        depth_per="sequence" if config.recurrent_iteration_method == "per-sequence" else "batch",
+        backprop_loops=config.mean_backprop_depth,
     )
 
 

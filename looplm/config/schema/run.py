@@ -91,6 +91,8 @@ class Run(Section):
     """Folder whose weights, and nothing else, a new run starts from: a run directory (its newest checkpoint that
     verifies), one of its checkpoints (RUN/checkpoints/12) or an official model. A run that is resumed no longer reads
     it."""
+    init_allow_keys: tuple[str, ...] = ()
+    """Keys of that official model's config.json which looplm does not know, and would refuse, to pass over."""
     model: Model
     loop: Loop
     objective: Objective = FinalCrossEntropy()

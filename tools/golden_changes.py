@@ -1,0 +1,146 @@
+"""Makes tests/golden/*/changes.npz: what the official code computes when keys of config.json have other values.
+
+python tools/golden_changes.py OFFICIAL tests/golden          needs torch and transformers 4.54.1
+
+OFFICIAL is a folder of packages with the authors' files: `ouro` (modeling_ouro.py, configuration_ouro.py), `raven`
+(raven_modeling_minimal.py, raven_config_minimal.py of seal-rg/recurrent-pretraining) and `parcae_lm`.
+
+An array's name is JSON: the keys that changed, the tensors that went (by the start of their names) and came (by shape).
+It holds the logits (S, V) of the first row of the fixture's tokens after the last loop.
+"""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+NEAR = {"use_sliding_window": True, "sliding_window": 4}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+TIED = ({"tie_word_embeddings": True}, ["lm_head.weight"])
+DECODER: list[Any] = [{"rms_norm_eps": 0.1}, {"rope_theta": 500.0}, TIED]
+EXPERTS: list[Any] = [*DECODER, {"num_experts_per_tok": 1}, ({"num_hidden_layers": 2}, ["model.layers.2."])]
+CHANGES: dict[str, list[Any]] = {
+    "ouro_a": [
+        *DECODER, {"total_ut_steps": 2}, {"rope_scaling": LINEAR}, {"rope_scaling": LLAMA3},
+        {**NEAR, "layer_types": ["sliding_attention"] * 3}, {**NEAR, "layer_types": None, "max_window_layers": 0}, NEAR,
+        {**NEAR, "layer_types": None}, ({"num_hidden_layers": 2, "layer_types": None}, ["model.layers.2."]),
+    ],
+    "huginn_a": [
+        {"norm_eps": 0.1}, ({"rope_base": 500.0}, ["freqs_cis"]), {"mean_recurrence": 2},
+        ({"qk_bias": False}, [f"transformer.{part}.{i}.attn.qk_bias" for part, count in
+                              (("prelude", 2), ("core_block", 4), ("coda", 2)) for i in range(count)]),
+        ({"bias": True}, [], {"transformer.adapter.bias": [32]}),
+        ({"tie_embeddings": False, "tie_word_embeddings": False}, [], {"lm_head.weight": [101, 32]}),
+        {"block_class_name": "SandwichBlockSwin"}, ({"injection_type": "add"}, ["transformer.adapter."]),
+        ({"n_layers_in_coda": 1}, ["transformer.coda.1."]),
+    ],
+    "parcae_a": [
+        {"norm_eps": 0.1}, {"logit_softcap": 2.0}, ({"prelude_norm": False}, ["transformer.ln_prelude."]),
+        {"qk_norm": False}, {"mean_recurrence": 2}, ({"tie_embeddings": False}, [], {"lm_head.weight": [61, 32]}),
+    ],
+    "mixtral_a": [*EXPERTS, {"sliding_window": 4}],
+    "olmoe_a": [*EXPERTS, {"norm_topk_prob": True}, {"rope_scaling": LINEAR}],
+    "qwen3moe_a": [*EXPERTS, {"norm_topk_prob": False}, {"rope_scaling": LLAMA3}, NEAR],
+}  # fmt: skip
+"""(keys, tensors that go, tensors that come), or keys alone."""
+
+
+def main(
+    official: Annotated[Path, typer.Argument(help="Folder of packages with the authors' code.")],
+    golden: Annotated[Path, typer.Argument(help="Folder of the fixtures.")],
+) -> None:
+    sys.path.insert(0, str(official))
+    import torch
+    from safetensors.torch import load_file
+
+    for name, changes in CHANGES.items():
+        folder, found = golden / name, {}
+        io = {key: torch.from_numpy(value) for key, value in np.load(folder / "io.npz").items()}
+        for change in changes:
+            keys, gone, come = (*change, {}, {})[:3] if isinstance(change, tuple) else (change, [], {})
+            stored = load_file(folder / "model.safetensors")
+            tensors = {key: value for key, value in stored.items() if not key.startswith(tuple(gone or ["-"]))}
+            tensors |= {key: torch.from_numpy(made(shape)) for key, shape in come.items()}
+            config = json.loads((folder / "config.json").read_text()) | keys
+            with torch.no_grad():
+                logits = OFFICIAL[name.partition("_")[0]](torch, config, tensors, io)[0]
+            found[json.dumps({"config": keys, "gone": list(gone), "come": dict(come)})] = logits.float().numpy()
+        np.savez_compressed(folder / "changes.npz", **found)
+        print(name, len(found))
+
+
+def made(shape: list[int]) -> np.ndarray:
+    """Numbers for a tensor that no fixture has."""
+    return (0.3 * np.cos(np.arange(math.prod(shape)))).reshape(shape).astype(np.float32)
+
+
+def loaded(model: Any, tensors: dict[str, Any]) -> Any:
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert set(missing) <= {"lm_head.weight", "freqs_cis"}, missing
+    assert not unexpected, unexpected
+    return model.eval()
+
+
+def ouro(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    code = importlib.import_module("ouro.modeling_ouro")
+    model = loaded(code.OuroForCausalLM(code.OuroConfig(**config)), tensors)
+    model.tie_weights()
+    return model(io["input_ids"], use_cache=False, exit_at_step=config["total_ut_steps"] - 1).logits
+
+
+def huginn(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    """Blocks and injections that the minimal file has not are put in as recpre/model_dynamic.py has them."""
+    code = importlib.import_module("raven.raven_modeling_minimal")
+    del config["tie_word_embeddings"]  # it would be given twice
+    model = code.RavenForCausalLM(code.RavenConfig(**config))
+    if config["injection_type"] == "add":
+        model.transformer.adapter = torch.nn.Identity()
+        model.transformer.adapter.register_forward_hook(lambda *call: sum(call[-1].chunk(2, dim=-1)))
+    loaded(model, tensors)
+    model.tie_weights()
+    if config["block_class_name"] == "SandwichBlockSwin":
+        for block in model.modules():
+            if isinstance(block, code.SandwichBlock):
+                block.forward = swin.__get__(block)
+    steps = torch.tensor([config["mean_recurrence"], 0])
+    return model(io["input_ids"], input_states=io["init_state"], num_steps=steps).logits
+
+
+def swin(self: Any, x: Any, *arguments: Any) -> Any:
+    x = x + self.norm_2(self.attn(self.norm_1(x), *arguments))
+    return x + self.norm_4(self.mlp(self.norm_3(x)))
+
+
+def parcae(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    code = importlib.import_module("parcae_lm.models.parcae.config")
+    del config["_class_name"]
+    model = loaded(code.ParcaeConfig(**config).construct_model(), tensors)
+    model.initialize_state = lambda _: io["init_state"]
+    steps = torch.tensor([config["mean_recurrence"], 0])
+    return model(io["input_ids"], return_logits=True, num_steps_pair=steps)["logits"]
+
+
+def transformers(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    library: Any = importlib.import_module("transformers")
+    kind = config.pop("model_type")
+    model = loaded(library.AutoModelForCausalLM.from_config(library.AutoConfig.for_model(kind, **config)), tensors)
+    model.tie_weights()
+    return model.float()(io["input_ids"], use_cache=False).logits
+
+
+OFFICIAL: dict[str, Any] = {
+    "ouro": ouro, "huginn": huginn, "parcae": parcae, "mixtral": transformers, "olmoe": transformers,
+    "qwen3moe": transformers,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    typer.run(main)
