@@ -1,7 +1,7 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
+from looplm.infer.prompt import prompt_ids
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -168,27 +169,37 @@ class LoadedLM:
 
     def generate(
         self,
-        prompts: list[str],
+        prompts: Sequence[str | Sequence[int] | np.ndarray],
         num_loops: int | None = None,
         exit: str | None = None,
         max_tokens: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """Returns the continuation of every prompt. exit: `gate:Q`, or None for a fixed depth."""
+        """Returns what the model adds to every prompt: prompt and continuation together are the text.
+
+        Args:
+            prompts: texts, in which the names of special tokens mean these tokens; or their ids, as they are.
+            exit: `gate:Q`, or None for a fixed depth.
+            temperature: 0 takes the likeliest token.
+            seed: of what is drawn. An answer depends on it and on its own prompt, not on the other prompts.
+
+        A character of which only the first bytes were written, when max_tokens are, is U+FFFD.
+        """
         if self.tokenizer is None:
             raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
-        if isinstance(prompts, str) or not prompts:
+        if isinstance(prompts, str) or not len(prompts):
             raise UserError(f"prompts={prompts!r} must be a list of at least one text")
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
         if not 0 <= temperature < math.inf:
             raise UserError(f"temperature={temperature} must be at least 0, which takes the likeliest token")
-        tokens = generate(
+        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        written = generate(
             self.functional,
             self.params,
-            [np.append(self.tokenizer.bos_id, self.tokenizer.encode(prompt)) for prompt in prompts],
+            rows,
             num_loops=self._loops(num_loops),
             exit=parse_exit(exit, self.model),
             max_tokens=max_tokens,
@@ -197,7 +208,7 @@ class LoadedLM:
             end_ids=[self.tokenizer.eos_id],
             num_ids=self.tokenizer.vocab_size,
         )
-        return [self.tokenizer.decode(row.tokens) for row in tokens]
+        return [self.tokenizer.continuation(row, one.tokens) for row, one in zip(rows, written, strict=True)]
 
     def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
         """{official name: array} of a tree like the parameters: weights, or gradients.

@@ -8,6 +8,7 @@ import pytest
 import looplm
 from looplm.api import LoadedLM
 from looplm.errors import UserError
+from looplm.infer.generate import Written
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,29 @@ def test_an_objective_that_needs_a_gate_is_refused_without_one(lm, tokens_BS):
 def test_prompts_must_be_a_list(lm, prompts):
     with pytest.raises(UserError, match="list"):
         lm.generate(prompts)
+
+
+def test_a_continuation_and_its_prompt_are_the_text(lm, monkeypatch):
+    written = Written(lm.tokenizer.encode(" x y"), np.zeros(0))
+    monkeypatch.setattr("looplm.api.generate", lambda *_, **__: [written, written])
+    assert lm.generate(["a b", lm.tokenizer.encode("a b")]) == [" x y", " x y"]
+
+
+def test_prompts_are_texts_or_ids(lm):
+    text = "def f(x):"
+    ids = [lm.tokenizer.bos_id, *lm.tokenizer.encode(text).tolist()]
+    assert lm.generate([text, ids], max_tokens=8)[0] == lm.generate([ids], max_tokens=8)[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], r"shape \(0,\)"), ([[1]], r"shape \(1, 1\)"), ([0.5], "float64"), ([384], "holds 384"), ([-1], "holds -1")
+    ],
+)  # fmt: skip
+def test_prompts_that_are_neither_are_refused(lm, prompt, message):
+    with pytest.raises(UserError, match=message):
+        lm.generate([prompt])
 
 
 def test_one_checkpoint_of_a_run_is_loaded_by_its_folder(lm, finished_run, tokens_BS, monkeypatch):

@@ -103,13 +103,8 @@ class Encoder:
     def _parts(self, parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
         """Parts are encoded one by one, so that a token is in an answer or not, as when an answer is generated."""
         assert self.tokenizer is not None
-        ids = [np.asarray([self.tokenizer.bos_id])]
-        is_learnt = [0]
-        for part in parts:
-            ids.append(self.tokenizer.encode_template(part.text))
-            is_learnt.append(int(part.is_learnt))
-        if ids[1].size and ids[1][0] == self.tokenizer.bos_id:
-            ids[0] = ids[0][:0]  # the template has written it
+        ids = self.tokenizer.encode_document([part.text for part in parts])
+        is_learnt = [0, *(int(part.is_learnt) for part in parts)]
         if not ids[-1].size or ids[-1][-1] != self.tokenizer.eos_id:
             ids.append(np.asarray([self.tokenizer.eos_id]))
             is_learnt.append(is_learnt[-1])

@@ -108,9 +108,28 @@ class Tokenizer(ABC):
         """Return the ids of a template's own text, in which the names of special tokens mean those tokens."""
         return self.encode(text)
 
+    def encode_document(self, parts: Sequence[str]) -> list[np.ndarray]:
+        """Return bos, then the ids of every part of a document; nothing for bos where the first part has written it.
+
+        Every part is encoded by itself, like a template's own text.
+        """
+        ids = [self.encode_template(part) for part in parts]
+        is_written = bool(ids) and ids[0].size and ids[0][0] == self.bos_id
+        return [np.asarray([] if is_written else [self.bos_id], np.int32), *ids]
+
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`; special tokens give nothing. Raises UserError for an id that does not exist."""
+
+    def continuation(self, before: Sequence[int] | np.ndarray, ids: Sequence[int] | np.ndarray) -> str:
+        """Return what `ids` add to the text of `before`.
+
+        Not their own text: decoders drop the space of a first word, and a character may have begun in `before`.
+        """
+        old, new = self.decode(before), self.decode([*before, *ids])
+        if new.startswith(old):
+            return new[len(old) :]
+        return new[next((n for n, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new)) :]
 
     @abstractmethod
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
