@@ -1,4 +1,4 @@
-"""Self-attention with grouped key/value heads and rotary positions; values and outputs may be mixtures of experts."""
+"""Self-attention with grouped key/value heads; values and outputs may be mixtures of experts."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import MixtureAttention, Model
+from looplm.config import schema
+from looplm.config.schema import MixtureAttention, Model, RotaryPositions
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
 from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import initializers
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
+from looplm.model.positions import RelativePositions
 from looplm.model.routing import Routing
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
@@ -26,7 +28,7 @@ class Heads(nnx.Module):
 
     def __init__(self, config: Model, num_heads: int, axis: str, *, rngs: nnx.Rngs):
         init, H = initializers(config), config.head_size
-        self.rope = config.rope
+        self.rope = config.rope if isinstance(config.positions, RotaryPositions) else None
         self.project = Linear(
             rngs, init["linear"], "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
             ("batch", "sequence", axis, "head_dim"),
@@ -44,7 +46,7 @@ class Heads(nnx.Module):
             h_BSNH = per_channel(jnp.add, [use(self.bias, h_BSNH.dtype)], h_BSNH)
         if self.norm is not None:
             h_BSNH = self.norm(h_BSNH)
-        return rotary(h_BSNH, positions_BS, self.rope)
+        return h_BSNH if self.rope is None else rotary(h_BSNH, positions_BS, self.rope)
 
 
 def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -62,6 +64,9 @@ class Attention(nnx.Module):
         init = initializers(config)
         self.query = Heads(config, N, "heads", rngs=rngs)
         self.key = Heads(config, K, "kv_heads", rngs=rngs)
+        self.relative = (
+            RelativePositions(config, rngs=rngs) if isinstance(config.positions, schema.RelativePositions) else None
+        )
         self.mixture = mixture = config.attention if isinstance(config.attention, MixtureAttention) else None
         choosing = mixture if mixture and mixture.routed_values else None
         self.value_router = HeadRouter(config, choosing, K, rngs=rngs) if choosing else None
@@ -120,7 +125,10 @@ class Attention(nnx.Module):
             k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
         # Where the sequence is split over devices, every query needs the keys and values of all of it.
         k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
-        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask)
+        bias_BNST = None
+        if self.relative is not None:
+            q_BSNH, bias_BNST = self.relative(q_BSNH, context.mask)
+        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask, bias_BNST)
         routing = None
         if output_choice is not None and self.mixture and context.reporting.routing:
             choices = [choice for choice in (value_choice, output_choice) if choice is not None]

@@ -13,6 +13,7 @@ from flax import nnx
 from looplm.config.schema import Model
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
+from looplm.model.conditioning import build_conditioning
 from looplm.model.context import Context
 from looplm.model.injection import build_injection
 from looplm.model.layers import build_norm, in_group
@@ -59,6 +60,7 @@ class Single(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         self.config = config
         self.injection = in_group("injection", build_injection(config, rngs=rngs))
+        self.conditioning = build_conditioning(config, rngs=rngs)
         self.block = Stack(config, "block", rngs=rngs)
         self.end_norm = build_norm(config, rngs=rngs) if config.norm_at_loop_end else None
 
@@ -73,6 +75,8 @@ class Single(nnx.Module):
         if self.config.residual_step == "inverse_loops":
             context = replace(context, residual_scale=1 / jnp.reshape(context.loop.total_B, (-1, 1, 1)))
         injected_BSD = self.injection(state_BSD, inputs.entered_BSD)
+        if self.conditioning is not None:
+            injected_BSD = self.conditioning(injected_BSD)
         x_BSD, cache, report = self.block(injected_BSD, context, cache, inputs.values_nBSKH)
         return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, report
 

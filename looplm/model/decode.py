@@ -42,14 +42,14 @@ def decode(
     inputs, entered = model.enter(tokens_B1, context, dtype, cache.prelude)
     context = replace(context, predict=model.predictor(context, entered, cache.coda))
     state, read = model.core.init_state(inputs, context), model.core.read
-    step, parameters = model.body(context, halting, leaving=not exact)
+    body = model.body(context, halting, leaving=not exact)
 
     def all_left(carry: Carry) -> jax.Array:
         left_B1 = halting.left(carry.halt)
         return jnp.zeros(1, bool) if exact or left_B1 is None else left_B1
 
     first = Carry(state, halting.init(read(state)), cache.block)
-    last, _ = run_until(step, parameters, first, inputs, most_loops, all_left)
+    last, _ = run_until(body.step, body.parameters, first, inputs, most_loops, all_left, per_loop=body.per_loop)
     block, exit_B1 = last.cache, jnp.full_like(tokens_B1, most_loops - 1)
     if halting.left(last.halt) is not None:
         exit_B1 = halting.exits(last.halt)

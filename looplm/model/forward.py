@@ -65,7 +65,7 @@ class Forward:
         else:
             state = jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
         halting = self.halting or model.halting
-        step, parameters = model.body(context, halting)
+        body = model.body(context, halting, self.per_loop)
         wants_all = not isinstance(reads, str) or reads == "all"
 
         def keep(carry: Carry) -> tuple[jax.Array | None, jax.Array | None]:
@@ -74,8 +74,8 @@ class Forward:
 
         trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
         last, (h_RBSD, gate_logits_RBS), said = run_loops(
-            step, parameters, Carry(state, halting.init(read(state)), cache.block, trail), inputs, depth,
-            per_loop=self.per_loop, keep=keep, remat=context.remat, unroll=context.unroll,
+            body.step, body.parameters, Carry(state, halting.init(read(state)), cache.block, trail), inputs, depth,
+            per_loop=body.per_loop, keep=keep, remat=context.remat, unroll=context.unroll,
         )  # fmt: skip
 
         def make(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:

@@ -53,6 +53,7 @@ def initializers(config: Model) -> dict[str, Any]:
         "norm_bias": zeros,
         "head_bias": zeros,
         "attention_bias": zeros,
+        "loop_vector": zeros,
         "value_embedding": normal(1.0),
         "value_gate": variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(channels)
         "read_out": identity if config.read_out and config.read_out.init == "identity" else matrix,

@@ -19,6 +19,12 @@ Group = Literal["gate", "injection", "layers"]
 """Parameters that an optimizer or an objective may treat apart; all others have no group."""
 
 
+class LoopParam(nnx.Param):
+    """A parameter that every loop has for itself: its first dim are the loops, before those of stacked layers. The body
+    of the loops cuts it by the loop's number, so that the module that declares it sees its own slice only, and never
+    learns which loop it is. Loops beyond the first dim use the last slice."""
+
+
 def parameter(
     rngs: nnx.Rngs,
     init: Initializer,
@@ -31,6 +37,7 @@ def parameter(
     gathers_itself: bool = False,
     used: tuple[int, int] = (1, 1),
     balances: bool = False,
+    loops: int | None = None,
 ) -> nnx.Param:
     """A float32 parameter with its logical axes (see `sharding.rules`).
 
@@ -40,12 +47,16 @@ def parameter(
         wide: it is computed with in float32, whatever the compute type; None means if it is elementwise.
         gathers_itself: it may stay split over devices until it is used (`sharding.gather = per_layer`).
         used: (k, n) where a token uses k of n equal parts.
+        loops: every one of so many loops has its own, each drawn for itself; None: all loops share it.
         balances: it moves against the load of experts, by a rule and not by a gradient.
     """
     decays = not elementwise if decays is None else decays
     wide = elementwise if wide is None else wide
-    value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(
+    if loops is None:
+        value = init(rngs.params(), shape, jnp.float32)
+    else:
+        value = jnp.stack([init(rngs.params(), shape, jnp.float32) for _ in range(loops)])
+    return (nnx.Param if loops is None else LoopParam)(
         value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself,
         used=used, balances=balances, group=None, place=None,
     )  # fmt: skip
@@ -60,8 +71,10 @@ def in_group(group: Group, module: Module, place: Place | None = None) -> Module
 
 
 def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
-    """`count` modules as one, their parameters stacked on a leading dim that their axes do not name."""
-    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
+    """Makes `count` modules into one, their parameters stacked on a leading dim that their axes do not name; what every
+    loop has for itself has its loops before that."""
+    out_axes = nnx.StateAxes({LoopParam: 1, ...: 0})
+    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=out_axes))(rngs)
 
 
 class Linear(nnx.Module):

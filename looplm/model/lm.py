@@ -13,13 +13,13 @@ depth, step, host or loss; names of dims are in `__init__.py`.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model, Place
+from looplm.config.schema import LearnedPositions, Model, Place
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.context import Context
@@ -28,9 +28,10 @@ from looplm.model.depth import Loop
 from looplm.model.gates import ExitGate
 from looplm.model.halting import Halting, Never
 from looplm.model.init import initializers
-from looplm.model.layers import Embedding, Linear, build_norm, in_group, parameter
+from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
 from looplm.model.output import Carry
+from looplm.model.positions import PositionTable
 from looplm.model.report import Report, one_visit
 from looplm.model.value_embedding import Embedded, ValueEmbedding
 from looplm.ops.precision import at_least_fp32
@@ -49,6 +50,16 @@ class Entered(NamedTuple):
     """The prelude's, of its one visit."""
 
 
+class Body(NamedTuple):
+    """One loop, as the driver runs it."""
+
+    step: Step
+    parameters: nnx.State
+    """That all loops share."""
+    per_loop: tuple[nnx.State, Any]
+    """What every loop has for itself: (parameters, what the caller gave)."""
+
+
 class LoopLM(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         init = initializers(config)
@@ -59,6 +70,11 @@ class LoopLM(nnx.Module):
         self.config = config
         self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
+        self.position_table = (
+            PositionTable(config, config.positions, rngs=rngs)
+            if isinstance(config.positions, LearnedPositions)
+            else None
+        )
         self.prelude, self.coda = stack("prelude"), stack("coda")
         self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
         self.core, self.halting = Single(config, rngs=rngs), Never()
@@ -82,6 +98,8 @@ class LoopLM(nnx.Module):
         """Goes from tokens to what every loop gets. cache: the prelude's."""
         values = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
         embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
+        if self.position_table is not None:
+            embedded_BSD += self.position_table(context.positions_BS, dtype)
         x_BSD, report = embedded_BSD, Report()
         if self.prelude:
             x_BSD, cache, report = self.prelude(x_BSD, context, cache, values.prelude)
@@ -89,16 +107,19 @@ class LoopLM(nnx.Module):
             x_BSD = self.prelude_norm(x_BSD)
         return Inputs(x_BSD, embedded_BSD, tokens_BS, values.block), Entered(values, cache, one_visit(report))
 
-    def body(self, context: Context, halting: Halting, *, leaving: bool = False) -> tuple[Step, nnx.State]:
-        """Gives one loop and its parameters: what training, scoring, prefill and decoding have in common.
+    def body(self, context: Context, halting: Halting, per_loop: Any = None, *, leaving: bool = False) -> Body:
+        """Gives one loop: what training, scoring, prefill and decoding have in common.
 
-        leaving: whether tokens that have left write no keys and values any more.
+        Args:
+            per_loop: what every loop has for itself beside its parameters; see `run_loops`.
+            leaving: whether tokens that have left write no keys and values any more.
         """
-        graph, parameters = nnx.split((self.core, halting))
+        graph, own, shared = nnx.split((self.core, halting), LoopParam, ...)
 
-        def step(parameters: nnx.State, carry: Carry, inputs: Inputs, loop: Loop) -> tuple[Carry, Report]:
-            core, halting = nnx.merge(graph, parameters)
-            here, h_BSD = replace(context, loop=loop), core.read(carry.state)
+        def step(shared: nnx.State, carry: Carry, inputs: Inputs, loop: Loop) -> tuple[Carry, Report]:
+            own, given = loop.own
+            core, halting = nnx.merge(graph, own, shared)
+            here, h_BSD = replace(context, loop=replace(loop, own=given)), core.read(carry.state)
             halt, present_BS = halting.admit(carry.halt, h_BSD, here)
             here = replace(here, mask=here.mask.among(present_BS), left_BS=halting.left(halt) if leaving else None)
             new, cache, report = core.step(carry.state, inputs, here, carry.cache)
@@ -106,7 +127,7 @@ class LoopLM(nnx.Module):
             trail = (jax.lax.stop_gradient(h_BSD), *carry.trail)[: len(carry.trail)]
             return Carry(state, halt, cache, trail), report
 
-        return step, parameters
+        return Body(step, shared, (own, per_loop))
 
     def leave(
         self, h_BSD: jax.Array, context: Context, entered: Entered, cache: KVCache | None = None

@@ -21,6 +21,7 @@ MOE = schema.MoE(
     num_experts=5, experts_per_token=2, expert_dim=8, loop_biases=2,
     balance=schema.Balance(bias_rate=0.01, auxiliary_weight=0.01, z_loss_weight=0.001),
 )  # fmt: skip
+B, S, VOCAB = 4, 8, 31
 AXES = {
     "injection": [
         schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(),
@@ -49,6 +50,10 @@ AXES = {
         schema.Rope(scaling=schema.LinearScaling(factor=2.0)),
         schema.Rope(scaling=schema.RampScaling(factor=8.0, original_length=64)),
     ],
+    "positions": [
+        schema.RotaryPositions(), schema.RelativePositions(), schema.LearnedPositions(length=S), schema.NoPositions(),
+    ],
+    "conditioning": [schema.NoConditioning(), schema.VectorConditioning(loops=2)],
     "residual_step": ["one", "inverse_loops"],
     "feed_forward": [schema.SwiGLU(), schema.GELU(), schema.SquaredReLU(scale=0.5), MOE],
     "tie_embeddings": [False, True],
@@ -65,7 +70,6 @@ AXES = {
     "remat": ["none", "layer", "loop", "names", "offload"],
     "depth": ["fixed", "batch", "sequence"],
 }  # fmt: skip
-B, S, VOCAB = 4, 8, 31
 SEED = 24
 """Of many, one that gives few cases."""
 

@@ -8,7 +8,12 @@ from looplm.config.schema import Mesh
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
 
-CHANGES = {"model.block_layers": 2, "data.accumulation_steps": 2, "data.batch_tokens": 256}
+CHANGES = {
+    "model.block_layers": 2,
+    "model.conditioning": {"kind": "vector", "loops": 3},
+    "data.accumulation_steps": 2,
+    "data.batch_tokens": 256,
+}
 FEW_NUMBERS = 2**8
 """Bytes: the sums of the metrics of a micro-batch."""
 

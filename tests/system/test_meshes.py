@@ -29,12 +29,16 @@ MODEL = {
     "model.injection": "concat",
     "model.qk_bias": True,
     "model.qk_norm": True,
+    "model.positions": "relative",
+    "model.conditioning": {"kind": "vector", "loops": 2},
     "model.tie_embeddings": True,
     "loop.depth": {"kind": "uniform", "max_loops": 3},
 }
 """Parameters of every kind, and steps of different depths."""
 CONTRACTING = {
     "model.injection": "diagonal",
+    "model.positions": {"kind": "learned", "length": 16},
+    "model.conditioning": "none",
     "model.exit_gate": None,
     "objective": "final",
     "loop.depth_per": "sequence",

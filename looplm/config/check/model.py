@@ -1,11 +1,19 @@
 """The architecture: sizes that go together, and parts that are used."""
 
 from collections.abc import Iterator
-from typing import get_args
 
 from looplm.config.check.divisors import divisors
 from looplm.config.check.rule import Rules
-from looplm.config.schema import EmbeddingState, InputState, NoInjection, Place, Run
+from looplm.config.schema import (
+    EmbeddingState,
+    InputState,
+    LearnedPositions,
+    NoInjection,
+    RelativePositions,
+    RotaryPositions,
+    Run,
+    VectorConditioning,
+)
 
 
 def _heads(run: Run) -> Iterator[str]:
@@ -15,6 +23,8 @@ def _heads(run: Run) -> Iterator[str]:
             f"model.num_heads={model.num_heads} does not divide model.dim={model.dim}; "
             f"use one of {divisors(model.dim)} or set model.head_dim"
         )
+    elif not isinstance(model.positions, RotaryPositions):
+        pass
     elif (head_dim := model.head_size) % 2:
         yield f"the head size {head_dim} is odd; rotary positions need an even one"
     elif not model.rope.turned(head_dim):
@@ -58,11 +68,6 @@ def _value_embedding(run: Run) -> Iterator[str]:
             f"model.value_embedding.gate_channels={embedding.gate_channels} is more than model.dim={dim}; "
             "use at most that"
         )
-    if embedding and any(getattr(run.model.feed_forward_of(p), "dense_layers", ()) for p in get_args(Place)):
-        yield (
-            "model.value_embedding with dense_layers among layers with experts is not built; "
-            "use one kind of layer in a section, or model.value_embedding=null"
-        )
 
 
 def _input(run: Run) -> Iterator[str]:
@@ -82,4 +87,25 @@ def _input(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_heads, _model, _value_embedding, _input)
+def _positions(run: Run) -> Iterator[str]:
+    positions, length = run.model.positions, run.data.sequence_length
+    if isinstance(positions, LearnedPositions) and positions.length < length:
+        yield (
+            f"model.positions.length={positions.length} is less than data.sequence_length={length}; use at least that"
+        )
+    if isinstance(positions, RelativePositions) and run.model.attention_mask != "causal":
+        yield (
+            f"model.positions=relative knows no distance to keys that follow, and model.attention_mask="
+            f"{run.model.attention_mask} lets tokens see them; use model.attention_mask=causal, or other positions"
+        )
+
+
+def _conditioning(run: Run) -> Iterator[str]:
+    if isinstance(run.model.conditioning, VectorConditioning) and run.loop.depth_per == "sequence":
+        yield (
+            "model.conditioning=vector gives every loop a vector of its own, and loop.depth_per=sequence has sequences "
+            "at different loops at a time; use loop.depth_per=batch"
+        )
+
+
+RULES: Rules = (_heads, _model, _value_embedding, _input, _positions, _conditioning)

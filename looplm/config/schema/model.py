@@ -7,14 +7,18 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from looplm.config.schema.base import Section
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
+    Conditioning,
     ExitGate,
     Init,
     Injection,
     InputState,
+    NoConditioning,
     NoInjection,
     NormalInit,
+    Positions,
     ReadOut,
     Rope,
+    RotaryPositions,
     StateInit,
     SwiGLU,
     ValueEmbedding,
@@ -58,6 +62,7 @@ class Model(Section):
     """Whether that norm has a learned scale; without one, its eps is the machine epsilon (Parcae)."""
     qk_bias: bool = False
     """A learned bias per head on queries and keys, before the rotation."""
+    positions: Positions = RotaryPositions()
     rope: Rope = Rope()
     value_embedding: ValueEmbedding | None = None
     norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri"] = "pre"
@@ -77,6 +82,8 @@ class Model(Section):
     residual_step: Literal["one", "inverse_loops"] = "one"
     """What a branch of the shared block is multiplied with before it is added: 1 or 1/R."""
     injection: Injection = NoInjection()
+    conditioning: Conditioning = NoConditioning()
+    """What tells a loop which one it is."""
     state_init: StateInit = InputState()
     exit_gate: ExitGate | None = None
     read_out: ReadOut | None = None

@@ -122,6 +122,52 @@ class Rope(Section):
         return 2 * int(self.fraction * head_dim / 2)
 
 
+class RotaryPositions(Section):
+    """Queries and keys turn with their position, as `model.rope` says."""
+
+    kind: Literal["rotary"] = "rotary"
+
+
+class RelativePositions(Section):
+    """Scores depend on the distance to a key, through a learned projection of its sinusoids, and on two learned vectors
+    per head (Transformer-XL, arXiv 1901.02860). Causal attention only."""
+
+    kind: Literal["relative"] = "relative"
+
+
+class LearnedPositions(Section):
+    """A learned vector per position is added to the embedding."""
+
+    kind: Literal["learned"] = "learned"
+    length: PositiveInt
+    """Positions that have one; a document is no longer than this."""
+
+
+class NoPositions(Section):
+    """Only the causal mask tells the order (arXiv 2305.19466)."""
+
+    kind: Literal["none"] = "none"
+
+
+Positions = Annotated[RotaryPositions | RelativePositions | LearnedPositions | NoPositions, Field(discriminator="kind")]
+
+
+class NoConditioning(Section):
+    """A loop does not know which one it is."""
+
+    kind: Literal["none"] = "none"
+
+
+class VectorConditioning(Section):
+    """Every loop adds a vector of its own to what enters the shared block; later loops than these add the last."""
+
+    kind: Literal["vector"] = "vector"
+    loops: PositiveInt
+
+
+Conditioning = Annotated[NoConditioning | VectorConditioning, Field(discriminator="kind")]
+
+
 class NormalInit(Section):
     """Every matrix from one normal law."""
 

@@ -51,12 +51,15 @@ class Mask:
         seen_BST = self._pairs(num_queries) if self.seen_BST is None else self.seen_BST
         return seen_BST if self.present_BT is None else seen_BST & _keys(self.present_BT)
 
+    def distances(self, num_queries: int) -> jax.Array:
+        """Returns how far every key is behind every query, (B or 1, S, T) int32; negative for keys that follow it."""
+        place_BS = self.place_BS
+        if place_BS is None:
+            place_BS = jnp.arange(self.num_keys - num_queries, self.num_keys)[None]
+        return place_BS[:, :, None] - jnp.arange(self.num_keys)
+
     def _pairs(self, num_queries: int) -> jax.Array:
-        index_T = jnp.arange(self.num_keys)
-        place_BS = (
-            jnp.arange(self.num_keys - num_queries, self.num_keys)[None] if self.place_BS is None else self.place_BS
-        )
-        distance_BST = place_BS[:, :, None] - index_T
+        distance_BST = self.distances(num_queries)
         seen_BST = jnp.ones((1, num_queries, self.num_keys), bool)
         if self.segments_BS is not None:
             key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT

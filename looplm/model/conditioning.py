@@ -1,0 +1,29 @@
+"""What tells a loop which one it is."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looplm.config.schema import Model, NoConditioning, VectorConditioning
+from looplm.model.init import initializers
+from looplm.model.layers import parameter
+from looplm.sharding.collective import per_channel, use
+
+
+class LoopVector(nnx.Module):
+    """Adds the loop's own vector."""
+
+    def __init__(self, config: Model, kind: VectorConditioning, *, rngs: nnx.Rngs):
+        zeros = initializers(config)["loop_vector"]
+        self.vector = parameter(rngs, zeros, (config.dim,), ("embed",), elementwise=True, loops=kind.loops)
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        return per_channel(jnp.add, [use(self.vector, x_BSD.dtype)], x_BSD)
+
+
+def build_conditioning(config: Model, *, rngs: nnx.Rngs) -> LoopVector | None:
+    match config.conditioning:
+        case NoConditioning():
+            return None
+        case VectorConditioning() as kind:
+            return LoopVector(config, kind, rngs=rngs)

@@ -1,0 +1,57 @@
+"""Parameters that every loop has for itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from looplm.config.schema import VectorConditioning
+from looplm.model.depth import Depth
+from looplm.model.functional import FunctionalLM
+from looplm.model.layers import LoopParam, parameter, stacked
+
+
+class Scaled(nnx.Module):
+    def __init__(self, *, rngs):
+        self.own = parameter(rngs, nnx.initializers.normal(1.0), (3,), ("embed",), loops=5)
+        self.shared = parameter(rngs, nnx.initializers.normal(1.0), (3,), ("embed",))
+
+
+def test_a_stack_has_loops_before_layers_and_every_loop_is_drawn_for_itself():
+    module = stacked(lambda rngs: Scaled(rngs=rngs), 2, nnx.Rngs(0))
+    assert isinstance(module.own, LoopParam)
+    assert module.own.get_value().shape == (5, 2, 3)
+    assert module.shared.get_value().shape == (2, 3)
+    assert len(np.unique(np.asarray(module.own.get_value()))) == 30
+
+
+@pytest.mark.parametrize(("detached", "trained"), [(0, 3), (0, 2), (2, 3), (0, 1)])
+def test_every_loop_adds_its_own_vector(detached, trained, model_config, random_params, run_model, tokens_BS):
+    """Against a model without, whose first state and input are the same and whose loops are run one by one."""
+    fields = dict(prelude_layers=0, coda_layers=0, final_norm=False, exit_gate=None, norm_placement="pre")
+    lm = FunctionalLM(model_config(conditioning=VectorConditioning(loops=4), injection={"kind": "add"}, **fields))
+    params = random_params(lm)
+    table_RD = params["core"]["conditioning"]["vector"]
+    bare = FunctionalLM(model_config(injection={"kind": "add"}, **fields))
+    without = params | {"core": {name: tree for name, tree in params["core"].items() if name != "conditioning"}}
+
+    def engine(params):
+        depth = Depth(3, jnp.int32(trained), jnp.int32(detached))
+        return jnp.sum(jnp.sin(run_model(lm, params, tokens_BS, depth, reads="last").read))
+
+    def definition(table_RD):
+        state_BSD = params["embedding"]["table"][tokens_BS]
+        for t in range(detached + trained):
+            row_D = table_RD[min(t, 3)]
+            row_D = jax.lax.stop_gradient(row_D) if t < detached else row_D
+            # state + input + vector is what enters the block: hand the vector in with the state.
+            state_BSD = run_model(bare, without, tokens_BS, Depth(1), start=state_BSD + row_D, reads="last").read[0]
+            state_BSD = jax.lax.stop_gradient(state_BSD) if t < detached else state_BSD
+        return jnp.sum(jnp.sin(state_BSD))
+
+    value, gradient = jax.jit(jax.value_and_grad(engine))(params)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(definition))(table_RD)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient["core"]["conditioning"]["vector"], expected_gradient, atol=1e-4)
+    assert np.all(np.asarray(gradient["core"]["conditioning"]["vector"])[:detached] == 0)
