@@ -55,7 +55,10 @@ class Core(Protocol):
 
 
 class Single(nnx.Module):
-    """One stream: state -> inject(state, input) -> shared block -> norm, if there is one at the loop's end."""
+    """One stream: state -> inject(state, input) -> shared block -> norm, if there is one at the loop's end.
+
+    What a caller gives every loop for itself is a memory: what every layer also sees, from before the sequence.
+    """
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         self.config = config
@@ -77,7 +80,8 @@ class Single(nnx.Module):
         injected_BSD = self.injection(state_BSD, inputs.entered_BSD)
         if self.conditioning is not None:
             injected_BSD = self.conditioning(injected_BSD)
-        x_BSD, cache, report = self.block(injected_BSD, context, cache, inputs.values_nBSKH)
+        memory_LBMD = context.loop.own
+        x_BSD, cache, report = self.block(injected_BSD, context, cache, inputs.values_nBSKH, memory_LBMD)
         return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, report
 
     def read(self, state_BSD: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ class Forward:
     halting: Halting | None = None
     """Overrides the model's own rule. All loops run, and the rule selects."""
     per_loop: Any = None
-    """What every loop has for itself; see `run_loops`."""
+    """What every loop has for itself, cut by its number (see `run_loops`); what it is, the core says."""
     cache: Cache = NO_CACHE
     """Keys and values of earlier positions."""
     with_statistics: bool = False

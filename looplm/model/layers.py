@@ -126,9 +126,21 @@ class LayerNorm(nnx.Module):
         return per_channel(lambda scale, bias, x: layer_norm(x, scale, bias, eps=self.eps), vectors, x)
 
 
-def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
-    """Of the residual stream."""
+class UnitNorm(nnx.Module):
+    """RMSNorm without a scale. eps: that of the machine if None."""
+
+    def __init__(self, eps: float | None = None):
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, eps=self.eps)
+
+
+def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm | UnitNorm:
+    """Makes a norm of the residual stream."""
     init = initializers(config)
+    if config.norm == "unit":
+        return UnitNorm(config.norm_eps)
     if config.norm == "layer":
         return LayerNorm(rngs, init["norm"], init["norm_bias"], config.dim, config.norm_eps)
     return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
@@ -144,13 +156,6 @@ class HeadsNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
         return per_channel(lambda scale, x: rms_norm(x, scale, eps=self.eps, num_dims=2), [scale], x)
-
-
-class UnitNorm(nnx.Module):
-    """RMSNorm without a scale."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x)
 
 
 class Embedding(nnx.Module):

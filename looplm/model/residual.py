@@ -47,6 +47,14 @@ class SandwichSum(Sandwich):
         return self.out_norm(x_BSD + scaled(out_BSD, scale)), kept
 
 
+class Post(Pre):
+    """norm(x + f(x)): the norm on the residual stream, which the branch reads as it is (arXiv 1706.03762)."""
+
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        out_BSD, kept = branch(x_BSD, x_BSD)
+        return self.norm(x_BSD + scaled(out_BSD, scale)), kept
+
+
 class Peri(Pre):
     """x + f(x), where values and experts read x, all else norm(x): queries, keys, routers (arXiv 2405.16039)."""
 
@@ -62,4 +70,10 @@ def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:
     return out_BSD * jax.numpy.asarray(scale, out_BSD.dtype)
 
 
-PLACEMENTS: dict[str, type[Pre]] = {"pre": Pre, "sandwich": Sandwich, "sandwich_sum": SandwichSum, "peri": Peri}
+PLACEMENTS: dict[str, type[Pre]] = {
+    "pre": Pre,
+    "sandwich": Sandwich,
+    "sandwich_sum": SandwichSum,
+    "peri": Peri,
+    "post": Post,
+}

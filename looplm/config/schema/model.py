@@ -65,11 +65,12 @@ class Model(Section):
     positions: Positions = RotaryPositions()
     rope: Rope = Rope()
     value_embedding: ValueEmbedding | None = None
-    norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri"] = "pre"
+    norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri", "post"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
-    `peri`: values and experts read x, all else norm(x), and x is added (MoEUT)."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm with a scale and a bias; norms of queries and keys are RMSNorm always."""
+    `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM)."""
+    norm: Literal["rms", "layer", "unit"] = "rms"
+    """RMSNorm, LayerNorm with a scale and a bias, or RMSNorm without a scale; norms of queries and keys are RMSNorm
+    always."""
     norm_eps: PositiveFloat = 1e-6
     prelude_norm: bool = False
     """A norm on the prelude's output, before it is the loops' input (Parcae)."""
