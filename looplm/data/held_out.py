@@ -7,10 +7,11 @@ import numpy as np
 
 from looplm.config.schema import Data
 from looplm.data.dataset import TokenDataset
+from looplm.data.loader import eval_batches
 from looplm.data.mixture import open_dataset
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.window import AllWindows, Windows
+from looplm.data.window import IGNORED, AllWindows, Windows
 from looplm.errors import UserError
 
 
@@ -54,6 +55,16 @@ class HeldOut:
         """Raise UserError unless the texts were made with `tokenizer`; tasks have no texts."""
         if self.dataset is not None:
             self.dataset.check_tokenizer(tokenizer)
+
+    def check_labels(self, *, batch_size: int, max_batches: int | None) -> None:
+        """Raise UserError when no token of what an evaluation reads has a label."""
+        batches = eval_batches(self.windows, batch_size=batch_size, max_batches=max_batches)
+        if not any((batch["labels"] != IGNORED).any() for batch in batches):
+            part = "" if max_batches is None else f" in eval.max_batches={max_batches}"
+            raise UserError(
+                f"held-out data {self.name} has no token with a label{part}, so nothing can be scored; give data with "
+                "answers to learn, or read more of it"
+            )
 
     def pieces(self, tokens: np.ndarray) -> list[str]:
         """What tokens stand for; their numbers where there is no tokenizer."""

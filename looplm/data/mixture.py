@@ -19,8 +19,11 @@ from looplm.data.packing import PackedWindows
 from looplm.data.schedule import Schedule
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.window import DatasetWindows, SplitWindows, Windows
+from looplm.data.window import IGNORED, DatasetWindows, SplitWindows, Windows
 from looplm.errors import UserError
+
+LOOKED_AT = 1000
+"""So many batches are looked through for a first label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,19 @@ class Mixture:
                 f"max_epochs of data.train leaves examples for {end // self.batch_size} steps, and num_steps="
                 f"{num_steps}; raise a max_epochs, or train at most so long"
             )
+        self._check_labels(min(num_steps, LOOKED_AT))
+
+    def _check_labels(self, num_steps: int) -> None:
+        """As a rule one batch is read, and none where every token is learnt."""
+        if not any(dataset.manifest.has_loss_mask for dataset in self.datasets):
+            return
+        every_row = slice(0, self.batch_size)
+        if all((self.batch(step, every_row)["labels"] == IGNORED).all() for step in range(num_steps)):
+            raise UserError(
+                f"data.train ({self.location}) has no label in its first {num_steps} batches, so nothing would be "
+                "learnt; give longer answers or shorter prompts, raise data.sequence_length or data.batch_tokens, or "
+                "look at it with `looplm data inspect`"
+            )
 
     def batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """Read rows of the global batch of `step`, counted from 0: int32 (rows, S), as `Windows.read` gives them."""
@@ -132,6 +148,13 @@ class Mixture:
             for name, value in read.items():
                 batch.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))[here] = value
         return batch
+
+    def stage(self, step: int) -> int:
+        """Return the number of the last stage that the global batch of `step` has examples of.
+
+        A stage begins where other weights do, and where a source has been read as often as it may.
+        """
+        return self._schedule.stage((step + 1) * self.batch_size - 1)
 
     def numbers(self, step: int) -> dict[str, list[int]]:
         """Return which windows of every part the global batch of `step` holds, as `Windows.read` numbers them."""

@@ -146,9 +146,13 @@ class Schedule:
             done = here.stop
         return sources, numbers
 
+    def stage(self, number: int) -> int:
+        """Return the number, from 0, of the stage that an example belongs to."""
+        return bisect_right(self._starts, number) - 1
+
     def counts(self, number: int) -> list[int]:
         """How many of the first `number` examples are from every source."""
-        return self._counts(self._stages[bisect_right(self._starts, number) - 1], number)
+        return self._counts(self._stages[self.stage(number)], number)
 
     def _counts(self, stage: _Stage, number: int) -> list[int]:
         counts = list(stage.read)

@@ -83,10 +83,11 @@ def depth_sweep(
         max_batches: read only so many batches, spread over the data.
         with_xz: compress the text for comparison (seconds per 10 MB).
 
-    Raises UserError when the data do not fit the model.
+    Raises UserError when the data do not fit the model, or nothing of them can be scored.
     """
     config = score.lm.config
     held_out.check_vocab(config.vocab_size)
+    held_out.check_labels(batch_size=batch_size, max_batches=max_batches)
     exit_depth = trained_depth if config.exit_gate and trained_depth <= score.num_loops else None
     tally = Tally(held_out.num_documents, score.num_loops, exit_depth)
     for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):

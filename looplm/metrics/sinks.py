@@ -240,7 +240,10 @@ def _encode(value: Any) -> Any:
 
 
 def _line(metrics: Mapping[str, float], left: str) -> str:
-    return "  ".join([show(metrics[name]) for name, show in FIELDS if name in metrics] + [left] * bool(left))
+    shown = {name: show(metrics[name]) for name, show in FIELDS if name in metrics}
+    if metrics.get("train/tokens") == 0:
+        shown["train/loss"] = "no label"
+    return "  ".join([*shown.values(), left] if left else shown.values())
 
 
 def _compact(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from looplm.config.load import from_json, leaves
 from looplm.config.schema import Model, MoE, Run, UniformDepth
 from looplm.errors import UserError
-from looplm.metrics.events import read_events
+from looplm.metrics.events import NOTE, read_events
 from looplm.metrics.loads import read_loads
 from looplm.metrics.sinks import read_metrics
 from looplm.metrics.sweep import Sweep, read_sweeps
@@ -36,9 +36,11 @@ def write_report(workdir: Path) -> Path:
     if not rows:
         raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
     sweeps = read_sweeps(workdir / "eval")
-    seconds = whole([event for event in read_events(workdir / "events.jsonl") if event["kind"] == TIME])
+    events = read_events(workdir / "events.jsonl")
+    seconds = whole([event for event in events if event["kind"] == TIME])
+    notes = [event for event in events if event["kind"] == NOTE]
     run, loads = from_json(workdir / "config.json"), read_loads(workdir / "experts.jsonl")
-    html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads)
+    html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads, notes)
     target = workdir / "report.html"
     temporary = workdir / "report.html.tmp"
     # The name of a folder may hold bytes that are no UTF-8.
@@ -54,14 +56,17 @@ def build_report(
     sweeps: list[Sweep],
     seconds: Mapping[str, float] | None = None,
     loads: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Returns the HTML; `sweeps` are ordered by step, and the last one is shown in full.
 
     seconds: where the wall-clock went, see `metrics.timing`.
     loads: of every expert, see `metrics.loads`.
+    notes: what was said about the run while it went on, events of the kind `note`.
     """
     sweep = sweeps[-1] if sweeps else None
     found = verdicts(sweep) if sweep else [Verdict("neutral", f"No depth has been compared yet; {EVALUATE}.")]
+    found += [Verdict("bad", f"Step {note['step']:,}: {note['text']}.") for note in notes]
     header = [pieces.paragraph(text) for text in _summary(run, history, sweep)]
     header += [pieces.verdict_list(found), pieces.tiles(_tiles(run, history, sweep))]
     sections = [_depths(sweep), _training(run, history), _experts(run.model, history, loads), _sources(run, history)]
@@ -225,6 +230,8 @@ def _facts(run: Run, history: History) -> str:
         "compile time": f"{compile_s:.1f} s" if (compile_s := history.last("perf/compile_s")) is not None else "-",
         "skipped updates": pieces.number(history.last("optim/skipped"), 0),
     }
+    if unlabelled := history.last("optim/unlabelled"):
+        facts["steps without a label"] = f"{unlabelled:,.0f}"
     if broken := history.non_finite("train/loss"):
         facts["steps whose loss is not finite"] = f"{broken:,}"
     rows = [(name, value) for name, value in facts.items() if value != "-"]

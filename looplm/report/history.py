@@ -31,8 +31,8 @@ class History:
         return pairs[:, 0], pairs[:, 1]
 
     def non_finite(self, name: str) -> int:
-        """How many lines hold NaN or an infinity under `name`."""
-        return sum(not math.isfinite(row[name]) for row in self._rows if name in row)
+        """How many lines of steps with labels hold NaN or an infinity under `name`."""
+        return sum(not math.isfinite(row[name]) for row in self._rows if name in row and row.get("train/tokens", 1))
 
     def last(self, name: str) -> float | None:
         values = self.column(name)[1]

@@ -132,13 +132,23 @@ class Evaluation:
             self.scorer,
             params,
             self.validation,
-            batch_size=self.program.batch.batch_size // run.data.accumulation_steps,
+            batch_size=self.batch_size,
             depths=self.depths,
             trained_depth=run.loop.num_loops,
             step=step,
             ema=ema,
             max_batches=run.eval.max_batches,
         )
+
+    def check_labels(self) -> None:
+        """Raises UserError when there is held-out data and nothing of it can be scored."""
+        if self.validation is not None:
+            self.validation.check_labels(batch_size=self.batch_size, max_batches=self.run.eval.max_batches)
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences in one forward pass."""
+        return self.program.batch.batch_size // self.run.data.accumulation_steps
 
     @property
     def depths(self) -> tuple[int, ...]:

@@ -8,6 +8,9 @@ from looplm.metrics.routers import router_numbers
 
 LIMITS = ("optim/max_loss", "optim/max_grad_norm")
 """Of a good update; absent while there is none."""
+LOSS, TOKENS = "train/loss", "train/tokens"
+OF_TOKENS = ("train/", "loop/", "gate/")
+"""What is a mean over the scored tokens is named so."""
 
 
 def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, float]:
@@ -23,6 +26,10 @@ def readable(metrics: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, flo
             which leaves the numbers per loop out.
     """
     result = {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+    if not result.get(TOKENS, 1):
+        # A mean over nothing is no number, and 0 would look like one. Every step has a loss for who reads the file.
+        metrics = {name: value for name, value in metrics.items() if not name.startswith(OF_TOKENS)}
+        result = {name: value for name, value in result.items() if name in metrics} | {LOSS: math.nan, TOKENS: 0}
     for name in LIMITS:
         if math.isinf(result.get(name, 0.0)):
             del result[name]

@@ -99,7 +99,9 @@ def build_train_step(
 
         loss, grad_norm = total.loss / scored, optax.tree.norm(gradient)
         before: GuardState = state.opt_state.guard
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm, tokens=total.tokens
+        )
         params: Any = optax.apply_updates(state.params, updates)
         after: GuardState = opt_state.guard
         max_loss, max_grad_norm = limits(before, run.optim.guard)
@@ -107,8 +109,9 @@ def build_train_step(
             loads = {place: routers.load_rows_LWE for place, routers in total.routers.items()}
             moved = move_biases(lm, params, loads)
             # Not in a step whose update is not made.
+            is_made = after.num_good > before.num_good
             params = jax.tree.map(
-                lambda new, old: old if new is old else jax.lax.select(after.in_a_row == 0, new, old), moved, params
+                lambda new, old: old if new is old else jax.lax.select(is_made, new, old), moved, params
             )
         metrics = {
             "train/loss": loss,
@@ -118,6 +121,9 @@ def build_train_step(
             "optim/learning_rate": schedule(before.num_good),
             "optim/skipped": after.skipped,
             "optim/skipped_in_a_row": after.in_a_row,
+            "optim/unlabelled": after.unlabelled,
+            "optim/hard": after.hard,
+            "optim/new_levels": after.new_levels,
             "optim/max_loss": max_loss,
             "optim/max_grad_norm": max_grad_norm,
             **{name: value / scored for name, value in total.extra.items()},

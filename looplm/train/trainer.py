@@ -34,14 +34,17 @@ from looplm.metrics.timing import Timekeeper, line
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.corruption import CorruptionCheck, Digests
+from looplm.train.depth import DepthSchedule
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
 from looplm.train.memory import memory_line, memory_of
+from looplm.train.notes import Notes
 from looplm.train.preemption import Preemption
 from looplm.train.program import Program
 from looplm.train.rewind import Batches
 from looplm.train.saving import Saving, last_saved
-from looplm.train.skipped import IN_A_ROW, SkippedUpdates, Spoiled, why
+from looplm.train.skipped import IN_A_ROW, SkippedUpdates, Spoiled, is_lone_spike, why
+from looplm.train.stages import Stages, enter
 from looplm.train.state import TrainState
 from looplm.train.watchdog import Watchdog
 from looplm.train.workdir import Workdir
@@ -88,6 +91,8 @@ class Trainer:
         if run.init_from is not None and not self.saving.newest():
             check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
+        if run.eval.every_steps:
+            self.evaluate.check_labels()
         self.loader(start_step=0)  # refuses a batch that the hosts do not divide
 
     def train(self) -> TrainState:
@@ -170,6 +175,11 @@ class Trainer:
             for step in range(done + 1, self.run.num_steps + 1):
                 self.time.begin(step)
                 placed = self.take(upcoming, before)
+                if (new := self.stages.begins(step)) is not None:
+                    state = enter(state)
+                    self.console.print(
+                        f"step {step}: a stage begins, {new}; the guard learns its level", highlight=False
+                    )
                 digests = self.check_devices(state, placed, step)
                 state, metrics = self.compiled.step(state, placed.batch, placed.depth)
                 self.preemption.ask()
@@ -209,7 +219,7 @@ class Trainer:
                 if stops and not is_last:
                     self.events.note("preempted", step=step, reason=self.preemption.reason)
                     raise Preempted(f"{self.preemption.reason}: saved after step {step}; start again to go on")
-        if row[IN_A_ROW]:
+        if row[IN_A_ROW] and not is_lone_spike(row):
             raise StoppedItself(f"the last {row[IN_A_ROW]:.0f} updates of the run were not made: {why(row)}")
         return state
 
@@ -223,7 +233,11 @@ class Trainer:
         self.check_data()
         self.last_saved = last_saved(self.events)
         self.workdir.check_ours(run, self.num_batches, last_saved=self.last_saved)
-        self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.console)
+        self.notes_told = Notes(self.events, self.console)
+        self.skipped = SkippedUpdates(
+            run.optim.guard, self.mixture, self.batches, self.events, self.notes_told, self.console
+        )
+        self.stages = Stages(self.mixture, self.batches, DepthSchedule(run))
 
     def num_batches(self, step: int) -> int:
         """How many batches were read or passed over when a step is done."""
