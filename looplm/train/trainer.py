@@ -233,10 +233,8 @@ class Trainer:
         self.check_data()
         self.last_saved = last_saved(self.events)
         self.workdir.check_ours(run, self.num_batches, last_saved=self.last_saved)
-        self.notes_told = Notes(self.events, self.console)
-        self.skipped = SkippedUpdates(
-            run.optim.guard, self.mixture, self.batches, self.events, self.notes_told, self.console
-        )
+        self.said = Notes(self.events, self.console)
+        self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.said, self.console)
         self.stages = Stages(self.mixture, self.batches, DepthSchedule(run))
 
     def num_batches(self, step: int) -> int:
