@@ -12,7 +12,7 @@ gradients stay partial sums like all others; over `expert` there is nothing to r
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
 from looplm.ops.ragged_exchange import exchange, windows
 from looplm.ops.rounds import sum_of_rounds
-from looplm.sharding.collective import on_each_device, use
+from looplm.sharding.collective import on_each_device, use, vary
 from looplm.sharding.rules import activation_spec, num_shards, splitting
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
@@ -87,8 +87,8 @@ class Experts(nnx.Module):
         x, ids, weights, *kernels = arrays
         splits = splitting(jax.sharding.get_abstract_mesh())
         # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
-        x, weights = (_vary(array, splits & {TENSOR}) for array in (x, weights))
-        partly = [_vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
+        x, weights = (vary(array, splits & {TENSOR}) for array in (x, weights))
+        partly = [vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
         out, dropped = work(Tokens(x, ids, weights), partly)
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
@@ -182,7 +182,3 @@ class Experts(nnx.Module):
         up, *gate, down = kernels
         hidden = jax.nn.silu(product(rows, gate[0])) * product(rows, up) if gate else jax.nn.relu(product(rows, up))
         return product((hidden * weights).astype(rows.dtype), down)
-
-
-def _vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    return jax.lax.pcast(x, tuple(axes), to="varying")

@@ -8,11 +8,11 @@ from flax import nnx
 
 from looplm.config.schema import LearnedPositions, Model
 from looplm.model.init import initializers
-from looplm.model.layers import Linear, parameter
+from looplm.model.layers import parameter
 from looplm.ops.attention import Mask
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import per_channel, split_sequence, use
-from looplm.sharding.rules import activation_spec
+from looplm.sharding.collective import lay_out, on_each_device, per_channel, use, vary
+from looplm.sharding.rules import activation_spec, splitting
 
 BASE = 10_000.0
 
@@ -22,12 +22,9 @@ class RelativePositions(nnx.Module):
     q + u (arXiv 1901.02860, section 3.3)."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        D, N, H, init = config.dim, config.num_heads, config.head_size, initializers(config)
-        self.dim, self.head_size = D, H
-        self.project = Linear(
-            rngs, init["linear"], "TD,DNH->TNH", (D, N, H), ("embed", "heads", "head_dim"),
-            ("all_keys", "heads", "head_dim"),
-        )  # fmt: skip
+        N, H, init = config.num_heads, config.head_size, initializers(config)
+        shape, axes = (config.dim, N, H), ("embed", "heads", "head_dim")
+        self.kernel = parameter(rngs, init["linear"], shape, axes, gathers_itself=True)
 
         def vector() -> nnx.Param:
             return parameter(rngs, init["attention_bias"], (N, H), ("heads", "head_dim"), elementwise=True)
@@ -37,18 +34,29 @@ class RelativePositions(nnx.Module):
     def __call__(self, q_BSNH: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
         """Returns (queries that are compared with keys (B, S, N, H), what is added to the scaled scores
         (B, N, S, T))."""
-        q_BSNH, with_position_BSNH = (
+        content_BSNH, position_BSNH = (
             per_channel(jnp.add, [use(vector, q_BSNH.dtype)], q_BSNH) for vector in (self.content, self.position)
         )
-        r_TNH = self.project(sinusoids(mask.num_keys, self.dim).astype(q_BSNH.dtype))
-        scores_BNST = jnp.einsum(
-            "BSNH,TNH->BNST", with_position_BSNH, r_TNH,
-            out_sharding=activation_spec("batch", "heads", "sequence", "all_keys"),
-        )  # fmt: skip
-        distance_BST = mask.distances(q_BSNH.shape[1])
-        index_BNST = jnp.broadcast_to(jnp.maximum(distance_BST, 0)[:, None], scores_BNST.shape)
-        bias_BNST = jnp.take_along_axis(scores_BNST, index_BNST, axis=3)
-        return q_BSNH, bias_BNST / math.sqrt(self.head_size)
+        shape_BST = (*q_BSNH.shape[:2], mask.num_keys)
+        distance_BST = jnp.broadcast_to(jnp.maximum(mask.distances(q_BSNH.shape[1]), 0), shape_BST)
+        arrays = position_BSNH, use(self.kernel, q_BSNH.dtype), lay_out(distance_BST, "batch", "sequence", "all_keys")
+        spec = activation_spec("batch", "heads", "sequence", "all_keys")
+        # Per device: the distances are no part of a batch, and the kernel's gradient is a partial sum of each.
+        scores_BNST = _by_distance(*arrays) if spec is None else on_each_device(_on_device, *arrays, out_specs=spec)
+        return content_BSNH, scores_BNST / math.sqrt(q_BSNH.shape[-1])
+
+
+def _on_device(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Array) -> jax.Array:
+    axes = splitting(jax.sharding.get_abstract_mesh()) - {"tensor"}
+    return _by_distance(q_BSNH, vary(kernel_DNH, axes), distance_BST)
+
+
+def _by_distance(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Array) -> jax.Array:
+    """q r_d for the distance d of every pair, (B, N, S, T)."""
+    table_TD = sinusoids(distance_BST.shape[-1], kernel_DNH.shape[0]).astype(q_BSNH.dtype)
+    r_TNH = jnp.einsum("TD,DNH->TNH", table_TD, kernel_DNH)
+    scores_BNST = jnp.einsum("BSNH,TNH->BNST", q_BSNH, r_TNH)
+    return jnp.take_along_axis(scores_BNST, jnp.broadcast_to(distance_BST[:, None], scores_BNST.shape), axis=3)
 
 
 class PositionTable(nnx.Module):
@@ -60,11 +68,11 @@ class PositionTable(nnx.Module):
         )
 
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """Positions beyond the table get the last vector."""
+        """Looks positions up, in the layout of the residual stream; those beyond the table get the last vector."""
         table_TD = use(self.table, dtype)
-        positions_BS = jnp.minimum(positions_BS, table_TD.shape[0] - 1)
-        spec = activation_spec("batch", "sequence", "embed")
-        return split_sequence(table_TD.at[positions_BS].get(out_sharding=spec))
+        # Looked up where it is added: every device its own places, so that gradients are partial sums of each.
+        positions_BS = lay_out(jnp.minimum(positions_BS, table_TD.shape[0] - 1), "batch", "residual")
+        return table_TD.at[positions_BS].get(out_sharding=activation_spec("batch", "residual", "embed"))
 
 
 def sinusoids(length: int, dim: int) -> jax.Array:

@@ -8,7 +8,7 @@ stand-in (`Whole`).
 With `sharding.gather = per_layer` the matrices of the layers stay split, and `use` gathers them where they are used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -148,6 +148,12 @@ def _unmarked(vector: jax.Array) -> jax.Array:
 def on_each_device(function: Callable[..., Any], *arrays: jax.Array, out_specs: Any) -> Any:
     """`jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`."""
     return jax.shard_map(function, out_specs=out_specs)(*arrays)
+
+
+def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
+    """Inside `on_each_device`: lets devices along these axes go on with values of their own, so that the gradient stays
+    a partial sum on each."""
+    return jax.lax.pcast(x, tuple(axes), to="varying")
 
 
 def lay_out(x: jax.Array, *axes: str) -> jax.Array:

@@ -38,7 +38,7 @@ def test_relative_scores_are_those_of_the_paper(relative):
     B, S, N, H = 2, 5, config.num_heads, config.head_size
     q, k = (np.asarray(jax.random.normal(jax.random.key(i), (B, S, N, H))) for i in (2, 3))
     actual = scores(module, config, q, k, self_mask(config, jnp.zeros((B, S), jnp.int32)))
-    kernel, u, v = (np.asarray(x.get_value()) for x in (module.project.kernel, module.content, module.position))
+    kernel, u, v = (np.asarray(x.get_value()) for x in (module.kernel, module.content, module.position))
     for b, n, s in np.ndindex(B, N, S):
         for t in range(s + 1):
             half = np.arange(0, config.dim, 2) / config.dim

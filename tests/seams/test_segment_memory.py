@@ -61,7 +61,7 @@ def built(official):
             "value": {"kernel": qkv[:, :, 2]},
             "output": {"kernel": matrix("dec_attn.o_net").reshape(L, N, H, D)},
             "relative": {
-                "project": {"kernel": matrix("dec_attn.r_net").reshape(L, D, N, H)},
+                "kernel": matrix("dec_attn.r_net").reshape(L, D, N, H),
                 "content": np.stack([w["r_w_bias"]] * L),
                 "position": np.stack([w["r_r_bias"]] * L),
             },
@@ -113,10 +113,10 @@ def test_three_segments():
         np.testing.assert_allclose(memory_LBMD.transpose(0, 2, 1, 3), io[f"seg{i}/mems"][:-1], atol=2e-5)
     stored, layers = load_file(official.folder / "grads.safetensors"), grads["core"]["block"]["layers"]
     relative = layers["attention"]["relative"]
-    D = relative["project"]["kernel"].shape[1]
+    D = relative["kernel"].shape[1]
     for found, theirs in (
         (grads["embedding"]["table"], "word_emb.emb_layers.0.weight"),
-        (relative["project"]["kernel"][0].reshape(D, -1).T, "layers.0.dec_attn.r_net.weight"),
+        (relative["kernel"][0].reshape(D, -1).T, "layers.0.dec_attn.r_net.weight"),
         (relative["content"].sum(axis=0), "r_w_bias"),
         (layers["feed_forward"]["down"][1].T, "layers.1.pos_ff.CoreNet.3.weight"),
     ):
