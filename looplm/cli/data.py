@@ -1,6 +1,5 @@
 """`looplm data`: train a tokenizer, make and look at token datasets."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,11 @@ from looplm.masking import mask
 app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
-Field = Annotated[str, typer.Option(help="Field of .jsonl and .parquet files that holds the text.")]
+Field = Annotated[str, typer.Option(help="Field or column of files with records that holds the text.")]
+SkipDamaged = Annotated[
+    bool,
+    typer.Option("--skip-damaged", help="Take what can be read of damaged files, and where most records are left out."),
+]
 
 
 @app.command("tokenizer")
@@ -27,17 +30,18 @@ def data_tokenizer(
     ] = None,
     field: Field = "text",
     max_mb: Annotated[float | None, typer.Option(help="Read so much text at most; all when left out.")] = None,
+    skip_damaged: SkipDamaged = False,
 ) -> None:
     """Train a SentencePiece tokenizer with byte fallback."""
-    from looplm.data.account import reasons
+    from looplm.data.account import Account, reasons
     from looplm.data.formats.document import Reading
     from looplm.data.formats.read import read_documents
     from looplm.data.tokenizer import train_tokenizer
 
     if max_mb is not None and not 0 < max_mb < 1e12:
         raise UserError(f"--max-mb {max_mb:g} must be positive; leave it out to read all")
-    skipped: Counter[str] = Counter()
-    documents = read_documents(input, skipped, Reading(field=field))
+    account = Account()
+    documents = read_documents(input, account, Reading(field=field, skip_damaged=skip_damaged))
     path = train_tokenizer(
         (str(document.content) for document in documents),
         vocab_size,
@@ -46,7 +50,9 @@ def data_tokenizer(
         symbols=symbol or (),
         max_bytes=None if max_mb is None else int(max_mb * 1e6),
     )
-    console.print(f"wrote {path}; skipped: {reasons(skipped)}")
+    console.print(f"wrote {path}; skipped: {reasons(account.skipped)}")
+    for line in account.details():
+        console.print(line)
 
 
 @app.command("build")
@@ -70,14 +76,15 @@ def data_build(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="Format with {prompt}{answer} or {role}{content}, or a file: that or Jinja."),
+        typer.Option(
+            help="Format with {prompt}{answer} or {role}{content}; a file with that or Jinja; or the name of a "
+            "template of the tokenizer."
+        ),
     ] = None,
     prompt_field: Annotated[str, typer.Option(help="With --examples pairs.")] = "prompt",
     answer_field: Annotated[str, typer.Option(help="With --examples pairs.")] = "answer",
     messages_field: Annotated[str, typer.Option(help="With --examples chat.")] = "messages",
-    skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Take what can be read of truncated or corrupt files.")
-    ] = False,
+    skip_damaged: SkipDamaged = False,
     bos: Annotated[str | None, typer.Option(help="Name of the token that begins a document.")] = None,
     eos: Annotated[str | None, typer.Option(help="Name of the token that ends a document.")] = None,
     token_dtype: Annotated[

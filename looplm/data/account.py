@@ -26,11 +26,15 @@ class Account:
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few of every reason, as `name:record: detail`; records are counted from 1, like lines."""
+    num_records: int = 0
+    num_lost: int = 0
+    """Records of files with many, and how many of these were left out without being empty."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Account":
         """Return the account whose `vars` were written as JSON, among others."""
-        return cls(Counter(fields["skipped"]), Counter(fields["notes"]), fields["examples"])
+        counts = (fields["num_records"], fields["num_lost"])
+        return cls(Counter(fields["skipped"]), Counter(fields["notes"]), fields["examples"], *counts)
 
     def skip(self, name: str, skipped: Skipped) -> None:
         self.skipped[skipped.reason] += 1
@@ -39,9 +43,16 @@ class Account:
             place = f":{skipped.record + 1}" if skipped.record >= 0 else ""
             shown.append(f"{name}{place}{': ' * bool(skipped.detail)}{skipped.detail}")
 
+    def details(self) -> list[str]:
+        """Return lines on what was left out and found, with the first example of every reason."""
+        lines = [f"  skipped {reason}: {shown[0]}" for reason, shown in sorted(self.examples.items()) if shown]
+        return [*lines, f"  kept: {reasons(self.notes)}"] if self.notes else lines
+
     def __iadd__(self, other: "Account") -> "Account":
         self.skipped += other.skipped
         self.notes += other.notes
+        self.num_records += other.num_records
+        self.num_lost += other.num_lost
         for reason, shown in other.examples.items():
             mine = self.examples.setdefault(reason, [])
             mine.extend(shown[: _MAX_EXAMPLES - len(mine)])

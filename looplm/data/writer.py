@@ -29,10 +29,11 @@ from looplm.data.build.report import REPORT_FILE, WHOLE, BuildReport, Meter, Pro
 from looplm.data.build.unit import read_info
 from looplm.data.dataset import TokenDataset
 from looplm.data.folder import make_folder, sync_folder, write_synced
-from looplm.data.formats.document import Reading, no_documents
+from looplm.data.formats.document import MostlyLeftOut, Reading, check_most_are_taken, no_documents
 from looplm.data.formats.read import PLAIN
 from looplm.data.formats.stream import FileStream
 from looplm.data.formats.template import MESSAGE_FIELDS, PAIR_FIELDS, check_template, chosen_template
+from looplm.data.formats.token_file import separator_begins
 from looplm.data.manifest import MANIFEST_FILE, SOURCES_FILE, Manifest
 from looplm.data.shard import FolderWriter, token_dtype
 from looplm.data.source import SourceFile, find_files
@@ -118,6 +119,8 @@ def build_dataset(
         return report
 
     unit_dtype = token_dtype(tokenizer.vocab_size) if tokenizer else np.dtype("<u4")
+    # Follows from the files, so it is no option.
+    reading = dataclasses.replace(reading, separator_begins=separator_begins(files, reading))
     encoder = Encoder(
         tokenizer, reader_of(reading, tokenizer), unit_dtype, tokenizer.vocab_size if tokenizer else vocab_size
     )
@@ -131,6 +134,8 @@ def build_dataset(
         staging = work / "dataset"
         try:
             datasets = _write(groups, staging, options, encoder, account, inputs, meter)
+        except MostlyLeftOut:
+            raise  # the units are of use for the same command with --skip-damaged
         except UserError:
             shutil.rmtree(work, ignore_errors=True)  # it was all read, and the answer is final
             raise
@@ -168,6 +173,8 @@ def _write(
         account.notes["identical_file"] += num_copies
     if documents.table.size == 0:
         raise no_documents(inputs, account)
+    if not options.reading.skip_damaged:
+        check_most_are_taken(inputs, account)
     shutil.rmtree(folder, ignore_errors=True)
     datasets, has_mask = {}, options.reading.examples is not None
     for part, table in documents.parts(options.validation_fraction).items():

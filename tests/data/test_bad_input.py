@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from looplm.data.account import Account
 from looplm.data.build.report import BuildReport
 from looplm.data.dataset import TokenDataset
 from looplm.data.formats import jsonl, stream, text
@@ -183,12 +183,12 @@ def test_a_damaged_compressed_file_is_refused_or_taken_as_far_as_it_goes(
     with pytest.raises(UserError, match=rf"{name} is damaged: it is {damage}.*; get it again, or .*--skip-damaged"):
         build({name: bytes(data), "b.txt": b"good"})
     assert not (tmp_path / "out").exists()
-    skipped: Counter[str] = Counter()
-    documents = [d.content for d in read_documents([tmp_path / "in"], skipped, Reading(skip_damaged=True))]
+    account = Account()
+    documents = [d.content for d in read_documents([tmp_path / "in"], account, Reading(skip_damaged=True))]
     assert documents[-1] == "good"
     assert documents[:-1] == [record["text"] for record in records[: len(documents) - 1]]
     assert len(documents) > 800
-    assert skipped == {"damaged_file": 1, "invalid_json": 1}
+    assert account.skipped == {"damaged_file": 1, "invalid_json": 1}
 
 
 def test_a_truncated_parquet_file(build) -> None:
@@ -240,6 +240,27 @@ def test_a_file_that_grows_or_vanishes_meanwhile(tmp_path: Path) -> None:
 
 
 def test_only_the_first_examples_are_kept(build) -> None:
-    report, _ = build({"a.jsonl": b"broken\n" * 100 + lines({"text": "good"})})
+    report, _ = build({"a.jsonl": b"broken\n" * 100 + lines(*[{"text": "good"}] * 100)})
     assert report.skipped == {"invalid_json": 100}
     assert len(report.examples["invalid_json"]) == 5
+
+
+def test_a_build_that_leaves_most_out_is_as_loud_as_a_damaged_file(build, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    files = {"a.jsonl": lines({"text": "good"}, {"body": "x"}, {"body": "y"}), "package.json": b'{"name": "no data"}'}
+    with pytest.raises(UserError, match=r"^2 of 3 records in .*: 3 no_field \(a\.jsonl:2: .*take the others with --"):
+        build(files)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"^2 of 3 records"):
+        list(read_documents([tmp_path / "in"]))
+    units = {unit: unit.stat().st_mtime_ns for unit in (tmp_path / ".out.partial").rglob("*.unit")}
+    assert units
+    seen: list[bool] = []
+    report = build_dataset(
+        [tmp_path / "in"],
+        tokenizer.path,
+        tmp_path / "out",
+        reading=Reading(skip_damaged=True),
+        progress=lambda state: seen.append(state.new_bytes > 0),
+    )
+    assert (report.num_documents, report.skipped) == (1, {"no_field": 3})
+    assert not any(seen), "what was read before is used"

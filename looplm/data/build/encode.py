@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from looplm.data.account import Account, Skipped
+from looplm.data.account import Account
 from looplm.data.build.plan import Done, Group
 from looplm.data.build.unit import ROW, UnitInfo, read_info, write_unit
 from looplm.data.formats.document import Document, Part, Piece, Reading
@@ -71,10 +71,7 @@ class Encoder:
     ) -> Iterator[tuple[Document, tuple[np.ndarray, np.ndarray | None]]]:
         waiting: list[tuple[Document, str]] = []
         num_chars = 0
-        for document in self.reader.documents(piece):
-            if isinstance(document, Skipped):
-                account.skip(name, document)
-                continue
+        for document in self.reader.documents(piece, name, account):
             account.notes.update(document.notes)
             if isinstance(document.content, str):
                 waiting.append((document, document.content))

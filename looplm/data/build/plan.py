@@ -18,7 +18,7 @@ from looplm.data.folder import sync_folder, write_synced
 from looplm.data.formats.document import Reading
 from looplm.data.source import Source, SourceFile
 
-FORMAT = 4
+FORMAT = 5
 """Of units and of the rules that make documents of files: a change of either needs another number, one of the rules
 also another `writer.RULES`."""
 _GROUP_BYTES = 64 << 20
@@ -87,6 +87,7 @@ def plan(
 def _group(
     files: Sequence[SourceFile], folder: Path, reading: Reading, fingerprint: str | None, dtype: np.dtype
 ) -> Group:
-    listed = [(str(file.path.absolute()), file.name, file.size, file.mtime_ns, file.kind) for file in files]
-    key = json.dumps([FORMAT, fingerprint, dtype.str, reading.listed(), listed])
+    # What could be finished without taking damaged files is the same with it.
+    listed = [(str(file.path.absolute()), file.name, file.size, file.mtime_ns) for file in files]
+    key = json.dumps([FORMAT, fingerprint, dtype.str, {**reading.listed(), "skip_damaged": None}, listed])
     return Group(tuple(files), folder / hashlib.sha256(key.encode()).hexdigest()[:32])

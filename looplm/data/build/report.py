@@ -6,12 +6,13 @@ The file holds no time and no path of a machine, so two builds of the same input
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from looplm.data.account import reasons
+from looplm.data.account import Account, reasons
 from looplm.data.manifest import Manifest
 
 REPORT_FILE = "build_report.json"
@@ -72,12 +73,8 @@ class BuildReport:
 
     def details(self) -> list[str]:
         """Return lines on what was found and left out, with the first example of every reason."""
-        lines = [f"  skipped {reason}: {shown[0]}" for reason, shown in sorted(self.examples.items()) if shown]
-        if self.template:
-            lines.append(f"  template: {self.template}")
-        if self.notes:
-            lines.append(f"  kept: {reasons(self.notes)}")
-        return lines
+        template = [f"  template: {self.template}"] if self.template else []
+        return [*template, *Account(Counter(self.skipped), Counter(self.notes), self.examples).details()]
 
     @property
     def num_tokens(self) -> int:

@@ -39,15 +39,19 @@ class Reading:
     """Of token files that do not say it."""
     separator_id: int | None = None
     """Begins or ends every document of a token file."""
+    separator_begins: bool | None = None
+    """Which of the two, in all files; where None, every file's first token tells it."""
 
     def listed(self) -> dict[str, Any]:
-        """Return the fields as they name a build. One that came later is left out where it says nothing, so that
-        datasets of before are found again."""
+        """Return the fields as they name a build.
+
+        One that came later is left out where it says nothing, so that datasets of before are found again.
+        """
         fields = asdict(self)
         return {name: value for name, value in fields.items() if value is not None or name not in _LATER}
 
 
-_LATER = ("tool_template",)
+_LATER = ("tool_template", "separator_begins")
 
 
 def make_reading(*, template: str | None = None, **options: Any) -> Reading:
@@ -90,7 +94,7 @@ class Piece:
     """Number of the first record in its file."""
     data: bytes
     lengths: np.ndarray | None = None
-    """Of a piece of tokens: tokens of every document."""
+    """Of a piece of tokens: tokens of every document; of lines: bytes of every record, where not lines part them."""
     dtype: str = ""
 
 
@@ -130,14 +134,33 @@ class Document:
 
 
 def chat_hint(names: Collection[str]) -> str:
-    """Return what to do about records with these fields if they are chats, and a text was looked for in them."""
-    return "; chats are read with `looplm data build --examples chat`" if "messages" in names else ""
+    """Return what to do about records with these fields if they are chats or pairs, and were read as texts."""
+    if "messages" in names:
+        return "; chats are read with `looplm data build --examples chat`"
+    is_pair = any(name in names for name in ("prompt", "instruction", "question"))
+    return "; prompts with answers are read with `looplm data build --examples pairs`" if is_pair else ""
+
+
+class MostlyLeftOut(UserError):
+    """Most records gave no document. What was read is of use when the user says that the rest will do."""
+
+
+def check_most_are_taken(inputs: Sequence[Path], account: Account) -> None:
+    """Raise MostlyLeftOut when more than half of the records of files were left out: it is rarely meant."""
+    if account.num_lost * 2 > account.num_records:
+        raise MostlyLeftOut(
+            f"{account.num_lost} of {account.num_records} records in {', '.join(map(str, inputs))} were left out: "
+            f"{reasons(account.skipped)}{_example(account)}; mend them, or take the others with --skip-damaged"
+        )
 
 
 def no_documents(inputs: Sequence[Path], account: Account) -> UserError:
     """Say that everything was left out, and why, with an example."""
-    example = next((f" ({shown[0]})" for shown in account.examples.values() if shown), "")
     return UserError(
-        f"no document in {', '.join(map(str, inputs))}: {reasons(account.skipped)}{example}; "
+        f"no document in {', '.join(map(str, inputs))}: {reasons(account.skipped)}{_example(account)}; "
         "give texts in UTF-8, or name the right --field"
     )
+
+
+def _example(account: Account) -> str:
+    return next((f" ({shown[0]})" for shown in account.examples.values() if shown), "")

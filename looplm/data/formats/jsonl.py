@@ -4,12 +4,15 @@ The reading half only finds line ends; parsing is the other half's, which runs i
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from looplm.data.account import Account, Skipped
 from looplm.data.formats.document import MAX_DOCUMENT_BYTES, Document, Piece, chat_hint
-from looplm.data.formats.stream import FileStream
+from looplm.data.formats.stream import Damaged, FileStream
 from looplm.data.formats.text import BYTE_ORDER_MARK
 
 PIECE_BYTES = 2 << 20
@@ -51,6 +54,8 @@ def read_lines(stream: FileStream, source: int, name: str, account: Account) -> 
                 is_too_long = end == 0
                 first += not is_too_long
             del data[: end or len(data)]
+    if data.endswith(b"\0"):
+        raise Damaged("it ends with zeros: it was not downloaded to its end, perhaps")
     if data:
         yield Piece("lines", source, first, bytes(data))
 
@@ -59,7 +64,7 @@ def line_documents(
     piece: Piece, field: str, example: Callable[[dict[str, Any], int], Iterator[Document | Skipped]] | None
 ) -> Iterator[Document | Skipped]:
     """Yield the document of every line that is not blank; `example` makes some of the object, else `field` holds it."""
-    for number, line in enumerate(piece.data.split(b"\n"), start=piece.first):
+    for number, line in enumerate(_lines(piece), start=piece.first):
         if not line or line.isspace():
             continue
         try:
@@ -80,6 +85,13 @@ def line_documents(
             yield Skipped(number, missing.reason, missing.detail + chat_hint(record))
         else:
             yield text_of(record[field], number, field)
+
+
+def _lines(piece: Piece) -> Sequence[bytes]:
+    if piece.lengths is None:
+        return piece.data.split(b"\n")
+    ends = np.cumsum(piece.lengths).tolist()
+    return [piece.data[start:end] for start, end in pairwise([0, *ends])]
 
 
 def no_field(number: int, field: str, record: dict[str, Any]) -> Skipped:

@@ -1,4 +1,4 @@
-"""Parquet files: a row is a document, as a text or as ids. Only the columns that are asked for are read, in batches."""
+"""Parquet and Arrow files: a row is a document, as a text or as ids. Only columns that are asked for are read."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -40,13 +40,46 @@ def read_table(
             columns = _columns(table.schema_arrow.names, fields, optional, file)
             first = 0
             for batch in table.iter_batches(_rows(table, columns), columns=columns):
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                yield Piece("table", source, first, sink.getvalue().to_pybytes())
+                yield table_piece(source, first, batch)
                 first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise Damaged(f"it is truncated or corrupt ({str(error).splitlines()[0]})") from None
+
+
+def read_arrow(
+    stream: FileStream, file: SourceFile, source: int, fields: Mapping[str, str], optional: Collection[str]
+) -> Iterator[Piece]:
+    """As `read_table`, of a file or stream of Arrow, like those of `datasets.save_to_disk`."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise UserError(f"{file.path} needs the `pyarrow` library; run `pip install looplm[data]`") from None
+    for _ in stream:
+        pass
+    first = 0
+    try:
+        with pa.memory_map(str(file.path)) as mapped:
+            is_stream = mapped.read(6) != b"ARROW1"
+            mapped.seek(0)
+            table = pa.ipc.open_stream(mapped) if is_stream else pa.ipc.open_file(mapped)
+            columns = _columns(table.schema.names, fields, optional, file)
+            batches = table if is_stream else map(table.get_batch, range(table.num_record_batches))
+            for batch in batches:
+                for start in range(0, batch.num_rows, _MAX_ROWS):
+                    yield table_piece(source, first + start, batch.select(columns).slice(start, _MAX_ROWS))
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"it is truncated or corrupt ({str(error).splitlines()[0]})") from None
+
+
+def table_piece(source: int, first: int, batch: Any) -> Piece:
+    """Return a piece of the rows of a batch of Arrow."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return Piece("table", source, first, sink.getvalue().to_pybytes())
 
 
 def table_documents(

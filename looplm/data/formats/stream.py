@@ -1,17 +1,24 @@
 """The bytes of a file in chunks, decompressed, with the digest of the file as it is on disk.
 
-A compressed file may have several members or frames. An end in the middle of one is an error and not an end.
+How it is compressed its first bytes say. A compressed file may have several members or frames; an end in the middle of
+one is an error and not an end.
 """
 
+import bz2
 import hashlib
+import io
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 from looplm.data.source import SourceFile
 from looplm.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+_MAGICS = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"\xfd7zXZ\0": "xz", b"BZh": "bz2"}
+_SKIPPABLE = tuple(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60))
+"""Frames of zstd that hold other things than data; some writers begin with one."""
 # What a chunk becomes is not bounded by the decompressors.
 _COMPRESSED_CHUNK_BYTES = 1 << 16
 
@@ -23,6 +30,8 @@ class Damaged(Exception):
 class FileStream:
     """A file that is read once, from its start."""
 
+    HEAD_BYTES: ClassVar = 1 << 16
+
     def __init__(self, source: SourceFile) -> None:
         """Raises UserError when the file cannot be opened."""
         self._source = source
@@ -31,15 +40,37 @@ class FileStream:
         """Why the iteration ended before the file did. Not raised there: what was read is of use."""
         self.num_read = 0
         """Bytes on disk that were read so far."""
-        self._file: BinaryIO = open_file(source)
+        self._file = open_file(source)
+        head = self._file.peek(8)[:8]
+        self.compression = next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
+        if head.startswith(_SKIPPABLE):
+            self.compression = "zst"
+        self._ahead: list[bytes] = []
+        self._chunks = self._decompressed()
+
+    def peek(self) -> bytes:
+        """Return the first decompressed bytes, which are still to come; HEAD_BYTES if there are as many."""
+        while sum(map(len, self._ahead)) < self.HEAD_BYTES and (chunk := next(self._chunks, b"")):
+            self._ahead.append(chunk)
+        return b"".join(self._ahead)[: self.HEAD_BYTES]
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the decompressed bytes. Raises UserError when the file was changed meanwhile."""
-        if self._source.compression is None:
+        while self._ahead:
+            yield self._ahead.pop(0)
+        yield from self._chunks
+
+    def _decompressed(self) -> Iterator[bytes]:
+        if self._source.compression not in (None, self.compression) and self._source.size:
+            kind = self._source.compression
+            self.damage = Damaged(f"its name says {kind}, and it is none; rename it if it is not compressed")
+        elif self.compression is None:
             yield from self._raw(CHUNK_BYTES)
         else:
             try:
-                yield from _decompress(self._raw(_COMPRESSED_CHUNK_BYTES), _decompressor(self._source))
+                yield from _decompress(
+                    self._raw(_COMPRESSED_CHUNK_BYTES), _decompressor(self.compression, self._source)
+                )
             except Damaged as error:
                 self.damage = error
         self.finish()
@@ -60,7 +91,7 @@ class FileStream:
             yield chunk
 
 
-def open_file(source: SourceFile) -> BinaryIO:
+def open_file(source: SourceFile) -> io.BufferedReader:
     """Open a file. Raises UserError when that fails."""
     try:
         return source.path.open("rb")
@@ -88,7 +119,9 @@ def _decompress(chunks: Iterator[bytes], new: Callable[[], Any]) -> Iterator[byt
                 continue
             try:
                 data = member.decompress(rest)
-            except Exception as error:  # zlib.error and zstandard.ZstdError
+            except Exception as error:  # each library has its own
+                if "ictionary" in str(error):
+                    raise Damaged("it needs its dictionary; decompress it with `zstd -d -D DICTIONARY`") from None
                 raise Damaged(f"it is corrupt ({error})") from None
             if data:
                 yield data
@@ -99,11 +132,17 @@ def _decompress(chunks: Iterator[bytes], new: Callable[[], Any]) -> Iterator[byt
         raise Damaged("it is truncated")
 
 
-def _decompressor(source: SourceFile) -> Callable[[], Any]:
-    if source.compression == "gz":
-        return lambda: zlib.decompressobj(wbits=31)
+def _decompressor(compression: str, source: SourceFile) -> Callable[[], Any]:
+    others: dict[str, Callable[[], Any]] = {
+        "gz": lambda: zlib.decompressobj(wbits=31),
+        "xz": lzma.LZMADecompressor,
+        "bz2": bz2.BZ2Decompressor,
+    }
+    if compression in others:
+        return others[compression]
     try:
         import zstandard
     except ImportError:
         raise UserError(f"{source.path} needs the `zstandard` library; run `pip install looplm[data]`") from None
-    return lambda: zstandard.ZstdDecompressor().decompressobj()
+    # As wide as `zstd --long=31` makes it.
+    return lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()

@@ -1,10 +1,10 @@
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from looplm.data.account import Account
 from looplm.data.formats import parquet
 from looplm.data.formats.document import Reading
 from looplm.data.formats.read import read_documents
@@ -20,11 +20,11 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataTyp
     column = pa.array([*texts, None, " ", "a\0b"], pa.string()).cast(kind)
     table = pa.table({"id": range(503), "body": column, "big": ["y" * 100] * 503})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
-    skipped: Counter[str] = Counter()
-    documents = list(read_documents([tmp_path], skipped, Reading(field="body")))
+    account = Account()
+    documents = list(read_documents([tmp_path], account, Reading(field="body")))
     assert [document.content for document in documents] == texts
     assert [document.record for document in documents] == list(range(500))
-    assert skipped == {"no_text": 1, "empty": 1, "nul": 1}
+    assert account.skipped == {"no_text": 1, "empty": 1, "nul": 1}
 
 
 def test_checksums_of_pages_are_asked(tmp_path: Path) -> None:

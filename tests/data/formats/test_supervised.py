@@ -227,6 +227,7 @@ def test_nobody_but_the_template_may_end_a_turn(build, hf_folder: Path) -> None:
         hf_folder,
         examples="chat",
         template=template,
+        skip_damaged=True,
     )
     assert [learnt for _, learnt in documents] == [["Hey!<|im_end|>\n<|end|>"]]
     assert report.skipped == {"special_token": 3}
@@ -234,10 +235,10 @@ def test_nobody_but_the_template_may_end_a_turn(build, hf_folder: Path) -> None:
 
 def test_records_without_an_answer_are_left_out(build) -> None:
     chats = [CHATS[1], CHATS[0][:2], "hello", [{"role": "user"}], None]
-    report, _ = build([*({"messages": chat} for chat in chats), {"text": "x"}], examples="chat")
+    report, _ = build([*({"messages": chat} for chat in chats), {"text": "x"}], examples="chat", skip_damaged=True)
     assert report.skipped == {"no_answer": 1, "no_messages": 2, "no_field": 2}
     pairs = [PAIRS[0], {"prompt": "x", "answer": " "}, {"prompt": "x"}, {"prompt": 1, "answer": "y"}]
-    report, _ = build(pairs, examples="pairs")
+    report, _ = build(pairs, examples="pairs", skip_damaged=True)
     assert report.skipped == {"no_answer": 1, "no_field": 1, "no_text": 1}
 
 

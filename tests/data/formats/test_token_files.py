@@ -73,7 +73,74 @@ def test_a_separator_begins_or_ends_documents(
     reading = Reading(separator_id=SEPARATOR)
     np.array(flat, "<u2").tofile(tmp_path / "nanogpt.bin")
     assert take(tmp_path / "nanogpt.bin", reading=reading) == expected
-    assert take(llm_c(tmp_path / "llm.bin", flat), reading=reading) == expected
+    if place != "after but for the last":  # a shard that is cut at both ends, as these writers do it
+        assert take(llm_c(tmp_path / "llm.bin", flat), reading=reading) == expected
+
+
+def npy(path: Path, tokens: list[int]) -> Path:
+    np.save(path, np.array(tokens, np.uint16))
+    return path
+
+
+def bare(path: Path, tokens: list[int]) -> Path:
+    np.array(tokens, "<u2").tofile(path)
+    return path
+
+
+def shards(write, folder: Path, flat: list[int], size: int) -> list[Path]:
+    suffix = ".npy" if write is npy else ".bin"
+    cuts = range(0, len(flat), size)
+    return [write(folder / f"shard_{n:03d}{suffix}", flat[cut : cut + size]) for n, cut in enumerate(cuts)]
+
+
+@pytest.mark.parametrize("write", [llm_c, npy, bare])
+@pytest.mark.parametrize("begins", [True, False])
+def test_shards_that_are_cut_inside_documents(
+    take, documents: list[list[int]], tmp_path: Path, write, begins: bool
+) -> None:
+    flat = [token for d in documents for token in ([SEPARATOR, *d] if begins else [*d, SEPARATOR])]
+    size = next(n for n in range(150, 200) if SEPARATOR not in (flat[n], flat[n - 1], flat[2 * n], flat[2 * n - 1]))
+    paths = shards(write, tmp_path, flat, size)
+    reading = Reading(separator_id=SEPARATOR)
+    taken = take(*paths, reading=reading)
+    assert [token for d in taken for token in d] == flat
+    place = 0 if begins else -1
+    assert all(SEPARATOR not in d[1:] if begins else SEPARATOR not in d[:-1] for d in taken)
+    # All but the parts of documents that were cut have their mark where the first has it.
+    assert sum(d[place] != SEPARATOR for d in taken) < len(paths)
+    assert take(*paths[1:], reading=reading)[-1] == taken[-1], "so too without the first shard"
+
+
+@pytest.mark.parametrize(("write", "begins"), [(llm_c, True), (npy, True), (bare, False)])
+def test_where_all_shards_are_cut_the_format_says_which_it_is(take, tmp_path: Path, write, begins: bool) -> None:
+    path = write(tmp_path / f"a.{'npy' if write is npy else 'bin'}", [1, 2, SEPARATOR, 3, 4, SEPARATOR, 5])
+    expected = [[1, 2], [SEPARATOR, 3, 4], [SEPARATOR, 5]] if begins else [[1, 2, SEPARATOR], [3, 4, SEPARATOR], [5]]
+    assert take(path, reading=Reading(separator_id=SEPARATOR)) == expected
+    report = build_dataset([path], None, tmp_path / "told", reading=Reading(separator_id=SEPARATOR))
+    assert report.notes == {"cut_document": 1, "separator_begins" if begins else "separator_ends": 1}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:600], "its header is cut: 600 of 1024 bytes are there"),
+        (lambda data: data[:4] + b"\2" + data[5:], "its header has version 2, and only 1 is known"),
+        (lambda data: data[:-2], "its header says 100 tokens, and its size 99"),
+    ],
+)
+def test_a_header_that_is_cut_or_of_another_version_is_no_row_of_tokens(take, tmp_path, damage, message: str) -> None:
+    path = llm_c(tmp_path / "a.bin", list(range(100)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"a\.bin is damaged: {message}"):
+        take(path)
+
+
+def test_arrays_that_are_no_tokens_are_refused(take, tmp_path: Path) -> None:
+    np.save(tmp_path / "floats.npy", np.zeros(3, np.float32))
+    np.save(tmp_path / "rows.npy", np.zeros((3, 2), np.uint16))
+    for name in ("floats", "rows"):
+        with pytest.raises(UserError, match=rf"{name}\.npy is damaged: it holds an array of shape .* not a row"):
+            take(tmp_path / f"{name}.npy")
 
 
 def test_wide_tokens(take, tmp_path: Path) -> None:
@@ -177,6 +244,14 @@ def test_ids_that_wrapped_in_sixteen_bits_are_refused(take, tmp_path: Path) -> N
 
 def test_a_wrong_width_is_refused(take, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 50_000, 1000)
+    large = np.random.default_rng(0).integers(0, 250_000, 1000)
+    large.astype("<u4").tofile(tmp_path / "large.bin")
+    np.random.default_rng(0).integers(0, 65, 1000).astype("<u2").tofile(tmp_path / "characters.bin")
+    with pytest.raises(UserError, match=r"large\.bin read as uint16 .*give --token-dtype uint32"):
+        take(tmp_path / "large.bin")
+    with pytest.raises(UserError, match=r"characters\.bin read as uint32 .*give --token-dtype uint16"):
+        take(tmp_path / "characters.bin", reading=Reading(token_dtype="uint32"))
+    assert take(tmp_path / "large.bin", reading=Reading(token_dtype="uint32")) == [large.tolist()]
     ids.astype("<u4").tofile(tmp_path / "wide.bin")
     ids.astype("<u2").tofile(tmp_path / "narrow.bin")
     (tmp_path / "odd.bin").write_bytes(b"123")
