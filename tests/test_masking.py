@@ -51,6 +51,36 @@ def test_values_of_secret_variables_are_found_anywhere(monkeypatch: pytest.Monke
     assert mask("/data/canary-4711/x parallel-canary no") == "/data/***/x parallel-canary no"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OPENAI_KEY",
+        "GITHUB_PAT",
+        "TOKEN",
+        "HF_TOKEN",
+        "token_of_mine",
+        "DB_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "my_apikey",
+    ],
+)
+def test_names_of_secret_variables_are_known_by_their_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "canary-4711")
+    assert mask("canary-4711") == "***"
+
+
+@pytest.mark.parametrize("name", ["KEYBOARD", "MONKEY", "KEY_FILE_NAME", "PATH_OF_IT", "SPAT", "TOKENS", "AUTHOR"])
+def test_names_that_only_contain_such_a_word_are_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "canary-4711")
+    assert mask("canary-4711") == "canary-4711"
+
+
+def test_a_value_of_eight_letters_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "eight888")
+    monkeypatch.setenv("B_TOKEN", "seven77")
+    assert mask("eight888 seven77") == "*** seven77"
+
+
 def test_strings_under_a_secret_name_are_replaced() -> None:
     tree = {"token": "a", "batch_tokens": 3, "list": ["x", {"api_key": "b"}], "path": "s3://u:p@h/d"}
     assert mask_tree(tree) == {

@@ -37,6 +37,7 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SE
 
 # What takes long to import is in memory when a process is forked; no device is touched before.
 import flax.nnx  # noqa: E402, F401
+import jax  # noqa: E402
 import optax  # noqa: E402, F401
 import orbax.checkpoint  # noqa: E402, F401
 import pytest  # noqa: E402
@@ -44,6 +45,7 @@ import typer  # noqa: E402
 from reached import Test, digest, instrument, record, recorded  # noqa: E402
 from slips import Slip, drawn, slips  # noqa: E402
 
+NEAR: list[str] = []
 FIRST = 3
 """So many tests that noticed other slips of a file are run before all others."""
 RECORD_S = 1200
@@ -70,9 +72,12 @@ class Noticed:
 class Sandbox:
     """A copy of the checkout, in which tests run in processes of their own."""
 
-    def __init__(self, folder: Path, until: float):
-        """until: time.monotonic() after which nothing is begun."""
-        self.until = until
+    def __init__(self, folder: Path, until: float, wanted: Sequence[str] = ()):
+        """Args:
+        until: time.monotonic() after which nothing is begun.
+        wanted: files and folders of tests; those that are near when there are none.
+        """
+        self.until, self.wanted = until, tuple(wanted)
         self._known: dict[str, list[Test]] = {}
         self.folder, self.root, self.learning = (
             folder.absolute(),
@@ -116,7 +121,9 @@ class Sandbox:
         os.dup2(output, 2)
         os.chdir(root)
         sys.path[0] = str(root)
-        os.environ |= {"PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled")}
+        compiled = str(self.folder / "compiled")
+        os.environ |= {"PYTHONPATH": str(root), "JAX_COMPILATION_CACHE_DIR": compiled}
+        jax.config.update("jax_compilation_cache_dir", compiled)  # it read the environment when it was imported
 
     def near(self, path: str) -> list[Test]:
         """The tests of the files that are near to a file of the package."""
@@ -124,7 +131,8 @@ class Sandbox:
         tests = []
         for file in sorted((self.root / "tests").rglob("test_*.py")):
             name = file.relative_to(self.root).as_posix()
-            if name.startswith(mirror(path)) or part in _imported(file):
+            is_near = name.startswith(mirror(path)) or part in _imported(file)
+            if name.startswith(self.wanted) if self.wanted else is_near:
                 tests += self._recorded(name)
         return tests
 
@@ -240,12 +248,14 @@ def main(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of the package.")],
     seed: Annotated[int, typer.Option(help="Which slips, and in which order.")] = 0,
     count: Annotated[int | None, typer.Option(help="So many slips, the kinds in turn; all when left out.")] = None,
+    tests: Annotated[list[str], typer.Option(help="A file or folder of tests; what is near when left out.")] = NEAR,
     tests_s: Annotated[float, typer.Option(help="Seconds of tests for one slip.")] = 30,
     minutes: Annotated[float, typer.Option(help="Stops after so long; the same command goes on.")] = 1e9,
     control: Annotated[bool, typer.Option(help="Puts nothing in: what is noticed then is a fault of a test.")] = False,
     folder: Annotated[Path, typer.Option(help="For the copy and the results.")] = DEFAULT_FOLDER,
 ) -> None:
-    sandbox, results = Sandbox(folder, time.monotonic() + 60 * minutes), Results(folder / "results.jsonl")
+    sandbox = Sandbox(folder, time.monotonic() + 60 * minutes, tests)
+    results = Results(folder / "results.jsonl")
     files = sorted({file.resolve() for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))})
     sources = {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
     picked = drawn([(name, slip) for name, source in sources.items() for slip in slips(source)], seed, count)

@@ -18,18 +18,32 @@ class Batches:
 
     def __init__(self, events: Events):
         self.events = events
-        self.rewinds = [(int(event["after"]), int(event["batches"])) for event in events.read(REWIND)]
+        self.num_rewinds = 0
+        self._passed_over: list[tuple[int, int]] = []
+        """(first batch, how many): ascending, apart from each other."""
+        for event in events.read(REWIND):
+            self._leave_out(int(event["after"]), int(event["batches"]))
 
     def of(self, step: int) -> int:
         """The batch of a step."""
-        return step - 1 + sum(batches for after, batches in self.rewinds if step > after)
+        batch = step - 1
+        for first, count in self._passed_over:
+            batch += count if batch >= first else 0
+        return batch
 
     def pass_over(self, after: int, last: int) -> int:
         """After step `after` leave out the batches of steps up to `last`; returns how many. On disk when it returns."""
         batches = self.of(last) - self.of(after + 1) + 1
         self.events.add(REWIND, after=after, batches=batches)
-        self.rewinds.append((after, batches))
+        self._leave_out(after, batches)
         return batches
+
+    def _leave_out(self, after: int, batches: int) -> None:
+        first = self.of(after + 1)
+        # Who goes back before an earlier rewind has what that one left out within what is left out now.
+        apart = [(start, count) for start, count in self._passed_over if not first <= start < first + batches]
+        self._passed_over = sorted([*apart, (first, batches)])
+        self.num_rewinds += 1
 
     def read(self, loader: Callable[[int], Iterator[Any]], first: int) -> Iterator[Any]:
         """Yields what `loader`, which reads on from a batch, gives for steps first, first + 1, ..."""

@@ -351,7 +351,7 @@ class Trainer:
     def rewind(self, step: int, reason: str) -> None:
         """Passes over what was read since the newest checkpoint. Raises StoppedItself when that was done too often."""
         wait_for_all("everything is saved")
-        allowed, done, newest = self.run.optim.guard.rewinds, len(self.batches.rewinds), self.saving.newest()
+        allowed, done, newest = self.run.optim.guard.rewinds, self.batches.num_rewinds, self.saving.newest()
         if done >= allowed:
             raise StoppedItself(
                 f"step {step}: {reason}; the newest checkpoint is of step {newest}, the batches are in "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from looplm.config.load import load_config
-from looplm.config.schema import DiagonalInjection, Model, OrthogonalInit, ReadOut, ValueEmbedding
+from looplm.config.schema import DepthScaledInit, DiagonalInjection, Model, OrthogonalInit, ReadOut, ValueEmbedding
 from looplm.model.functional import FunctionalLM
 
 D, V = 16, 48
@@ -48,6 +48,27 @@ def test_value_embeddings_start_as_the_official_ones(params):
     (gate,) = params["core"]["block"]["value_gates"]["linear"]["kernel"]
     assert 0.8 / 3 < np.abs(gate).max() < 1 / 3
     assert params["value_embedding"]["block"].std() == pytest.approx(1, abs=0.05)
+
+
+def test_depth_scaled_matrices_start_as_the_official_ones():
+    """Huginn: sqrt(2 / 5D), what writes the residual stream over sqrt(2 x effective depth) of it, cut at three."""
+    D, depth = 64, 18
+    config = Model(
+        vocab_size=V, dim=D, num_heads=4, hidden_dim=160, prelude_layers=1, block_layers=2,
+        init=DepthScaledInit(effective_depth=depth),
+    )  # fmt: skip
+    params, std = jax.tree.map(np.asarray, FunctionalLM(config).init(jax.random.key(0))), math.sqrt(2 / (5 * D))
+    for layers in (params["prelude"]["layers"], params["core"]["block"]["layers"]):
+        attention, feed_forward = layers["attention"], layers["feed_forward"]
+        outputs = [attention["output"]["kernel"], feed_forward["down"]["kernel"]]
+        inputs = [attention[name]["project"]["kernel"] for name in ("query", "key")]
+        inputs += [attention["value"]["kernel"], feed_forward["gate"]["kernel"], feed_forward["up"]["kernel"]]
+        sizes = [*((leaf, std) for leaf in inputs), *((leaf, std / math.sqrt(2 * depth)) for leaf in outputs)]
+        for leaf, wanted in sizes:
+            cut = 0.98658  # what three deviations leave of the standard deviation
+            assert leaf.std() == pytest.approx(cut * wanted, rel=6 / math.sqrt(2 * leaf.size)), leaf.shape
+            assert 2.5 * wanted < np.abs(leaf).max() <= 3 * wanted * (1 + 1e-6)
+    assert params["embedding"]["table"].std() == pytest.approx(0.98658 * std, rel=6 / math.sqrt(2 * D * V))
 
 
 def test_moeut_starts_as_officially():

@@ -21,6 +21,20 @@ def test_pairs_are_turned_by_position_times_frequency(layout):
         np.testing.assert_allclose(actual[b, s, n, [first, second]], [turned.real, turned.imag], atol=1e-5)
 
 
+def test_late_positions_turn_bfloat16_as_float64() -> None:
+    """A position beyond 256 is no number of bfloat16, and an angle of thousands none with a fraction."""
+    x_BSNH = jax.random.normal(jax.random.key(0), (1, 3, 1, 8)).astype(jnp.bfloat16)
+    positions_BS = np.array([[257, 4099, 100_003]])
+    found = rotary(x_BSNH, jnp.asarray(positions_BS), Rope())
+    first, second = np.split(np.float64(x_BSNH)[0, :, 0], 2, axis=-1)
+    turned = (first + 1j * second) * np.exp(1j * positions_BS[0, :, None] * 10_000.0 ** (-np.arange(4) / 4))
+    assert found.dtype == jnp.bfloat16
+    # 0.01 of an angle of 100,000 is float32's, the rest one rounding.
+    np.testing.assert_allclose(
+        np.float64(found)[0, :, 0], np.concatenate([turned.real, turned.imag], axis=-1), rtol=2**-8, atol=0.02
+    )
+
+
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_a_part_of_a_head_turns_as_a_head_of_that_size(layout):
     """82 dims, as in MoEUT 44M: of the first 41, 40 turn."""

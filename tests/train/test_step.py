@@ -1,0 +1,103 @@
+"""What a step draws, counts and leaves alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from looplm.config.schema import Balance, MoE, NormalState, Run
+from looplm.data.loader import train_loader
+from looplm.data.mixture import open_mixture
+from looplm.sharding.mesh import build_mesh
+from looplm.train.program import Program
+from looplm.train.state import TrainState
+from looplm.train.step import HEADS_PURPOSE, STATE_PURPOSE, step_key
+
+RATE = 0.25
+
+
+class Setting(NamedTuple):
+    run: Run
+    state: TrainState
+    batch: dict[str, np.ndarray]
+    step: Callable[[TrainState, dict[str, np.ndarray], int], tuple[TrainState, dict[str, jax.Array]]]
+    """Does not take the state."""
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_run: Callable[..., Run]) -> Setting:
+    """A state that begins with noise, experts with a bias that a rule moves, two micro-batches."""
+    moe = MoE(num_experts=4, experts_per_token=1, expert_dim=8, balance=Balance(bias_rate=RATE))
+    run = tiny_run(
+        **{
+            "model.state_init": NormalState(std=1.0), "model.feed_forward": moe, "data.accumulation_steps": 2,
+            "optim.schedule.warmup_steps": 4, "num_steps": 20,
+        }
+    )  # fmt: skip
+    program = Program(run, build_mesh(run.mesh, jax.devices()[:1]))
+    compiled = program.compile()
+    batch = next(train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0))
+    step = lambda state, rows, index: compiled(jax.tree.map(jnp.copy, state), rows, index)  # noqa: E731
+    return Setting(run, program.create_state(), batch, step)
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_every_step_draws_anew_and_the_same_again(setting: Setting) -> None:
+    later = replace(setting.state, step=setting.state.step + 1)
+    first, again, second = (setting.step(s, setting.batch, 0)[1] for s in (setting.state, setting.state, later))
+    assert bits(first) == bits(again)
+    assert first["train/loss"] != second["train/loss"]
+
+
+def test_no_two_streams_of_random_numbers_are_the_same() -> None:
+    places = [
+        (seed, purpose, step) for seed in (0, 1) for purpose in (STATE_PURPOSE, HEADS_PURPOSE) for step in (0, 1, 7)
+    ]
+    keys = [np.asarray(jax.random.key_data(step_key(*place[:2], jnp.int32(place[2])))).tolist() for place in places]
+    assert all(a != b for a, b in combinations(keys, 2))
+
+
+def balance_bias(state: TrainState) -> np.ndarray:
+    return np.asarray(state.params["core"]["block"]["layers"]["feed_forward"]["router"]["balance_bias"])
+
+
+def test_biases_of_routers_move_by_the_load_of_all_micro_batches(setting: Setting) -> None:
+    after, metrics = setting.step(setting.state, setting.batch, 0)
+    (load_name,) = (name for name in metrics if name.startswith("moe/") and metrics[name].ndim == 3)
+    load_LE = np.asarray(metrics[load_name]).sum(axis=0)
+    moved_LE = (balance_bias(after) - balance_bias(setting.state)).reshape(load_LE.shape)
+    np.testing.assert_array_equal(moved_LE, RATE * np.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE))
+    loops = setting.run.loop.num_loops
+    assert load_LE.sum() == loops * setting.batch["tokens"].size, "one expert for every token, loop and layer"
+
+
+def test_an_update_that_is_not_made_moves_nothing(setting: Setting) -> None:
+    head = setting.state.params["head"]
+    spoilt = replace(setting.state, params=setting.state.params | {"head": head.at[0, 0].set(jnp.nan)})
+    after, metrics = setting.step(spoilt, setting.batch, 0)
+    assert metrics["optim/skipped_in_a_row"] == metrics["optim/skipped"] == 1
+    assert bits((after.params, after.opt_state.optimizer)) == bits((spoilt.params, spoilt.opt_state.optimizer))
+    assert after.step == 1
+
+
+def test_the_numbers_of_a_step_are_those_of_its_batch(setting: Setting) -> None:
+    """Tokens, the rate of warm-up by updates that were made, limits; the norm by the moments that it leaves behind."""
+    after, metrics = setting.step(setting.state, setting.batch, 0)
+    assert metrics["train/tokens"] == np.sum(setting.batch["labels"] >= 0)
+    assert metrics["optim/learning_rate"] == pytest.approx(setting.run.optim.learning_rate / 4)
+    assert np.isinf(metrics["optim/max_loss"])
+    first_moment = optax.tree.get(after.opt_state.optimizer, "mu")
+    clipped = min(1.0, setting.run.optim.clip_norm / float(metrics["train/grad_norm"]))
+    expected = float(metrics["train/grad_norm"]) * clipped * (1 - setting.run.optim.optimizer.beta1)
+    assert float(optax.tree.norm(first_moment)) == pytest.approx(expected, rel=1e-4)
+    _, second = setting.step(after, setting.batch, 1)
+    assert second["optim/learning_rate"] == pytest.approx(setting.run.optim.learning_rate / 2)
