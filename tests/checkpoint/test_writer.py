@@ -1,5 +1,7 @@
 """What a run leaves on the disk, and how it gets on with a disk that does not do its part."""
 
+import itertools
+import re
 import shutil
 import subprocess
 import threading
@@ -14,6 +16,7 @@ import pytest
 from looplm.checkpoint import folder as names
 from looplm.checkpoint import seal as seal_module
 from looplm.checkpoint import writer as writer_module
+from looplm.checkpoint.digest import digests, leaves_of
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.seal import digest_file, list_files, read_seal
 from looplm.checkpoint.writer import CheckpointWriter
@@ -258,6 +261,19 @@ def test_other_arrays_are_refused_leaf_by_leaf(writer_of, small, tmp_path: Path)
         "head float32[6, 4] is not wanted",
     ):
         assert words in str(refusal.value)
+
+
+def test_every_array_is_compared_with_its_digest_in_both_sums(writer_of, small, tmp_path: Path) -> None:
+    """As if the memory of one array, and of no other, had changed while it was restored."""
+    save(writer_of(), noise(small, 0), 1)
+    reader = CheckpointReader(tmp_path / "checkpoints")
+    arrays = [f"{item} {name}" for item, name in leaves_of(small)]
+    assert len(arrays) == 4
+    for (number, name), word in itertools.product(enumerate(arrays), range(2)):
+        changed = lambda leaves, at=(number, word): digests(leaves).at[at].add(1)  # noqa: E731
+        with pytest.raises(UserError, match=f"1: {re.escape(name)} holds other values than were saved"):
+            reader.restore(small, step=1, digest=changed)
+    assert_equal(reader.restore(small, digest=digests).trees, noise(small, 0))
 
 
 def test_nothing_is_restored_when_nothing_verifies(writer_of, small, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from looplm.data.dataset import TokenDataset
 from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
 from looplm.data.window import AllWindows
-from looplm.eval.depth_sweep import depth_sweep, xz_bits_per_byte
-from looplm.eval.score import Scorer
+from looplm.eval.depth_sweep import Tally, depth_sweep, xz_bits_per_byte
+from looplm.eval.score import Scorer, TokenScores
 from looplm.sharding.mesh import build_mesh
 
 
@@ -63,6 +63,71 @@ def test_loss_of_every_depth_equals_a_run_of_that_depth(depth, lm, held_out, res
     assert measured == pytest.approx(nats / tokens, rel=1e-5)
     bits = result.bits_per_byte[result.depths.index(depth)]
     assert bits == pytest.approx(nats / math.log(2) / held_out.num_bytes, rel=1e-5)
+
+
+def test_exits_and_accuracies_equal_those_of_the_model_itself(lm, held_out, result):
+    """Token by token over the pieces of documents: who leaves where, by probabilities multiplied out."""
+
+    @jax.jit
+    def forward(tokens_BS):
+        found = lm(tokens_BS, 5)
+        return [found.logits(depth) for depth in (1, 2, 3, 5)], found.gate_logits_RBS
+
+    exits, exit_nats, correct, total = np.zeros(4), 0.0, dict.fromkeys((1, 3, 5), 0), 0
+    for piece in pieces(held_out, 64):
+        padded = np.zeros((1, 65), np.int32)
+        padded[0, : len(piece)] = piece
+        logits_of, gates = forward(jnp.asarray(padded[:, :64]))
+        logits_dSV, count = np.float64(logits_of)[:, 0], len(piece) - 1
+        labels = piece[1:]
+        nll_dS = np.log(np.exp(logits_dSV).sum(axis=-1))[:, :count] - logits_dSV[:, range(count), labels]
+        leave_3S = 1 / (1 + np.exp(-np.float64(gates)[:3, 0, :count]))
+        gone_S = np.cumsum([leave_3S[0], (1 - leave_3S[0]) * leave_3S[1]], axis=0)
+        left_S = np.where(gone_S[0] >= 0.5, 1, np.where(gone_S[1] >= 0.5, 2, 3))
+        exits += np.bincount(left_S, minlength=4)
+        exit_nats += nll_dS[left_S - 1, range(count)].sum()
+        for depth, index in ((1, 0), (3, 2), (5, 3)):
+            correct[depth] += int((logits_dSV[index, :count].argmax(axis=-1) == labels).sum())
+        total += count
+    assert total == result.num_tokens
+    np.testing.assert_allclose(result.exit_histogram, exits[1:] / total, atol=2 / total)
+    assert result.expected_depth == pytest.approx(exits @ np.arange(4) / total, abs=4 / total)
+    assert result.exit_loss == pytest.approx(exit_nats / total, rel=1e-4)
+    np.testing.assert_allclose(result.accuracy, [correct[depth] / total for depth in result.depths], atol=2 / total)
+
+
+def pieces(held_out, length):
+    """Documents, cut where windows of so many tokens begin: what is read together, with the next token."""
+    for index in range(held_out.num_documents):
+        start, stop = (int(x) for x in held_out.document_offsets[index : index + 2])
+        stream = np.int32(held_out.tokens(start, stop))
+        for first in range(start - start % length, stop, length):
+            piece = stream[max(first, start) - start : first + length + 1 - start]
+            if len(piece) > 1:
+                yield piece
+
+
+def test_tokens_leave_before_the_last_loop_where_the_gate_says_so():
+    """Two documents, of which one token is not scored; the trained depth is two of three loops."""
+    tally = Tally(2, 3, exit_depth=2)
+    nll_RBS = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    batch = {
+        "labels": np.array([[5, 6], [7, -100]]), "tokens": np.array([[1, 5], [2, 7]]),
+        "documents": np.array([[0, 0], [1, 1]]),
+    }  # fmt: skip
+    nll_RBS[:, 1, 1] = 0
+    gates_RBS = np.array([[[2.0, -2.0], [-0.1, 9.0]]] * 3, np.float32)
+    correct_RBS = np.array([[[1, 0], [0, 0]], [[1, 1], [0, 0]], [[1, 1], [1, 0]]], bool)
+    tally.add(batch, TokenScores(nll_RBS, correct_RBS, gates_RBS))
+    np.testing.assert_array_equal(tally.exit_counts_R, [1, 2])
+    assert tally.exit_nll == nll_RBS[0, 0, 0] + nll_RBS[1, 0, 1] + nll_RBS[1, 1, 0]
+    np.testing.assert_array_equal(tally.nll_GR, [[1, 9, 17], [2, 6, 10]])
+    np.testing.assert_array_equal(tally.tokens_G, [2, 1])
+    np.testing.assert_array_equal(tally.correct_R, [1, 2, 3])
+    assert tally.sample is not None
+    np.testing.assert_array_equal(tally.sample["exit_depth"], [1])
+    np.testing.assert_array_equal(tally.sample["tokens"], [5])
+    np.testing.assert_array_equal(tally.sample["loss"], [nll_RBS[0, 0, 0]])
 
 
 def test_exits_are_a_distribution_over_the_trained_depth(result):

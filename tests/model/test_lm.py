@@ -97,10 +97,31 @@ def test_a_token_depends_on_what_precedes_it_and_on_nothing_else(model_config, r
     assert np.all(np.asarray(influence[position + 1 :]) == 0)
 
 
-def test_one_loop_is_the_plain_stack_and_tying_shares_the_table(model_config):
+def test_one_loop_is_the_plain_stack(model_config, random_params, run_model, tokens_BS):
+    """Prelude, block and coda, each once, compute what their layers do in one block."""
+    plain_one = dict(injection=NoInjection(), exit_gate=None, norm_at_loop_end=False)
+    parted = FunctionalLM(model_config(**plain_one, prelude_layers=1, block_layers=3, coda_layers=2))
+    stacked = FunctionalLM(model_config(**plain_one, prelude_layers=0, block_layers=6, coda_layers=0))
+    params = random_params(parted)
+    stacks = params["prelude"]["layers"], params["core"]["block"]["layers"], params["coda"]["layers"]
+    one_stack = jax.tree.map(lambda *layers: jnp.concatenate(layers), *stacks)
+    others = {name: leaf for name, leaf in params.items() if name not in ("prelude", "core", "coda")}
+    found = run_model(parted, params, tokens_BS, Depth(1)).read
+    expected = run_model(stacked, others | {"core": {"block": {"layers": one_stack}}}, tokens_BS, Depth(1)).read
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found).max() > 1
+
+
+def test_a_tied_head_is_the_table(model_config, random_params, run_model, tokens_BS):
     untied, tied = FunctionalLM(model_config()), FunctionalLM(model_config(tie_embeddings=True))
     assert untied.num_params - tied.num_params == 37 * 24
-    assert "head" not in tied.shapes
+    shared = {name: leaf for name, leaf in random_params(untied).items() if name != "head"}
+    separate = shared | {"head": shared["embedding"]["table"]}
+    found, expected = (
+        lm.bind(params).logits(run_model(lm, params, tokens_BS, Depth(2)).read[-1])
+        for lm, params in ((tied, shared), (untied, separate))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("option", [{"remat": "layer"}, {"remat": "loop"}, {"unroll": True}])

@@ -42,6 +42,14 @@ def test_grouped_attention_equals_its_definition(backend):
         np.testing.assert_allclose(actual[b, s, n], weights @ np.array([v[b, t, n // 2] for t in seen]), atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 8])
+def test_a_query_with_a_cache_sees_what_it_would_see_in_the_whole_sequence(window):
+    config = CAUSAL.model_copy(update={"attention_window": window})
+    whole_ST = self_mask(config, jnp.zeros((1, 8), jnp.int32)).dense(8)[0]
+    positions_BS = jnp.array([[0, 1], [4, 5], [6, 7], [2, 3]])
+    np.testing.assert_array_equal(cached_mask(config, positions_BS, 8).dense(2), whole_ST[positions_BS])
+
+
 def test_a_cached_query_sees_slots_up_to_its_position():
     mask_BST = cached_mask(CAUSAL, jnp.array([[0, 1], [4, 5]]), 6).dense(2)
     np.testing.assert_array_equal(mask_BST.sum(axis=-1), [[1, 2], [5, 6]])

@@ -2,9 +2,11 @@
 
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from looplm.model.depth import Depth
 from looplm.train.depth import DepthSchedule
 
 
@@ -42,3 +44,14 @@ def test_window_never_exceeds_the_loops_of_the_step(uniform):
         detached, trained = schedule.draw(step)
         assert detached + trained == int(schedule.num_loops(step)[0])
         assert trained == min(4, detached + trained)
+
+
+def test_loops_of_a_shallow_draw_are_numbered_by_what_ran():
+    """Of a window of 4: sequences of 5 and of 2 loops; what is skipped comes first and has no number of a loop."""
+    depth = Depth(4, jnp.array([4, 2]), jnp.array([1, 0]))
+    np.testing.assert_array_equal(depth.num_loops, [5, 2])
+    np.testing.assert_array_equal(depth.active_RB.T, [[True] * 4, [False, False, True, True]])
+    np.testing.assert_array_equal(depth.numbers_RB.T, [[1, 2, 3, 4], [-2, -1, 0, 1]])
+    shared = Depth(4, jnp.int32(3), jnp.int32(0))
+    np.testing.assert_array_equal(shared.numbers_RB[:, 0], [-1, 0, 1, 2])
+    np.testing.assert_array_equal(Depth(3, num_detached=7).numbers_RB[:, 0], [7, 8, 9])
