@@ -55,3 +55,11 @@ def test_loops_of_a_shallow_draw_are_numbered_by_what_ran():
     shared = Depth(4, jnp.int32(3), jnp.int32(0))
     np.testing.assert_array_equal(shared.numbers_RB[:, 0], [-1, 0, 1, 2])
     np.testing.assert_array_equal(Depth(3, num_detached=7).numbers_RB[:, 0], [7, 8, 9])
+
+
+def test_the_model_is_told_what_was_drawn(uniform):
+    depth = uniform(**{"loop.backprop_loops": 4}).as_depth(jnp.array([2, 3]))
+    assert (depth.window, int(depth.num_detached), int(depth.num_trained)) == (4, 2, 3)
+    batch = uniform(**{"loop.depth_per": "sequence"}).as_depth(jnp.array([[0, 3], [1, 2]]))
+    np.testing.assert_array_equal(batch.num_detached, [0, 1])
+    np.testing.assert_array_equal(batch.num_trained, [3, 2])

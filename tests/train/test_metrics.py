@@ -24,3 +24,18 @@ def test_loops_are_numbered_from_the_first_of_the_step():
 def test_one_loop_has_no_update_before_its_own(drawn):
     row = readable({"loop/update_cosine": np.float32(0.5)}, np.array(drawn))
     assert ("loop/update_cosine" in row) == (sum(drawn) > 1)
+
+
+@pytest.mark.parametrize("drawn", [[[0, 1], [2, 2], [3, 1]], [2, 2]])
+def test_numbers_of_experts_are_there_whoever_draws_the_depth(drawn):
+    metrics = {
+        "train/loss": np.float32(2.0), "moe/load/block": np.ones((2, 1, 4), np.int32),
+        "moe/kept/block": np.ones(2, np.int32),
+    }  # fmt: skip
+    row = readable(metrics, np.array(drawn))
+    assert any(name.startswith("moe/") for name in row)
+
+
+def test_the_loops_of_different_sequences_are_averaged():
+    row = readable({"train/loss": np.float32(2.0)}, np.array([[0, 1], [2, 2], [3, 1], [0, 1]]))
+    assert row["loop/num_loops"] == (1 + 4 + 4 + 1) / 4

@@ -101,3 +101,24 @@ def test_the_numbers_of_a_step_are_those_of_its_batch(setting: Setting) -> None:
     assert float(optax.tree.norm(first_moment)) == pytest.approx(expected, rel=1e-4)
     _, second = setting.step(after, setting.batch, 1)
     assert second["optim/learning_rate"] == pytest.approx(setting.run.optim.learning_rate / 2)
+
+
+def test_the_gradient_norm_is_the_slope_of_the_objective(setting: Setting) -> None:
+    """Along the gradient itself, by differences of the objective: nothing that an optimizer does hides its size."""
+    after, metrics = setting.step(setting.state, setting.batch, 0)
+    first_moment = optax.tree.get(after.opt_state.optimizer, "mu")
+    unit = jax.tree.map(lambda leaf: leaf / optax.tree.norm(first_moment), first_moment)
+    ahead, behind = (
+        replace(setting.state, params=jax.tree.map(lambda p, u, h=h: p + h * u, setting.state.params, unit))
+        for h in (1e-3, -1e-3)
+    )
+    objective = [float(setting.step(state, setting.batch, 0)[1]["train/objective"]) for state in (ahead, behind)]
+    assert (objective[0] - objective[1]) / 2e-3 == pytest.approx(float(metrics["train/grad_norm"]), rel=0.02)
+
+
+def test_numbers_of_loops_and_experts_are_among_those_of_a_step(setting: Setting) -> None:
+    _, metrics = setting.step(setting.state, setting.batch, 0)
+    assert metrics["moe/dropped"] == 0
+    assert -1 <= metrics["loop/update_cosine"] <= 1
+    assert metrics["train/loss_loop"].shape == (setting.run.loop.num_loops,)
+    assert metrics["train/loss"] == pytest.approx(float(metrics["train/loss_loop"][-1]), rel=1e-5)

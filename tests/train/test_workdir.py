@@ -45,3 +45,15 @@ def test_a_folder_that_cannot_be_made_wants_permissions() -> None:
     refused = re.escape("workdir /proc/run cannot be written: ") + ".*; mend its permissions or give another$"
     with pytest.raises(UserError, match=refused), Workdir(Path("/proc/run")).locked():
         pass
+
+
+def test_a_resume_may_change_where_and_how_often_but_not_what(tiny_run: Callable[..., Run], tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "run")
+    (workdir.checkpoints / "2").mkdir(parents=True)
+    workdir.claim(tiny_run(), {})
+    workdir.check_ours(tiny_run(**{"log.every_steps": 7, "loop.remat": "none", "mesh.data": 2}))
+    refused = re.escape("holds a run with another config: optim.learning_rate=0.5 (stored: 0.01); give another")
+    with pytest.raises(UserError, match=refused):
+        workdir.check_ours(tiny_run(**{"log.every_steps": 7, "optim.learning_rate": 0.5}))
+    with pytest.raises(UserError, match="to train longer, give another --workdir and init_from="):
+        workdir.check_ours(tiny_run(num_steps=9))
