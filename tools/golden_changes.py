@@ -3,7 +3,7 @@
 python tools/golden_changes.py OFFICIAL tests/golden          needs torch and transformers 4.54.1
 
 OFFICIAL is a folder of packages with the authors' files: `ouro` (modeling_ouro.py, configuration_ouro.py), `raven`
-(raven_modeling_minimal.py, raven_config_minimal.py of seal-rg/recurrent-pretraining) and `parcae_lm`.
+(raven_modeling_minimal.py, raven_config_minimal.py of seal-rg/recurrent-pretraining), `parcae_lm` and `moeut`.
 
 An array's name is JSON: the keys that changed, the tensors that went (by the start of their names) and came (by shape).
 It holds the logits (S, V) of the first row of the fixture's tokens after the last loop.
@@ -13,7 +13,10 @@ import importlib
 import json
 import math
 import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
@@ -46,6 +49,10 @@ CHANGES: dict[str, list[Any]] = {
     "parcae_a": [
         {"norm_eps": 0.1}, {"logit_softcap": 2.0}, ({"prelude_norm": False}, ["transformer.ln_prelude."]),
         {"qk_norm": False}, {"mean_recurrence": 2}, ({"tie_embeddings": False}, [], {"lm_head.weight": [61, 32]}),
+    ],
+    "moeut_a": [
+        {"ff_k": 1}, {"att_k": 1}, {"rope_base": 500.0}, {"rotate_fraction": 1.0}, {"n_layers": 4, "n_repeats": 2},
+        ({"n_layers": 3, "group_size": 1}, ["transformer.layers.1."]),
     ],
     "mixtral_a": [*EXPERTS, {"sliding_window": 4}],
     "olmoe_a": [*EXPERTS, {"norm_topk_prob": True}, {"rope_scaling": LINEAR}],
@@ -129,6 +136,40 @@ def parcae(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict
     return model(io["input_ids"], return_logits=True, num_steps_pair=steps)["logits"]
 
 
+@dataclass
+class Chosen:
+    """In place of moeut/cvmm.py, whose kernel needs a GPU: what a token chose, and the weights that sum it up."""
+
+    experts: Any
+    reduction_weight: Any = None
+    sel_index: Any = 0
+    out_index: Any = 0
+
+    def clone(self) -> "Chosen":
+        return replace(self)
+
+
+def products(x: Any, chosen: Chosen, matrices: Any) -> Any:
+    """Every row with the matrix of its expert; rows stand for a token, or for each of its heads or experts."""
+    count = chosen.experts.shape[-1]
+    rows = x[..., None, :] if x.ndim == chosen.experts.ndim else x
+    rows = rows.repeat_interleave(count // rows.shape[-2], dim=-2)
+    y = (rows[..., None, :] @ matrices[chosen.experts.long()])[..., 0, :]
+    weight = chosen.reduction_weight
+    return y if weight is None else (y.view(*weight.shape, y.shape[-1]) * weight[..., None]).sum(-2)
+
+
+def moeut(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    stand_in: Any = ModuleType("moeut.cvmm")
+    stand_in.cvmm, stand_in.cvmm_prepare_sel2, stand_in.CVMMSel = products, Chosen, Chosen
+    sys.modules["moeut.cvmm"] = stand_in
+    code = importlib.import_module("moeut.moeut")
+    rotation = {key: config.pop(key) for key in ("rotate_fraction", "rope_base")}
+    sizes = {key: value for key, value in config.items() if key not in ("repo", "n_repeats")}
+    model = code.MoEUTLM(**sizes, attention=partial(code.SwitchHeadRope, **rotation))
+    return loaded(model, tensors)(io["input_ids"]).outputs
+
+
 def transformers(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
     library: Any = importlib.import_module("transformers")
     kind = config.pop("model_type")
@@ -138,7 +179,7 @@ def transformers(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io
 
 
 OFFICIAL: dict[str, Any] = {
-    "ouro": ouro, "huginn": huginn, "parcae": parcae, "mixtral": transformers, "olmoe": transformers,
+    "ouro": ouro, "huginn": huginn, "parcae": parcae, "moeut": moeut, "mixtral": transformers, "olmoe": transformers,
     "qwen3moe": transformers,
 }  # fmt: skip
 

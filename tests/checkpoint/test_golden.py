@@ -1,10 +1,10 @@
 """The engine with official weights gives the official numbers, made by the authors' code (tests/golden/*/README.md).
 
-Both are run in float32 against float32 at the tolerance named there, and in float64 at 1e-9.
+Both are run in float32 against float32 at the tolerance named there, and in float64 at 1e-9. Other variants of Ouro,
+Huginn and Parcae, in a folder that LOOPLM_GOLDEN names, are run too.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,33 +23,56 @@ from looplm.model.state_init import initial_state
 from looplm.objective import build_objective
 from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
+from tests.checkpoint.folders import GOLDEN, config_of, folders
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 HUGINN_DEPTHS = (1, 2, 4, 8, 16)
 
 
-def arrays(name):
-    return dict(np.load(GOLDEN / name / "io.npz"))
+def variants(system):
+    """A fixture that is the folder of every variant."""
+
+    @pytest.fixture(scope="module", params=folders(system), ids=lambda folder: folder.name, name=f"{system}_folder")
+    def folder(request):
+        return request.param
+
+    return folder
+
+
+ouro_folder, huginn_folder, parcae_folder = variants("ouro"), variants("huginn"), variants("parcae")
 
 
 @pytest.fixture(scope="module")
-def ouro():
-    return looplm.load(GOLDEN / "ouro_a")
+def ouro(ouro_folder):
+    return looplm.load(ouro_folder)
 
 
 @pytest.fixture(scope="module")
-def ouro_io():
-    return arrays("ouro_a")
+def ouro_io(ouro_folder):
+    return arrays(ouro_folder)
 
 
 @pytest.fixture(scope="module")
-def huginn():
-    return looplm.load(GOLDEN / "huginn_a")
+def huginn(huginn_folder):
+    return looplm.load(huginn_folder)
 
 
 @pytest.fixture(scope="module")
-def huginn_io():
-    return arrays("huginn_a")
+def huginn_io(huginn_folder):
+    return arrays(huginn_folder)
+
+
+@pytest.fixture(scope="module")
+def parcae(parcae_folder):
+    return looplm.load(parcae_folder)
+
+
+@pytest.fixture(scope="module")
+def parcae_io(parcae_folder):
+    return arrays(parcae_folder)
+
+
+def arrays(folder):
+    return dict(np.load(folder / "io.npz"))
 
 
 def assert_gradients(named, expected, relative):
@@ -83,11 +106,12 @@ def test_ouro_states_gates_exits_and_logits(ouro, ouro_io):
     np.testing.assert_allclose(out.hidden_RBSD, ouro_io["ut_hidden"], atol=3e-5)
     np.testing.assert_allclose(out.gate_logits_RBS, ouro_io["gate_logit"], atol=3e-5)
     np.testing.assert_allclose(jnp.moveaxis(out.exit_RBS, 0, -1), ouro_io["exit_pdf"], atol=3e-6)
-    for depth in range(1, 5):
+    last = ouro.loop.num_loops
+    for depth in range(1, last + 1):
         np.testing.assert_allclose(out.logits(depth), ouro_io["ut_logits"][depth - 1], atol=3e-5)
     np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits"], atol=3e-5)
     np.testing.assert_allclose(jax.nn.sigmoid(out.gate_logits_RBS), ouro_io["gate_prob"], atol=3e-6)
-    np.testing.assert_allclose(out.logits(4), ouro_io["last_step_logits"], atol=3e-5)
+    np.testing.assert_allclose(out.logits(last), ouro_io["last_step_logits"], atol=3e-5)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +119,15 @@ def test_ouro_states_gates_exits_and_logits(ouro, ouro_io):
     [*((q, f"threshold_logits_q{q}") for q in (0.3, 0.5, 0.7, 0.9)), (1.0, "default_logits"), (None, "default_logits")],
 )
 def test_ouro_logits_at_the_exits(ouro, ouro_io, threshold, name):
-    output, model = engine(ouro, ouro_io["input_ids"], 4, "last", exit_rule=threshold and f"gate:{threshold}")
+    output, model = engine(
+        ouro, ouro_io["input_ids"], ouro.loop.num_loops, "last", exit_rule=threshold and f"gate:{threshold}"
+    )
     np.testing.assert_allclose(model.logits(output.read[0]), ouro_io[name], atol=3e-5)
 
 
 def test_ouro_padding_on_the_left_is_another_document(ouro, ouro_io):
     mask_BS = ouro_io["leftpad_attention_mask"]
-    logits_BSV = ouro(ouro_io["input_ids"], segments=jnp.asarray(mask_BS)).logits(4)
+    logits_BSV = ouro(ouro_io["input_ids"], segments=jnp.asarray(mask_BS)).logits(ouro.loop.num_loops)
     real_BS = mask_BS == 1
     assert not real_BS.all()
     np.testing.assert_allclose(logits_BSV[real_BS], ouro_io["leftpad_logits"][real_BS], atol=3e-5)
@@ -109,7 +135,7 @@ def test_ouro_padding_on_the_left_is_another_document(ouro, ouro_io):
 
 def test_ouro_cross_entropy_and_entropy_of_every_token(ouro, ouro_io):
     """What stage I is made of; the last token has no label."""
-    output, model = engine(ouro, ouro_io["input_ids"], 4)
+    output, model = engine(ouro, ouro_io["input_ids"], ouro.loop.num_loops)
     score = scoring(model, shifted(jnp.asarray(ouro_io["input_ids"])))
     nll_RBS = jax.lax.map(score, output.read).nll_BS
     np.testing.assert_allclose(nll_RBS[:, :, :-1], ouro_io["stage1_ce"], atol=3e-5)
@@ -125,7 +151,7 @@ def test_ouro_exits_where_the_official_code_exits(ouro, ouro_io, threshold):
     np.testing.assert_array_equal(steps_BS, ouro_io[f"exit_step_q{threshold}"])
 
 
-def test_ouro_loss_on_expected_logits_and_its_gradients(ouro, ouro_io):
+def test_ouro_loss_on_expected_logits_and_its_gradients(ouro, ouro_io, ouro_folder):
     labels_BS = shifted(jnp.asarray(ouro_io["input_ids"]))
 
     def loss(params):
@@ -135,7 +161,7 @@ def test_ouro_loss_on_expected_logits_and_its_gradients(ouro, ouro_io):
 
     value, grads = jax.jit(jax.value_and_grad(loss))(ouro.params)
     np.testing.assert_allclose(value, ouro_io["loss_labels"], atol=3e-6)
-    assert_gradients(ouro.official_tensors(grads), load_file(GOLDEN / "ouro_a" / "grads.safetensors"), 1e-4)
+    assert_gradients(ouro.official_tensors(grads), load_file(ouro_folder / "grads.safetensors"), 1e-4)
 
 
 def test_ouro_stage_one_loss_and_gradient_norms(ouro, ouro_io):
@@ -176,9 +202,9 @@ def test_huginn_states_after_every_loop(huginn, huginn_io):
         np.testing.assert_allclose(normed_RBSD[depth - 1], huginn_io[f"latents_normed_steps{depth}"], atol=5e-5)
 
 
-def test_huginn_first_states_follow_the_official_law(huginn):
-    law = json.loads((GOLDEN / "huginn_a" / "sampler.json").read_text())["initial_state"]
-    like_BSD, config = jnp.zeros((1, 10_000, 32)), huginn.model.state_init
+def test_huginn_first_states_follow_the_official_law(huginn, huginn_folder):
+    law = json.loads((huginn_folder / "sampler.json").read_text())["initial_state"]
+    like_BSD, config = jnp.zeros((1, 10_000, huginn.model.dim)), huginn.model.state_init
     context = Context(
         jnp.arange(10_000)[None], jnp.zeros((1, 1, 1), bool), key=jax.random.key(0), sequence_B=jnp.arange(1)
     )
@@ -192,7 +218,7 @@ def test_huginn_first_states_follow_the_official_law(huginn):
 
 
 @pytest.mark.parametrize(("detached", "trained", "name"), [(0, 4, "full_0_4"), (3, 2, "trunc_3_2")])
-def test_huginn_losses_and_gradients(huginn, huginn_io, detached, trained, name):
+def test_huginn_losses_and_gradients(huginn, huginn_io, huginn_folder, detached, trained, name):
     loss, grads = huginn.loss_and_grads(
         huginn_io["input_ids"],
         huginn_io["labels"],
@@ -202,14 +228,15 @@ def test_huginn_losses_and_gradients(huginn, huginn_io, detached, trained, name)
         objective=FinalCrossEntropy(),
     )
     np.testing.assert_allclose(loss, huginn_io[f"loss_{name}"], atol=3e-6)
-    assert_gradients(huginn.official_tensors(grads), load_file(GOLDEN / "huginn_a" / f"grads_{name}.safetensors"), 1e-4)
+    assert_gradients(huginn.official_tensors(grads), load_file(huginn_folder / f"grads_{name}.safetensors"), 1e-4)
 
 
-def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
+def test_ouro_in_float64_agrees_to_nine_digits(ouro_folder, ouro_io):
     with jax.enable_x64(True):
-        out = looplm.load(GOLDEN / "ouro_a", dtype="float64")(ouro_io["input_ids"])
+        lm = looplm.load(ouro_folder, dtype="float64")
+        out = lm(ouro_io["input_ids"])
         np.testing.assert_allclose(out.hidden_RBSD, ouro_io["ut_hidden_f64"], atol=1e-9)
-        for depth in range(1, 5):
+        for depth in range(1, lm.loop.num_loops + 1):
             np.testing.assert_allclose(out.logits(depth), ouro_io["ut_logits_f64"][depth - 1], atol=1e-9)
         np.testing.assert_allclose(jnp.moveaxis(out.exit_RBS, 0, -1), ouro_io["exit_pdf_f64"], atol=1e-9)
         np.testing.assert_allclose(out.expected_logits(), ouro_io["expected_logits_f64"], atol=1e-9)
@@ -217,7 +244,11 @@ def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
         labels_BS1 = jnp.asarray(ouro_io["input_ids"])[:, 1:, None]
         loss = -jnp.mean(jnp.take_along_axis(logp_BSV, labels_BS1, axis=-1))
         np.testing.assert_allclose(loss, ouro_io["loss_labels_f64"], atol=1e-9)
-        huginn = looplm.load(GOLDEN / "huginn_a", dtype="float64")
+
+
+def test_huginn_in_float64_agrees_to_nine_digits(huginn_folder, huginn_io):
+    with jax.enable_x64(True):
+        huginn = looplm.load(huginn_folder, dtype="float64")
         state = huginn_io["init_state"].astype(np.float64)
         out = huginn(huginn_io["input_ids"], num_loops=16, initial_state=state)
         for depth in HUGINN_DEPTHS:
@@ -228,23 +259,13 @@ def test_float64_agrees_to_nine_digits(ouro_io, huginn_io):
         np.testing.assert_allclose(loss, huginn_io["loss_full_0_4_f64"], atol=1e-9)
 
 
-def test_weights_go_back_to_their_official_names(ouro, huginn, parcae):
-    for lm, name in ((ouro, "ouro_a"), (huginn, "huginn_a"), (parcae, "parcae_a")):
-        stored = load_file(GOLDEN / name / "model.safetensors")
-        named = lm.official_tensors(lm.params)
-        assert set(named) == set(stored) - {"freqs_cis"}
-        for tensor, value in named.items():
-            np.testing.assert_array_equal(value, stored[tensor], err_msg=tensor)
-
-
-@pytest.fixture(scope="module")
-def parcae():
-    return looplm.load(GOLDEN / "parcae_a")
-
-
-@pytest.fixture(scope="module")
-def parcae_io():
-    return arrays("parcae_a")
+@pytest.mark.parametrize("folder", folders("ouro", "huginn", "parcae"), ids=lambda folder: folder.name)
+def test_weights_go_back_to_their_official_names(folder):
+    lm, stored = looplm.load(folder), load_file(folder / "model.safetensors")
+    named = lm.official_tensors(lm.params)
+    assert set(named) == set(stored) - {"freqs_cis"} - ({"lm_head.weight"} if lm.model.tie_embeddings else set())
+    for tensor, value in named.items():
+        np.testing.assert_array_equal(value, stored[tensor], err_msg=tensor)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 8])
@@ -273,23 +294,21 @@ def parcae_loss(lm, io, dtype):
     return loss
 
 
-def test_parcae_loss_and_gradients_with_a_depth_for_every_sequence(parcae, parcae_io):
+def test_parcae_loss_and_gradients_with_a_depth_for_every_sequence(parcae, parcae_io, parcae_folder):
     loss, grads = jax.jit(jax.value_and_grad(parcae_loss(parcae, parcae_io, jnp.float32)))(parcae.params)
     np.testing.assert_allclose(loss, parcae_io["loss_sequences"], atol=3e-6)
-    assert_gradients(
-        parcae.official_tensors(grads), load_file(GOLDEN / "parcae_a" / "grads_sequences.safetensors"), 1e-4
-    )
+    assert_gradients(parcae.official_tensors(grads), load_file(parcae_folder / "grads_sequences.safetensors"), 1e-4)
 
 
-def test_parcae_in_float64_agrees_to_nine_digits(parcae_io):
+def test_parcae_in_float64_agrees_to_nine_digits(parcae_folder, parcae_io):
     with jax.enable_x64(True):
-        lm = looplm.load(GOLDEN / "parcae_a", dtype="float64")
+        lm = looplm.load(parcae_folder, dtype="float64")
         for depth in (1, 4, 8):
             out = lm(parcae_io["input_ids"], num_loops=depth, initial_state=parcae_io["init_state"].astype(float))
             np.testing.assert_allclose(out.logits(depth), parcae_io[f"logits_steps{depth}_f64"], atol=1e-9)
         loss, grads = jax.jit(jax.value_and_grad(parcae_loss(lm, parcae_io, jnp.float64)))(lm.params)
         np.testing.assert_allclose(loss, parcae_io["loss_sequences_f64"], atol=1e-9)
-        stored = load_file(GOLDEN / "parcae_a" / "grads_sequences.safetensors")  # rounded to float32
+        stored = load_file(parcae_folder / "grads_sequences.safetensors")  # rounded to float32
         assert_gradients(lm.official_tensors(grads), stored, 1e-7)
 
 
@@ -298,7 +317,7 @@ def test_parcae_in_float64_agrees_to_nine_digits(parcae_io):
     [({"injection_type": "linear"}, "injection_type='linear'"), ({"n_layers_in_coda": 3}, "n_layers_in_coda=3")],
 )
 def test_a_parcae_of_another_kind_is_refused(tmp_path, change, culprit):
-    config = json.loads((GOLDEN / "parcae_a" / "config.json").read_text())
+    config = config_of(GOLDEN / "parcae_a")
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=culprit):
         looplm.load(tmp_path)

@@ -305,3 +305,13 @@ def test_an_official_model_is_refused_by_the_headers_of_its_files(tiny_run, tmp_
         save_file(tensors | changed, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=reason):
             check_source(tmp_path, program, None)
+
+
+def test_an_unknown_key_of_an_official_model_may_be_allowed(tiny_run, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "ouro_a"
+    shutil.copy(golden / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((golden / "config.json").read_text()) | {"trick": 1}))
+    model = {f"model.{key}": value for key, value in HFFolder(golden).model().model_dump().items()}
+    with pytest.raises(UserError, match=r"unknown key trick, .*--allow-key trick"):
+        check_source(tmp_path, Program(tiny_run(**model), build_mesh(Mesh())), None)
+    check_source(tmp_path, Program(tiny_run(**model, init_allow_keys=("trick",)), build_mesh(Mesh())), None)
