@@ -16,6 +16,8 @@ from looplm.errors import UserError
 
 IGNORED = -100
 """Label of a position that is not scored."""
+PADDING = 0
+"""Segment of a position that holds no token."""
 
 
 class Windows(Protocol):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from looplm.data.window import PADDING
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -51,6 +52,7 @@ class Scorer:
             self_mask(self.lm.config, batch["segments"]),
             key=jax.random.key(0),
             sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
+            counted_BS=batch["segments"] != PADDING,
         )
         forward = Forward(model, batch["tokens"], context, Depth(self.num_loops), self._dtype)
         output = forward("all", scoring(model, batch["labels"]))

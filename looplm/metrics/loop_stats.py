@@ -20,24 +20,32 @@ class LoopStatistics(NamedTuple):
     """Mean cosine between the states of different tokens of a sequence; at 1 all tokens are alike: a collapse."""
 
 
-def loop_statistics(state_BSD: jax.Array, before_BSD: jax.Array, earlier_BSD: jax.Array) -> LoopStatistics:
-    """Compares a loop's state with the one before it, and that with the one before. Float32, without gradient."""
+def loop_statistics(
+    state_BSD: jax.Array, before_BSD: jax.Array, earlier_BSD: jax.Array, *, counted_BS: jax.Array | None = None
+) -> LoopStatistics:
+    """Compares a loop's state with the one before it, and that with the one before. Float32, without gradient.
+
+    counted_BS: True where a token is none of the padding; None where all are tokens.
+    """
     states = jax.lax.stop_gradient((state_BSD, before_BSD, earlier_BSD))
     state_BSD, before_BSD, earlier_BSD = (x.astype(jnp.float32) for x in states)
     update_BSD, last_update_BSD = state_BSD - before_BSD, before_BSD - earlier_BSD
-    length, tiny = state_BSD.shape[1], 1e-30
+    tiny = 1e-30
     squared_BS, changed_BS, last_changed_BS = (
         jnp.sum(jnp.square(x), axis=-1) for x in (state_BSD, update_BSD, last_update_BSD)
     )
     inverse_norms_BS = jax.lax.rsqrt(changed_BS + tiny) * jax.lax.rsqrt(last_changed_BS + tiny)
     direction_BSD = state_BSD * jax.lax.rsqrt(squared_BS + tiny)[:, :, None]
+    counted_BS = jnp.ones_like(squared_BS, bool) if counted_BS is None else counted_BS
+    tokens_B = jnp.sum(counted_BS, axis=1, dtype=jnp.float32)
     # The squared norm of a sum of unit vectors counts every pair twice and every vector once.
-    pairs_B = jnp.sum(jnp.square(jnp.sum(direction_BSD, axis=1)), axis=-1) - length
+    sum_BD = jnp.sum(jnp.where(counted_BS[:, :, None], direction_BSD, 0), axis=1)
+    pairs_B = jnp.sum(jnp.square(sum_BD), axis=-1) - tokens_B
     return LoopStatistics(
         jnp.sqrt(squared_BS / state_BSD.shape[-1]),
         jnp.sqrt(changed_BS / (squared_BS + tiny)),
         jnp.sum(update_BSD * last_update_BSD, axis=-1) * inverse_norms_BS,
-        pairs_B / max(length * (length - 1), 1),
+        pairs_B / jnp.maximum(tokens_B * (tokens_B - 1), 1),
     )
 
 

@@ -133,10 +133,9 @@ class Attention(nnx.Module):
         if output_choice is not None and self.mixture and context.reporting.routing:
             choices = [choice for choice in (value_choice, output_choice) if choice is not None]
             routing = routing_of(
-                choices,
-                with_softmax=self.mixture.entropy_weight > 0,
-                with_logits=context.reporting.router_logits,
-            )
+                choices, context.counted_BS,
+                with_softmax=self.mixture.entropy_weight > 0, with_logits=context.reporting.router_logits,
+            )  # fmt: skip
         return self.output(out_BSNH, output_choice), cache, routing
 
 

@@ -27,6 +27,9 @@ class Context:
     """Random key of the step, for what is drawn."""
     sequence_B: jax.Array | None = None
     """Index of every sequence in the global batch: what is drawn for it does not depend on how the batch is split."""
+    counted_BS: jax.Array | None = None
+    """True for tokens, False for padding: that uses no expert, and no sum or statistic counts it. None where all are
+    tokens."""
     reporting: Reporting = NO_REPORT
     """What layers say beside their output."""
     loop: Loop = field(default_factory=once)

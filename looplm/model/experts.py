@@ -11,13 +11,13 @@ gradients stay partial sums like all others; over `expert` there is nothing to r
   back.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from looplm.config import schema
@@ -73,6 +73,7 @@ class Experts(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (out (B, S, D), dropped choices of every sequence (B,) int32).
 
+        ids_BSk: num_experts for padding, which is sent nowhere and gets 0.
         with_capacity: whether a capacity, if the config has one, limits the choices of an expert.
         """
         capacity_factor = self.moe.capacity_factor if with_capacity else None
@@ -141,13 +142,18 @@ class Experts(nnx.Module):
         x_BSD, ids_BSk, weights_BSk = tokens
         (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
         parts, cuts = num_shards(EXPERT), num_shards(CONTEXT)
-        C = math.ceil(capacity_factor * S * cuts * k / E)
-        taken_BE = jnp.zeros_like(ids_BSk, shape=(B, E))
+        limit_n = np.ceil(capacity_factor * np.arange(S * cuts + 1) * k / E).astype(np.int32)  # of n tokens
+        C = int(limit_n[-1])
+        chosen_BE = jnp.sum(ids_BSk[..., None] == jnp.arange(E), axis=(1, 2), dtype=jnp.int32)
+        taken_BE = jnp.zeros_like(chosen_BE)
         if cuts > 1:
-            ours_BE = jnp.sum(ids_BSk[..., None] == jnp.arange(E), axis=(1, 2), dtype=jnp.int32)
-            all_cBE = jax.lax.all_gather(ours_BE, CONTEXT)
+            all_cBE = jax.lax.all_gather(chosen_BE, CONTEXT)
             earlier_c = jnp.arange(cuts) < jax.lax.axis_index(CONTEXT)
             taken_BE = jnp.sum(jnp.where(earlier_c[:, None, None], all_cBE, 0), axis=0)
+            chosen_BE = jnp.sum(all_cBE, axis=0)
+        # A padded sequence has as few places as if it ended at its last token: the others count as taken.
+        tokens_B1 = jnp.sum(chosen_BE, axis=1, keepdims=True) // k
+        taken_BE += C - jnp.asarray(limit_n)[tokens_B1]
         choice_BM, places_BSk = jax.vmap(lambda ids, taken: limited_places(ids, E, C, taken))(ids_BSk, taken_BE)
         token_BM = choice_BM // k
 
@@ -167,7 +173,7 @@ class Experts(nnx.Module):
         weights_BM1 = jax.vmap(spread)(weights_BSk.reshape(B, S * k, 1), choice_BM, places_BSk.reshape(B, S * k, 1))
         product = partial(jnp.einsum, "EMD,EDF->EMF")
         y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), kernels)
-        dropped_B = jnp.sum(places_BSk == E * C, axis=(1, 2), dtype=jnp.int32)
+        dropped_B = jnp.sum((places_BSk == E * C) & (ids_BSk < E), axis=(1, 2), dtype=jnp.int32)
         return jax.vmap(collect)(home(y_EMD), token_BM, places_BSk), dropped_B
 
     def _expert(

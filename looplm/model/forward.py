@@ -98,10 +98,13 @@ class Forward:
         return Output(
             made, last.state, last.halt, gate_logits_RBS, depth, read_RB,
             {place: report for place, report in reports.items() if not report.empty},
-            statistics_of(read(last.state), last.trail), Cache(entered.cache, last.cache, coda_cache),
+            statistics_of(read(last.state), last.trail, context.counted_BS),
+            Cache(entered.cache, last.cache, coda_cache),
         )  # fmt: skip
 
 
-def statistics_of(h_BSD: jax.Array, trail: tuple[jax.Array, ...]) -> LoopStatistics | None:
+def statistics_of(
+    h_BSD: jax.Array, trail: tuple[jax.Array, ...], counted_BS: jax.Array | None
+) -> LoopStatistics | None:
     """Measures what the last loop did to the state, if what was read before it is there."""
-    return loop_statistics(*map(gather_sequence, (h_BSD, *trail))) if trail else None
+    return loop_statistics(*map(gather_sequence, (h_BSD, *trail)), counted_BS=counted_BS) if trail else None

@@ -15,7 +15,7 @@ from looplm.config.schema import MixtureAttention, Model
 from looplm.model.init import initializers, of_each
 from looplm.model.layers import Linear, parameter
 from looplm.model.router import best
-from looplm.model.routing import Routing, summed
+from looplm.model.routing import Routing, summed, unless_padding
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import lay_out, use
 from looplm.sharding.rules import activation_spec
@@ -92,7 +92,9 @@ def share_of(mixture: MixtureAttention) -> tuple[int, int]:
     return mixture.experts_per_token, mixture.num_experts
 
 
-def routing_of(choices: Sequence[Choice], *, with_softmax: bool, with_logits: bool) -> Routing:
+def routing_of(
+    choices: Sequence[Choice], counted_BS: jax.Array | None, *, with_softmax: bool, with_logits: bool
+) -> Routing:
     """The sums over the experts of all projections, one after the other."""
 
     def together(arrays_BSGE: Iterable[jax.Array]) -> jax.Array:
@@ -104,9 +106,10 @@ def routing_of(choices: Sequence[Choice], *, with_softmax: bool, with_logits: bo
     logits_BSGE = together(choice.logits_BSGE for choice in choices)
     num_groups, num_experts = logits_BSGE.shape[2:]
     ids_BSGk = together(choice.ids_BSGk for choice in choices) + num_experts * jnp.arange(num_groups)[:, None]
+    ids_BSk = unless_padding(flat(ids_BSGk), counted_BS, num_groups * num_experts)
     scores_BSGE = together(choice.scores_BSGE for choice in choices)
     none_B = jnp.sum(0 * ids_BSGk, axis=(1, 2, 3), dtype=jnp.int32)
     return summed(
-        flat(logits_BSGE), flat(scores_BSGE), flat(ids_BSGk), none_B,
+        flat(logits_BSGE), flat(scores_BSGE), ids_BSk, none_B,
         num_groups=num_groups, with_softmax=with_softmax, with_logits=with_logits,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from looplm.model.context import Context
 from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.router import Router
-from looplm.model.routing import Routing, summed
+from looplm.model.routing import Routing, summed, unless_padding
 from looplm.sharding.collective import lay_out
 
 
@@ -27,6 +27,7 @@ class MoE(nnx.Module):
         routed_BSD: what the router reads, x but for the norm; in the layout of the residual stream.
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop.number_B)
+        ids_BSk = unless_padding(ids_BSk, context.counted_BS, self.moe.num_experts)
         whole = (lay_out(choice, "batch", "sequence", "routes") for choice in (ids_BSk, weights_BSk))
         out_BSD, dropped_B = self.experts(x_BSD, *whole, with_capacity=context.with_capacity)
         if self.shared is not None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import MixtureAttention, Model
+from looplm.sharding.collective import lay_out
 
 WORD = 32
 """Experts a word of a set."""
@@ -32,7 +33,7 @@ class Routing:
     dropped_B: jax.Array
     """Choices that the capacity left no place for."""
     experts_BSW: jax.Array
-    """The set of every token's experts: bit e % 32 of word e // 32; uint32."""
+    """The set of every token's experts: bit e % 32 of word e // 32; uint32. Empty for padding."""
     logits_BSE: jax.Array | None = None
     """The router's logits; None unless asked for."""
 
@@ -49,6 +50,7 @@ def summed(
 ) -> Routing:
     """The sums of a visit.
 
+    ids_BSk: see `unless_padding`; what chooses no expert is not counted.
     num_groups: of experts of the same number, of which each is normalised for itself.
     """
     num_experts = logits_BSE.shape[-1]
@@ -57,19 +59,31 @@ def summed(
     def of_groups(x_BSE: jax.Array) -> jax.Array:
         return x_BSE.reshape(*x_BSE.shape[:2], num_groups, -1)
 
+    counted_BS11 = ids_BSk[..., :1, None] < num_experts
+
     def all_experts(x_BSGE: jax.Array) -> jax.Array:
-        return jnp.sum(x_BSGE, axis=1).reshape(x_BSGE.shape[0], -1)
+        return jnp.sum(jnp.where(counted_BS11, x_BSGE, 0), axis=1).reshape(x_BSGE.shape[0], -1)
 
     logits_BSGE, scores_BSGE = of_groups(logits_BSE), of_groups(scores_BSE)
     return Routing(
         load_BE=jnp.sum(chosen_BSkE, axis=(1, 2), dtype=logits_BSE.dtype),
         score_BE=all_experts(scores_BSGE / jnp.sum(scores_BSGE, axis=-1, keepdims=True)),
         softmax_BE=all_experts(jax.nn.softmax(logits_BSGE)) if with_softmax else None,
-        z_B=jnp.sum(jnp.square(jax.nn.logsumexp(logits_BSGE, axis=-1)), axis=(1, 2)),
+        z_B=jnp.sum(
+            jnp.where(counted_BS11[..., 0], jnp.square(jax.nn.logsumexp(logits_BSGE, axis=-1)), 0), axis=(1, 2)
+        ),
         dropped_B=dropped_B,
         experts_BSW=_sets(ids_BSk, num_experts),
         logits_BSE=logits_BSE if with_logits else None,
     )
+
+
+def unless_padding(ids_BSk: jax.Array, counted_BS: jax.Array | None, num_experts: int) -> jax.Array:
+    """The ids of the chosen experts, in the layout of the residual stream; `num_experts`, which is none of them, for
+    padding. counted_BS: see `Context`."""
+    if counted_BS is None:
+        return ids_BSk
+    return jnp.where(lay_out(counted_BS, "batch", "residual")[..., None], ids_BSk, num_experts)
 
 
 def num_head_groups(config: Model, mixture: MixtureAttention) -> tuple[int, int]:
@@ -89,5 +103,5 @@ def kept_choices(experts_TBLSW: jax.Array) -> jax.Array:
 def _sets(ids_BSk: jax.Array, num_experts: int) -> jax.Array:
     words_W = jnp.arange(-(-num_experts // WORD))
     bit_BSk1 = jnp.left_shift(jnp.uint32(1), (ids_BSk % WORD).astype(jnp.uint32))[..., None]
-    in_word_BSkW = (ids_BSk // WORD)[..., None] == words_W
+    in_word_BSkW = ((ids_BSk // WORD)[..., None] == words_W) & (ids_BSk < num_experts)[..., None]
     return jnp.sum(jnp.where(in_word_BSkW, bit_BSk1, 0), axis=2, dtype=jnp.uint32)

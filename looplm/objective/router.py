@@ -5,7 +5,7 @@
     z           mean of logsumexp(logits)^2                                              (arXiv 2202.08906)
 
 Means over the visits of a section (layers and loops; the entropy is summed over layers); each sequence counts as often
-as it has scored tokens, so that the weights stand beside a mean loss per token.
+as it has scored tokens, so that the weights stand beside a mean loss per token. Padding is no token.
 """
 
 from typing import NamedTuple
@@ -37,16 +37,17 @@ def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
     for place, report in output.reports.items():
         routing, heads = report.experts, report.heads
         if heads is not None:
-            total += _entropy(_head_weights(model), heads, _ran(output, place, heads), scored_B)
+            weights_E, choices = _heads(model)
+            total += _entropy(weights_E, heads, choices, _ran(output, place, heads), scored_B)
         if routing is None:
             continue
         moe = model.feed_forward_of(place)
         assert isinstance(moe, MoE)
         ran_TB = _ran(output, place, routing)
         total += _auxiliary(moe, routing, ran_TB, scored_B)
-        total += _entropy(moe.balance.entropy_weight, routing, ran_TB, scored_B)
+        total += _entropy(moe.balance.entropy_weight, routing, moe.experts_per_token, ran_TB, scored_B)
         if weight := moe.balance.z_loss_weight:
-            z_TB = jnp.mean(routing.z_B, axis=2) / _tokens(routing)
+            z_TB = jnp.mean(routing.z_B, axis=2) / jnp.maximum(_tokens_TB(routing, moe.experts_per_token), 1)
             total += weight * jnp.sum(_mean(z_TB, ran_TB) * scored_B)
     return total
 
@@ -88,38 +89,44 @@ def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Arra
     balance = moe.balance
     if not balance.auxiliary_weight:
         return jnp.zeros((), jnp.float32)
-    load, score = (x / _tokens(routing) for x in (jax.lax.stop_gradient(routing.load_BE), routing.score_BE))
+    tokens_TB = _tokens_TB(routing, moe.experts_per_token)
+    sums = jax.lax.stop_gradient(routing.load_BE), routing.score_BE
+    load, score = (x / jnp.maximum(tokens_TB, 1)[:, :, None, None] for x in sums)
+    counted_TB = jnp.where(ran_TB, tokens_TB, 0)
     match balance.auxiliary_over:
         case "sequence":
             loss_B = _mean(jnp.mean(moe.num_experts * jnp.sum(load * score, axis=-1), axis=2), ran_TB)
         case "batch":
-            share_TB = ran_TB / jnp.maximum(jnp.sum(ran_TB, axis=1, keepdims=True), 1)
+            share_TB = counted_TB / jnp.maximum(jnp.sum(counted_TB, axis=1, keepdims=True), 1)
             f_TLE, P_TLE = (jnp.sum(share_TB[:, :, None, None] * x, axis=1) for x in (load, score))
             loss_TL = moe.num_experts * jnp.sum(f_TLE * P_TLE, axis=-1)
             some_T = jnp.any(ran_TB, axis=1)
             loss_B = jnp.sum(jnp.where(some_T, jnp.mean(loss_TL, axis=1), 0)) / jnp.maximum(jnp.sum(some_T), 1)
         case "model":
-            share_TB = ran_TB / jnp.maximum(jnp.sum(ran_TB), 1)
+            share_TB = counted_TB / jnp.maximum(jnp.sum(counted_TB), 1)
             f_E, P_E = (jnp.sum(jnp.mean(share_TB[:, :, None, None] * x, axis=2), axis=(0, 1)) for x in (load, score))
             loss_B = moe.num_experts * jnp.sum(f_E * P_E)
     return balance.auxiliary_weight * jnp.sum(loss_B * scored_B)
 
 
-def _head_weights(model: Model) -> np.ndarray:
-    """(E,), of the experts of both projections: the entropy is a mean over the heads of each."""
+def _heads(model: Model) -> tuple[np.ndarray, int]:
+    """The weight of the experts of both projections, (E,): the entropy is a mean over the heads of each. And how many
+    experts a token chooses in all."""
     mixture = model.attention
     assert isinstance(mixture, MixtureAttention)
     groups = num_head_groups(model, mixture)
-    return mixture.entropy_weight * np.concatenate(
-        [np.full(heads * mixture.num_experts, 1 / max(heads, 1), np.float32) for heads in groups]
-    )
+    weights = [np.full(heads * mixture.num_experts, 1 / max(heads, 1), np.float32) for heads in groups]
+    return mixture.entropy_weight * np.concatenate(weights), sum(groups) * mixture.experts_per_token
 
 
-def _entropy(weight: float | np.ndarray, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:
-    """weight: of all experts, or of each."""
+def _entropy(
+    weight: float | np.ndarray, routing: Routing, choices: int, ran_TB: jax.Array, scored_B: jax.Array
+) -> jax.Array:
+    """weight: of all experts, or of each. choices: of a token."""
     if routing.softmax_BE is None:
         return jnp.zeros((), jnp.float32)
-    mean_BLE = _mean(routing.softmax_BE / _tokens(routing), ran_TB)
+    tokens_TB = jnp.maximum(_tokens_TB(routing, choices), 1)
+    mean_BLE = _mean(routing.softmax_BE / tokens_TB[:, :, None, None], ran_TB)
     # 0 log 0 = 0: an expert far below the others has a probability that float32 rounds to 0.
     least = jnp.finfo(mean_BLE.dtype).tiny
     negative_entropy_BL = jnp.sum(weight * mean_BLE * jnp.log(jnp.maximum(mean_BLE, least)), axis=-1)
@@ -142,6 +149,6 @@ def _mean(x_TB: jax.Array, ran_TB: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(ran, x_TB, 0), axis=0) / jnp.maximum(jnp.sum(ran, axis=0), 1)
 
 
-def _tokens(routing: Routing) -> int:
-    """Of a sequence."""
-    return routing.experts_BSW.shape[-2]
+def _tokens_TB(routing: Routing, choices: int) -> jax.Array:
+    """How many tokens of every sequence were counted in a visit. choices: of a token."""
+    return jnp.sum(jax.lax.stop_gradient(routing.load_BE[:, :, 0]), axis=-1) / choices

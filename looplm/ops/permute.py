@@ -68,7 +68,8 @@ def limited_places(
     """`capacity` places for every group, earlier tokens first: (choice_M, places_nk), M = num_groups * capacity.
 
     Args:
-        taken_E: how many places of a group are taken by tokens that are elsewhere.
+        group_nk: num_groups for a choice that wants no place.
+        taken_E: how many places of a group are not to be had.
 
     Returns:
         choice_M: as of `sorted_places`; n k where a place stays empty.

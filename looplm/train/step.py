@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from looplm.config.schema import Run
+from looplm.data.window import PADDING
 from looplm.metrics.loop_stats import scored_sums
 from looplm.metrics.routers import KEPT, LOAD
 from looplm.model.context import Context
@@ -50,6 +51,7 @@ def build_loss(
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
             sequence_B=micro_batch["sequence"],
+            counted_BS=micro_batch["segments"] != PADDING,
             reporting=Reporting(routing=True),
             with_capacity=True,
         )

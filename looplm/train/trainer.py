@@ -24,6 +24,7 @@ from looplm.config.schema import Run
 from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
+from looplm.data.window import PADDING
 from looplm.distributed import wait_for_all
 from looplm.errors import Preempted, StoppedItself
 from looplm.hardware import find as find_device
@@ -307,7 +308,7 @@ class Trainer:
         batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
         data = self.mixture.progress(self.num_batches(step))
         if self.mixture.padding:
-            data["data/padding"] = float(np.mean(rows["segments"] == 0))
+            data["data/padding"] = float(np.mean(rows["segments"] == PADDING))
         return Placed(batch, depth, drawn, data)
 
     def take(self, upcoming: Future[Placed], running: Dispatched | None) -> Placed:

@@ -27,6 +27,17 @@ def test_statistics_equal_their_definitions():
         np.testing.assert_allclose(result.token_correlation_B[b], np.mean(pairs), atol=1e-5)
 
 
+def test_tokens_are_alike_or_not_whatever_the_padding_is():
+    states = np.array(jax.random.normal(jax.random.key(0), (3, 2, 7, 6)))
+    states[..., 2, :] = states[..., 5:, :] = 1e3
+    counted_S = np.array([True, True, False, True, True, False, False])
+    found = loop_statistics(*states, counted_BS=np.array([counted_S, ~counted_S]))
+    for b, real in enumerate((counted_S, ~counted_S)):
+        alone = loop_statistics(*states[:, b : b + 1, real])
+        np.testing.assert_allclose(found.token_correlation_B[b], alone.token_correlation_B[0], rtol=1e-5)
+        np.testing.assert_allclose(found.residual_rel_BS[b, real], alone.residual_rel_BS[0], rtol=1e-5)
+
+
 def test_equal_tokens_are_a_collapse():
     state_BSD = np.ones((1, 5, 3), np.float32)
     np.testing.assert_allclose(loop_statistics(2 * state_BSD, state_BSD, state_BSD).token_correlation_B, 1.0, rtol=1e-5)

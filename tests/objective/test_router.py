@@ -16,7 +16,7 @@ from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
 from looplm.model.output import Output
 from looplm.model.report import Report, Reporting
-from looplm.model.routing import summed
+from looplm.model.routing import summed, unless_padding
 from looplm.objective.router import router_loss, router_sums
 from looplm.ops.attention import self_mask
 
@@ -32,14 +32,14 @@ def model(balance, **fields):
     return Model(vocab_size=8, dim=8, num_heads=2, hidden_dim=8, block_layers=L, feed_forward=moe)
 
 
-def output(config, logits_RBLSE, ran_RB=RAN):
+def output(config, logits_RBLSE, ran_RB=RAN, counted_BS=None):
     """As the driver gives it, from the router's logits alone."""
     moe = config.feed_forward
     k = moe.experts_per_token
 
     def visit(logits_BSE):
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
-        ids_BSk = jax.lax.top_k(scores_BSE, k)[1]
+        ids_BSk = unless_padding(jax.lax.top_k(scores_BSE, k)[1], counted_BS, moe.num_experts)
         return summed(
             logits_BSE, scores_BSE, ids_BSk, jnp.zeros(len(ids_BSk), jnp.int32),
             with_softmax=moe.balance.entropy_weight > 0, with_logits=False,
@@ -92,6 +92,30 @@ def test_the_balance_loss_over_a_batch_and_over_the_model(logits_RBLSE):
     f, P = (np.mean([one[x] for one in every], axis=0) for x in (0, 1))
     found = router_loss(pooled, output(pooled, logits_RBLSE), SCORED_B)
     assert found == pytest.approx(0.1 * E * np.dot(f, P) * SCORED_B.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("over", ["sequence", "batch", "model"])
+def test_padding_is_no_token(logits_RBLSE, over):
+    """Sequences of 3 and of 4 tokens of 5 places; over a batch or the model every token counts alike."""
+    config = model(Balance(auxiliary_weight=0.1, auxiliary_over=over))
+    counted_BS = np.array([[True, False, True, True, False], [False, True, True, True, True]])
+
+    def tokens(r, i, rows):
+        return np.concatenate([logits_RBLSE[r, b, i, counted_BS[b]] for b in rows if RAN[r, b]])
+
+    loops = {b: [r for r in range(R) if RAN[r, b]] for b in range(B)}
+    if over == "sequence":
+        visits = [[E * np.dot(*shares(tokens(r, i, [b]))) for r in loops[b] for i in range(L)] for b in range(B)]
+        expected = sum(np.mean(visits[b]) * SCORED_B[b] for b in range(B))
+    elif over == "batch":
+        expected = (
+            np.mean([E * np.dot(*shares(tokens(r, i, range(B)))) for r in range(R) for i in range(L)]) * SCORED_B.sum()
+        )
+    else:
+        every = [tokens(r, i, range(B)) for r in range(R) for i in range(L)]
+        expected = E * np.dot(*shares(np.concatenate(every))) * SCORED_B.sum()
+    found = router_loss(config, output(config, logits_RBLSE, counted_BS=counted_BS), SCORED_B)
+    assert found == pytest.approx(0.1 * expected, rel=1e-5)
 
 
 def test_the_z_loss(logits_RBLSE):

@@ -30,7 +30,7 @@ def batch():
     stream_BS = np.random.default_rng(0).integers(0, 40, (8, 13), dtype=np.int32)
     zeros_BS = np.zeros((8, 12), np.int32)
     return {
-        "tokens": stream_BS[:, :-1], "labels": stream_BS[:, 1:], "segments": zeros_BS,
+        "tokens": stream_BS[:, :-1], "labels": stream_BS[:, 1:], "segments": zeros_BS + 1,
         "positions": zeros_BS + np.arange(12, dtype=np.int32), "sequence": np.arange(8, dtype=np.int32),
     }  # fmt: skip
 
