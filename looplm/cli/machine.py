@@ -21,8 +21,9 @@ def compile_command(
     """Memory, FLOPs, collectives and least time of the real training step on machines that are not there."""
     from looplm.config.load import given, load_config
 
+    # Before jax is imported, which a config file with parts of its own does: no device of this machine is taken.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     run = load_config(config, set or ())
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: no device of this machine is taken
     from looplm.compile.command import compile_run
 
     for line in compile_run(run, topology, given=given(set or ()), as_json=json):

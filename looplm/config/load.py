@@ -19,6 +19,8 @@ from looplm.config.check import check
 from looplm.config.file import ConfigFile, Configs, choose, configs_among, find_config
 from looplm.config.file import shipped_configs as shipped_configs  # noqa: PLC0414
 from looplm.config.schema import Run, Section
+from looplm.config.schema.importing import importable, module_name
+from looplm.config.schema.own import NOT_FOUND, Own, subclasses
 from looplm.errors import UserError
 from looplm.masking import mask_tree
 
@@ -35,8 +37,8 @@ def load_config(given: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def configs_in(path: Path) -> Configs:
-    """Runs the file and returns the functions of its configs by name, in its order."""
-    return configs_among(runpy.run_path(str(path)))
+    """Runs the file, under the name by which it can be imported, and returns its configs by name, in its order."""
+    return configs_among(runpy.run_path(str(path), run_name=module_name(path)))
 
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
@@ -63,7 +65,9 @@ def from_json(path: Path) -> Run:
     try:
         return Run.model_validate(json.loads(path.read_text()))
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, Run)}; restore it from the checkpoint's copy") from error
+        complete = any(fault["type"] == NOT_FOUND for fault in error.errors())
+        remedy = "" if complete else "; restore it from the checkpoint's copy"
+        raise UserError(f"{path}: {_explain(error, Run)}{remedy}") from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; is {path.parent} a run directory of `looplm train`?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -103,8 +107,9 @@ def _call(file: ConfigFile) -> Run:
     """Runs the file and its function; whatever they raise is the user's mistake."""
     path = file.path
     try:
-        function = choose(file, configs_in(path))
-        run = function()
+        with importable(path.parent):
+            function = choose(file, configs_in(path))
+            run = function()
     except UserError:
         raise
     except ValidationError as error:
@@ -187,7 +192,9 @@ def _variants(cls: type[BaseModel] | None, name: str, inside: type | None = None
             found += [form for argument in get_args(annotation) for form in _forms(argument)]
         elif inside is None:
             found.append(annotation)
-    return [form for form in found if isinstance(form, type) and issubclass(form, Section)]
+    sections = [form for form in found if isinstance(form, type) and issubclass(form, Section)]
+    # A base of users' parts stands for those that there are.
+    return [kind for form in sections for kind in (subclasses(form) if issubclass(form, Own) else [form])]
 
 
 def _takes_text(cls: type[BaseModel] | None, name: str) -> bool:
@@ -242,6 +249,8 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
             section = _variants(cls, name)[0] if name in cls.model_fields else root
             fields = ", ".join(section.model_fields)
             lines.append(f"{_join(prefix, name)}={fault['input']!r} is a section and no value; it has {fields}")
+        elif fault["type"] == NOT_FOUND:
+            lines.append(f"{_join(prefix, name)}: {fault['msg']}")
         else:
             value = f"={fault['input']!r}" if not isinstance(fault["input"], dict) else ""
             lines.append(f"{_join(prefix, name)}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}")

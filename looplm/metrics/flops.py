@@ -31,6 +31,7 @@ The tests hold this equal to a count of the traced training step at fixed depth.
 - Packed documents see less than the causal half, a prefix more; neither is known here.
 - At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
   depth all run the window; average these counts over them for what was useful.
+- Products of a user's own injection are not counted, and a user's own objective as if it read all loops of the window.
 - Where no gradient reaches the prelude, the program still sends zeros through it: 2 A(prelude) of idle work.
 
 Source: the stack as in arXiv 2203.15556, appendix F; the loop terms are derived.
@@ -55,6 +56,7 @@ from looplm.config.schema import (
     Objective,
     Place,
     SwiGLU,
+    WeightedCrossEntropy,
 )
 
 
@@ -252,5 +254,5 @@ def _num_reads(objective: Objective, window: int) -> int:
     """Loops that get a coda and a head."""
     if isinstance(objective, FinalCrossEntropy):
         return 1
-    sampled = None if isinstance(objective, GateImprovement) else objective.sampled_heads
+    sampled = objective.sampled_heads if isinstance(objective, ExpectedCrossEntropy | WeightedCrossEntropy) else None
     return min(sampled or window, window)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, Model, NoInjection
+from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, Model, NoInjection, OwnInjection
 from looplm.model.init import initializers
 from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
@@ -97,3 +97,5 @@ def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
             return Concat(config, kind, rngs=rngs)
         case DiagonalInjection():
             return Diagonal(config, rngs=rngs)
+        case OwnInjection() as own:
+            return own.build(config, rngs=rngs)

@@ -1,6 +1,12 @@
 """From the config to an objective."""
 
-from looplm.config.schema import ExpectedCrossEntropy, FinalCrossEntropy, GateImprovement, WeightedCrossEntropy
+from looplm.config.schema import (
+    ExpectedCrossEntropy,
+    FinalCrossEntropy,
+    GateImprovement,
+    OwnObjective,
+    WeightedCrossEntropy,
+)
 from looplm.config.schema import Objective as Config
 from looplm.objective.base import Objective
 from looplm.objective.final import Final
@@ -18,3 +24,5 @@ def build_objective(config: Config) -> Objective:
             return Weighted(config)
         case GateImprovement():
             return Gate(config)
+        case OwnObjective():
+            return config.build()

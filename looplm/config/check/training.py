@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from looplm.config.check.depth import trained_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
-    ConcatInjection,
-    DiagonalInjection,
+    AddInjection,
     ExpectedCrossEntropy,
     GateImprovement,
+    NoInjection,
     Optim,
     Run,
     Schedule,
@@ -80,7 +80,7 @@ def _rates(run: Run) -> Iterator[str]:
     if gate_only and optim.gate_rate == 0:
         yield "optim.gate_rate=0 freezes the gate, and objective.kind=gate trains nothing else; use e.g. 1.0"
     if optim.injection_rate != default.injection_rate and (
-        gate_only or not isinstance(injection, ConcatInjection | DiagonalInjection)
+        gate_only or isinstance(injection, NoInjection | AddInjection)
     ):
         reason = (
             "objective.kind=gate freezes it" if gate_only else f"model.injection={injection.kind} has no parameters"

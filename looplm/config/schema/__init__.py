@@ -36,6 +36,9 @@ from looplm.config.schema.optim import Muon as Muon
 from looplm.config.schema.optim import Optim as Optim
 from looplm.config.schema.optim import Optimizer as Optimizer
 from looplm.config.schema.optim import Schedule as Schedule
+from looplm.config.schema.own import Own as Own
+from looplm.config.schema.own import OwnInjection as OwnInjection
+from looplm.config.schema.own import OwnObjective as OwnObjective
 from looplm.config.schema.parts import GELU as GELU
 from looplm.config.schema.parts import AddInjection as AddInjection
 from looplm.config.schema.parts import ConcatInjection as ConcatInjection

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import NonNegativeFloat, Section
+from looplm.config.schema.own import OrOwn, OwnObjective
 
 
 class FinalCrossEntropy(Section):
@@ -47,6 +48,7 @@ class GateImprovement(Section):
     """Improvement in nats above which to go on."""
 
 
-Objective = Annotated[
+ShippedObjective = Annotated[
     FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement, Field(discriminator="kind")
 ]
+Objective = Annotated[ShippedObjective | OwnObjective, OrOwn(OwnObjective)]

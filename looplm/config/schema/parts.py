@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
+from looplm.config.schema.own import OrOwn, OwnInjection
 
 
 class NoInjection(Section):
@@ -37,7 +38,10 @@ class DiagonalInjection(Section):
     """Share of the state that a loop keeps, at initialisation."""
 
 
-Injection = Annotated[NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")]
+ShippedInjection = Annotated[
+    NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")
+]
+Injection = Annotated[ShippedInjection | OwnInjection, OrOwn(OwnInjection)]
 
 
 class InputState(Section):
