@@ -31,7 +31,8 @@ The tests hold this equal to a count of the traced training step at fixed depth.
 - Packed documents see less than the causal half, a prefix more; neither is known here.
 - At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
   depth all run the window; average these counts over them for what was useful.
-- Products of a user's own injection are not counted, and a user's own objective as if it read all loops of the window.
+- Of a user's own parts nothing is known: an injection counts nothing, a core as the shipped one, halting as if nobody
+  left, an objective as if it read all loops of the window.
 - Where no gradient reaches the prelude, the program still sends zeros through it: 2 A(prelude) of idle work.
 
 Source: the stack as in arXiv 2203.15556, appendix F; the loop terms are derived.

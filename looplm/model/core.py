@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model
+from looplm.config.schema import Model, OwnCore, SingleCore
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.conditioning import build_conditioning
@@ -89,3 +89,11 @@ class Single(nnx.Module):
 
     def contraction(self) -> dict[str, jax.Array]:
         return self.injection.contraction()
+
+
+def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:
+    match config.core:
+        case SingleCore():
+            return Single(config, rngs=rngs)
+        case OwnCore() as own:
+            return own.build(config, rngs=rngs)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 from flax import nnx
 
+from looplm.config.schema import Model, NeverHalting, OwnHalting
 from looplm.model.context import Context
 
 State = Any
@@ -64,3 +65,11 @@ class Never(nnx.Module):
 
     def exits(self, acc: Accumulators) -> jax.Array:
         raise AssertionError("nobody leaves")
+
+
+def build_halting(config: Model, *, rngs: nnx.Rngs) -> Halting:
+    match config.halting:
+        case NeverHalting():
+            return Never()
+        case OwnHalting() as own:
+            return own.build(config, rngs=rngs)

@@ -23,10 +23,10 @@ from looplm.config.schema import LearnedPositions, Model, Place
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.context import Context
-from looplm.model.core import Inputs, Single
+from looplm.model.core import Inputs, build_core
 from looplm.model.depth import Loop
 from looplm.model.gates import ExitGate
-from looplm.model.halting import Halting, Never
+from looplm.model.halting import Halting, build_halting
 from looplm.model.init import initializers
 from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
@@ -77,7 +77,7 @@ class LoopLM(nnx.Module):
         )
         self.prelude, self.coda = stack("prelude"), stack("coda")
         self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
-        self.core, self.halting = Single(config, rngs=rngs), Never()
+        self.core, self.halting = build_core(config, rngs=rngs), build_halting(config, rngs=rngs)
         self.gate = in_group("gate", ExitGate(config, rngs=rngs)) if config.exit_gate else None
         D, out = config.dim, ("batch", "residual", "embed")
         self.read_out = (

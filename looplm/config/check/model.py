@@ -9,6 +9,7 @@ from looplm.config.schema import (
     InputState,
     LearnedPositions,
     NoInjection,
+    OwnCore,
     RelativePositions,
     RotaryPositions,
     Run,
@@ -75,6 +76,8 @@ def _input(run: Run) -> Iterator[str]:
     model = run.model
     if not isinstance(model.injection, NoInjection) or isinstance(model.state_init, InputState):
         return
+    if isinstance(model.core, OwnCore):
+        return  # it may have a way in of its own
     if not isinstance(model.state_init, EmbeddingState):
         yield (
             f"model.injection=none with model.state_init={model.state_init.kind} leaves the tokens out of the model; "

@@ -7,7 +7,7 @@ from looplm.config.schema import Own, Run
 
 
 def _faults(run: Run) -> Iterator[str]:
-    for part in (run.model.injection, run.objective):
+    for part in (run.model.core, run.model.halting, run.model.injection, run.objective):
         if isinstance(part, Own):
             yield from part.faults(run)
 

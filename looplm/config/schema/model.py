@@ -8,10 +8,13 @@ from looplm.config.schema.base import Section
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     Conditioning,
+    Core,
     ExitGate,
+    Halting,
     Init,
     Injection,
     InputState,
+    NeverHalting,
     NoConditioning,
     NoInjection,
     NormalInit,
@@ -19,6 +22,7 @@ from looplm.config.schema.parts import (
     ReadOut,
     Rope,
     RotaryPositions,
+    SingleCore,
     StateInit,
     SwiGLU,
     ValueEmbedding,
@@ -82,6 +86,10 @@ class Model(Section):
     """A norm before the head."""
     residual_step: Literal["one", "inverse_loops"] = "one"
     """What a branch of the shared block is multiplied with before it is added: 1 or 1/R."""
+    core: Core = SingleCore()
+    """How the state moves in one loop."""
+    halting: Halting = NeverHalting()
+    """Who leaves the loops early, in training too; `looplm generate --exit` puts a rule in its place."""
     injection: Injection = NoInjection()
     conditioning: Conditioning = NoConditioning()
     """What tells a loop which one it is."""

@@ -57,6 +57,22 @@ class OwnInjection(Own):
         raise NotImplementedError(f"{type(self).__name__} builds nothing")
 
 
+class OwnCore(Own):
+    """How the state moves in one loop. The model's other settings (injection, norms, ...) are there to be used."""
+
+    def build(self, model: "Model", *, rngs: Any) -> Any:
+        """Makes the module, a `looplm.model.core.Core`."""
+        raise NotImplementedError(f"{type(self).__name__} builds nothing")
+
+
+class OwnHalting(Own):
+    """Who takes part in a loop, who has left, and what all loops together give."""
+
+    def build(self, model: "Model", *, rngs: Any) -> Any:
+        """Makes the module, a `looplm.model.halting.Halting`."""
+        raise NotImplementedError(f"{type(self).__name__} builds nothing")
+
+
 class OwnObjective(Own):
     """What is minimised."""
 

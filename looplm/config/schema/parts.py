@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
-from looplm.config.schema.own import OrOwn, OwnInjection
+from looplm.config.schema.own import OrOwn, OwnCore, OwnHalting, OwnInjection
 
 
 class NoInjection(Section):
@@ -42,6 +42,24 @@ ShippedInjection = Annotated[
     NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")
 ]
 Injection = Annotated[ShippedInjection | OwnInjection, OrOwn(OwnInjection)]
+
+
+class SingleCore(Section):
+    """One stream: injection, the shared block, a norm at the loop's end."""
+
+    kind: Literal["single"] = "single"
+
+
+Core = Annotated[SingleCore | OwnCore, OrOwn(OwnCore)]
+
+
+class NeverHalting(Section):
+    """Nobody leaves before the last loop, whose state is read."""
+
+    kind: Literal["never"] = "never"
+
+
+Halting = Annotated[NeverHalting | OwnHalting, OrOwn(OwnHalting)]
 
 
 class InputState(Section):
