@@ -16,12 +16,13 @@ from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.config.load import from_json
 from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
+from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
-from looplm.infer.prompt import prompt_ids
+from looplm.infer.prompt import Chat, Messages, asked
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -94,12 +95,15 @@ class LoadedLM:
         *,
         run: Run | None = None,
         tokenizer: Tokenizer | None = None,
+        template: str | None = None,
         step: int | None = None,
         adapter: Adapter | None = None,
     ):
         self.model, self.loop, self.objective, self.params = model, loop, objective, params
         self.run, self.tokenizer, self.step, self.adapter = run, tokenizer, step, adapter
         """What only a run directory has (run, tokenizer, step), and how official names map, if there are any."""
+        self.chat = Chat(tokenizer, template) if tokenizer is not None and template is not None else None
+        """How the model is asked when it was trained on examples: `template` wrote them."""
         self.functional = FunctionalLM(model)
 
     def __call__(
@@ -169,17 +173,23 @@ class LoadedLM:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int] | np.ndarray],
+        prompts: Sequence[str | Sequence[int] | np.ndarray] | None = None,
         num_loops: int | None = None,
         exit: str | None = None,
         max_tokens: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
+        *,
+        messages: Messages | Sequence[Messages] | None = None,
     ) -> list[str]:
-        """Returns what the model adds to every prompt: prompt and continuation together are the text.
+        """Returns what the model adds to every prompt: prompt and continuation together are the text. Of chats, the
+        next answer of every one.
 
         Args:
             prompts: texts, in which the names of special tokens mean these tokens; or their ids, as they are.
+            messages: instead of prompts: a chat as a list of {role, content}, or a list of chats, each to be answered.
+                They are written as the examples of the training data were, in which nothing of a message is a special
+                token.
             exit: `gate:Q`, or None for a fixed depth.
             temperature: 0 takes the likeliest token.
             seed: of what is drawn. An answer depends on it and on its own prompt, not on the other prompts.
@@ -188,14 +198,12 @@ class LoadedLM:
         """
         if self.tokenizer is None:
             raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
-        if isinstance(prompts, str) or not len(prompts):
-            raise UserError(f"prompts={prompts!r} must be a list of at least one text")
+        rows = asked(self.tokenizer, self.chat, prompts, messages)
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
         if not 0 <= temperature < math.inf:
             raise UserError(f"temperature={temperature} must be at least 0, which takes the likeliest token")
-        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         written = generate(
             self.functional,
             self.params,
@@ -205,9 +213,11 @@ class LoadedLM:
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            end_ids=[self.tokenizer.eos_id],
+            end_ids=[self.tokenizer.eos_id, *(self.chat.end_ids if self.chat else ())],
             num_ids=self.tokenizer.vocab_size,
         )
+        if messages is not None and self.chat is not None:
+            return [self.chat.answer(one.tokens) for one in written]
         return [self.tokenizer.continuation(row, one.tokens) for row, one in zip(rows, written, strict=True)]
 
     def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
@@ -327,10 +337,13 @@ def load(
     step = step if named is None else named
     run = from_json(root / "config.json")
     tokenizer = Tokenizer.find(root)
+    template = tokenizer.chat_template if tokenizer else None
+    if (stored := root / TEMPLATE_FILE).is_file():
+        template = stored.read_bytes().decode()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes
     )
     params, step = restore_weights(root, run, FunctionalLM(run.model), abstract, step=step, ema=ema)
     model = run.model.model_copy(update=change)
-    return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, step=step)
+    return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, template=template, step=step)

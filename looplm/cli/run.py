@@ -1,6 +1,8 @@
 """Commands on a run: train it, score it, let it write, report on it."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from looplm.cli.options import (
 )
 from looplm.cli.output import console, messages, write_result
 from looplm.cli.processes import several
+from looplm.errors import UserError
 
 
 def train(
@@ -84,7 +87,14 @@ def eval(
 
 def generate(
     workdir: Workdir,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from; with --chat the user's message.")] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Answer as the training examples did: --prompt, standard input, or a conversation on a terminal.",
+        ),
+    ] = False,
     loops: Annotated[int | None, typer.Option(help="Loops for every token.")] = None,
     exit: Annotated[str | None, typer.Option(help="Exit rule, e.g. gate:0.9.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
@@ -94,16 +104,34 @@ def generate(
     ema: Ema = False,
     allow_key: AllowKey = None,
 ) -> None:
-    """Write text."""
+    """Write text: what follows a prompt, or the answers of a chat."""
+    from looplm.cli.chat import answer_message, converse, read_message
+
+    is_talk = chat and prompt is None and sys.stdin is not None and sys.stdin.isatty()
+    if prompt is None and not chat:
+        raise UserError("there is nothing to write about; give --prompt TEXT, or --chat")
+    if prompt is None and not is_talk:
+        prompt = read_message()
     import looplm
+    from looplm.infer.prompt import require_template
 
     lm = looplm.load(workdir, step=step, ema=ema, allow_keys=allow_key or ())
-    texts = lm.generate([prompt], num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    write_result(prompt + texts[0])
+    write = partial(lm.generate, num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"
     # Beside the text, not in it: standard output can be piped on.
     weights = f"step {lm.step}{', averaged weights' * ema}"
-    messages.print(f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}")
+    told = f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}"
+    if chat:
+        require_template(lm.chat)
+        messages.print(told)
+
+        def reply(said: list[dict[str, str]]) -> str:
+            return write(messages=said)[0]
+
+        converse(reply) if prompt is None else answer_message(prompt, reply)
+    elif prompt is not None:
+        write_result(prompt + write([prompt])[0])
+        messages.print(told)
 
 
 def report(workdir: Workdir) -> None:

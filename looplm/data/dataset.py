@@ -24,6 +24,7 @@ from looplm.data.manifest import (
     DOCUMENTS_FILE,
     MANIFEST_FILE,
     SOURCES_FILE,
+    TEMPLATE_FILE,
     FileEntry,
     Manifest,
     mask_name,
@@ -138,6 +139,11 @@ class TokenDataset:
         if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
             raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.location} was made with; {_REBUILD}")
         return tokenizer
+
+    @property
+    def template(self) -> str | None:
+        """What wrote its supervised examples; see `data.formats.template`. None for plain text."""
+        return self._file(TEMPLATE_FILE).read_bytes().decode() if self._entries(TEMPLATE_FILE) else None
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Return tokens start..stop-1 of the stream, in the type on disk; a view where one file holds them all.

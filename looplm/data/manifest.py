@@ -22,6 +22,9 @@ DOCUMENT_SOURCES_FILE = "document_sources.bin"
 """Little-endian uint32 pairs: where every document is from, as a line of `sources.jsonl` and a record, from 0."""
 SOURCES_FILE = "sources.jsonl"
 """A line for every input file: name, size and sha256."""
+TEMPLATE_FILE = "template.txt"
+"""What wrote the supervised examples, as it was given: a format or a Jinja template, for chats or for pairs. The same
+file is in the folder of a run."""
 
 FORMAT = 2
 _REBUILD = "build the dataset again with `looplm data build`"

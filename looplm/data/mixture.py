@@ -93,6 +93,15 @@ class Mixture:
         return next((dataset.tokenizer() for dataset in self.datasets if dataset.has_tokenizer), None)
 
     @property
+    def templates(self) -> dict[str, list[str]]:
+        """The templates of supervised examples, each with the names of the parts that it wrote."""
+        found: dict[str, list[str]] = {}
+        for part in self.parts:
+            if isinstance(part.windows, DatasetWindows) and (template := part.windows.dataset.template) is not None:
+                found.setdefault(template, []).append(part.name)
+        return found
+
+    @property
     def is_remote(self) -> bool:
         """Whether reading waits for a network."""
         return any(dataset.is_remote for dataset in self.datasets)

@@ -22,6 +22,7 @@ from looplm.data.manifest import (
     DOCUMENTS_FILE,
     MANIFEST_FILE,
     SOURCES_FILE,
+    TEMPLATE_FILE,
     FileEntry,
     Manifest,
     mask_name,
@@ -48,15 +49,18 @@ class FolderWriter:
         *,
         vocab_size: int | None = None,
         has_loss_mask: bool = False,
+        template: str | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """Without a tokenizer, `vocab_size` says what every token is below. `shard_bytes` are of a file of tokens."""
+        """Without a tokenizer, `vocab_size` says what every token is below. `template` wrote the examples, if they are
+        supervised. `shard_bytes` are of a file of tokens."""
         self.num_tokens = 0
         self.num_documents = 0
         self.num_bytes = 0
         self._folder = folder
         self._tokenizer = tokenizer
         self._has_loss_mask = has_loss_mask
+        self._template = template
         self._vocab_size = tokenizer.vocab_size if tokenizer else vocab_size
         assert self._vocab_size is not None
         self.dtype = token_dtype(self._vocab_size)
@@ -121,6 +125,9 @@ class FolderWriter:
             for name, data in tokenizer.files.items():
                 files.append(_HashedFile(self._folder / name))
                 files[-1].write(data)
+        if self._template is not None:
+            files.append(_HashedFile(self._folder / TEMPLATE_FILE))
+            files[-1].write(self._template.encode())
         manifest = Manifest(
             dtype="uint16" if self.dtype.itemsize == 2 else "uint32",
             num_tokens=self.num_tokens,

@@ -185,7 +185,13 @@ def _write(
             )
         (folder / part).mkdir(parents=True, exist_ok=True)
         vocab_size = options.vocab_size or max_token + 1
-        with FolderWriter(folder / part, encoder.tokenizer, vocab_size=vocab_size, has_loss_mask=has_mask) as writer:
+        with FolderWriter(
+            folder / part,
+            encoder.tokenizer,
+            vocab_size=vocab_size,
+            has_loss_mask=has_mask,
+            template=options.reading.template,
+        ) as writer:
             write_documents(
                 writer,
                 documents.units,

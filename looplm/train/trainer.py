@@ -23,6 +23,7 @@ from looplm.checkpoint.folder import clean
 from looplm.config.schema import Run
 from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
+from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.mixture import open_mixture
 from looplm.data.window import PADDING
 from looplm.distributed import wait_for_all
@@ -111,9 +112,10 @@ class Trainer:
         # A job that held the lock until now has gone on from what the constructor saw.
         wait_for_all("the workdir is locked")
         self.look_back()
-        tokenizer = self.mixture.tokenizer
+        tokenizer, template = self.mixture.tokenizer, next(iter(self.mixture.templates), None)
         if jax.process_index() == 0:
-            self.workdir.claim(self.run, tokenizer.files if tokenizer else {})
+            files = {} if template is None else {TEMPLATE_FILE: template.encode()}
+            self.workdir.claim(self.run, files | (tokenizer.files if tokenizer else {}))
             clean(self.workdir.checkpoints, self.console.print)
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()
@@ -295,6 +297,12 @@ class Trainer:
             yield (
                 f"model.vocab_size={wanted} is {wanted - known} above the {known} tokens of the data; "
                 "every one costs time and memory"
+            )
+        if len(templates := self.mixture.templates) > 1:
+            first, *others = (", ".join(names) for names in templates.values())
+            yield (
+                f"`looplm generate --chat` will ask with the template of {first}; that of {' and '.join(others)} "
+                "is another"
             )
         for part in self.mixture.parts:
             if part.windows.padding > 0.001:

@@ -23,8 +23,8 @@ FREE_TO_CHANGE = (
 
 
 class Workdir:
-    """WORKDIR/{config.json, the tokenizer, {metrics,events,experts}.jsonl, checkpoints/, eval/, report.html,
-    tensorboard/}."""
+    """WORKDIR/{config.json, the tokenizer, template.txt, {metrics,events,experts}.jsonl, checkpoints/, eval/,
+    report.html, tensorboard/}."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -111,13 +111,13 @@ class Workdir:
                 raise self._unwritable(error) from error
             yield
 
-    def claim(self, run: Run, tokenizer: dict[str, bytes]) -> None:
-        """Writes the config and the tokenizer's files, if there are any, each atomically.
+    def claim(self, run: Run, files: dict[str, bytes]) -> None:
+        """Writes the config, and the files by their names, each atomically: the tokenizer's, and the template.
 
         Raises UserError when it cannot.
         """
         try:
-            for name, content in {self.config.name: to_json(run).encode(), **tokenizer}.items():
+            for name, content in {self.config.name: to_json(run).encode(), **files}.items():
                 temporary = self.root / f"{name}.tmp"
                 temporary.write_bytes(content)
                 os.replace(temporary, self.root / name)

@@ -163,6 +163,7 @@ def test_symbols_are_one_piece_each(tmp_path: Path) -> None:
     assert tokenizer.decode(encoded) == text
     assert tokenizer.token_id("no such piece") is None
     assert tokenizer.token_id("<s>") == tokenizer.bos_id
+    assert tokenizer.mark_ids == {*ids, *(tokenizer.token_id(name) for name in ("<s>", "</s>", "<pad>"))}
 
 
 @pytest.mark.parametrize(

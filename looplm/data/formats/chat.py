@@ -23,7 +23,7 @@ PROBE = "\ufdd2"
 """Stands for an answer where only its place is wanted. A noncharacter: no text holds it."""
 Message = Mapping[str, Any]
 Parts = tuple[Part, ...]
-_EMPTY_THOUGHT = re.compile(r"\s*<([^<>]+)>\s*</\1>\s*")
+EMPTY_THOUGHT = re.compile(r"\s*<([^<>]+)>\s*</\1>\s*")
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -106,7 +106,7 @@ class _Chat:
         if prompt is not None and text.startswith(prompt):
             added = own[len(prompt) :] if is_own and own.startswith(prompt) else ""
             # What it adds to the text that asks, but for an empty thought, the model has to write itself.
-            is_learnt = prompt != asked and not _EMPTY_THOUGHT.fullmatch(added)
+            is_learnt = prompt != asked and not EMPTY_THOUGHT.fullmatch(added)
             if is_learnt or not added.strip() or content_text(message).lstrip().startswith(added.strip()):
                 return len(prompt), text
         if is_own:

@@ -47,7 +47,7 @@ def example_maker(reading: Reading, tokens: Mapping[str, str], special: Sequence
         field = reading.messages_field
         if (messages := record.get(field)) is None:
             return iter([no_field(number, field, record)])
-        if wrong := _what_is_wrong(messages):
+        if wrong := what_is_wrong(messages):
             return iter([Skipped(number, "no_messages", f"{field!r} holds {wrong}")])
         if not any(message["role"] == ASSISTANT and _says_something(message) for message in messages):
             return iter([Skipped(number, "no_answer")])
@@ -55,7 +55,7 @@ def example_maker(reading: Reading, tokens: Mapping[str, str], special: Sequence
             besides = _besides(record)
         except ValueError as error:
             return iter([Skipped(number, "no_tools", str(error))])
-        if holds_special(_strings([messages, besides])):
+        if holds_special(strings_of([messages, besides])):
             return iter([Skipped(number, "special_token")])
         template = (reading.tool_template if besides.get("tools") else None) or reading.template or ""
         return _documents(number, lambda: message_documents(template, messages, {**tokens, **besides}))
@@ -63,7 +63,7 @@ def example_maker(reading: Reading, tokens: Mapping[str, str], special: Sequence
     return pairs if reading.examples == "pairs" else chat
 
 
-def _what_is_wrong(messages: object) -> str | None:
+def what_is_wrong(messages: object) -> str | None:
     """Why a value is no list of messages; None if it is one."""
     if not isinstance(messages, list) or not messages:
         return "no list of {role, content}" if messages != [] else "no message"
@@ -105,17 +105,17 @@ def _besides(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **found}
 
 
-def _strings(value: object) -> Iterator[str]:
+def strings_of(value: object) -> Iterator[str]:
     """All that a template may write of a message: its role, its content, what Jinja gets besides."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         yield from value
         for part in value.values():
-            yield from _strings(part)
+            yield from strings_of(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings(part)
+            yield from strings_of(part)
 
 
 def _documents(number: int, make: Callable[[], Sequence[Parts]]) -> Iterator[Document | Skipped]:

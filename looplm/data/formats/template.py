@@ -73,6 +73,18 @@ def check_template(template: str, fields: Sequence[str], tokens: Mapping[str, st
         raise UserError(f"the template for pairs asks for {unknown[0]!r}; it gets prompt, answer and special tokens")
 
 
+def is_for_pairs(template: str) -> bool:
+    """Tell whether a template that was checked is for prompts and answers rather than for chats."""
+    if is_jinja(template):
+        return "messages" not in jinja_template(template).variables
+    return _format(template, PAIR_FIELDS) is not None
+
+
+def is_jinja(template: str) -> bool:
+    """Tell whether a template that was checked is one of Jinja rather than a format."""
+    return all(_format(template, fields) is None for fields in (PAIR_FIELDS, MESSAGE_FIELDS))
+
+
 def pair_documents(template: str, prompt: str, answer: str, tokens: Mapping[str, str]) -> Sequence[Parts]:
     """Return the one document of a prompt and an answer. Raises BadTemplate."""
     if (texts := _format(template, PAIR_FIELDS)) is not None:

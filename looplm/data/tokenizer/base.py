@@ -81,6 +81,11 @@ class Tokenizer(ABC):
         return ()
 
     @property
+    @abstractmethod
+    def mark_ids(self) -> frozenset[int]:
+        """Ids of tokens that stand for a name as a whole, and never for a part of a text that does not hold it."""
+
+    @property
     def chat_templates(self) -> dict[str, str]:
         """The Jinja templates that came with it, by name; a single one is called `default`."""
         return {}

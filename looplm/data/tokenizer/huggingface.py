@@ -100,6 +100,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def special_names(self) -> tuple[str, ...]:
         return tuple(token.content for token in self._plain.get_added_tokens_decoder().values() if token.special)
 
+    @cached_property
+    def mark_ids(self) -> frozenset[int]:
+        tokens = self._plain.get_added_tokens_decoder().items()
+        return frozenset(i for i, token in tokens if not token.content.isspace())
+
     @property
     def chat_templates(self) -> dict[str, str]:
         return named_templates(self.config.get("chat_template"))

@@ -24,6 +24,7 @@ TOKENIZER_FILE: FileName = "tokenizer.model"
 SPACE_MARK = "\u2581"
 # Encoding one long string is up to three times slower than encoding it in pieces that fit the cache.
 _CHUNK_CHARS = 1 << 14
+_CONTROL, _USER_DEFINED = 3, 4
 # Encodings of this text tell apart tokenizers with equal pieces but other rules for spaces and line ends.
 _PROBE = "  A b\n\tc\u00e9  12\r\n \u65e5\u672c\U0001f389 x "
 
@@ -63,6 +64,16 @@ class SentencePieceTokenizer(Tokenizer):
     def token_id(self, name: str) -> int | None:
         i, unk_id = self._processor.piece_to_id(name.replace(" ", SPACE_MARK)), self._processor.unk_id()
         return None if i == unk_id and name != self._processor.id_to_piece(i) else i
+
+    @cached_property
+    def mark_ids(self) -> frozenset[int]:
+        p, pieces = self._processor, _pieces(self.files[self.file_name])
+        kinds = [_fields(piece).get(3) for piece in pieces]
+        return frozenset(
+            i
+            for i, kind in enumerate(kinds)
+            if kind in (_CONTROL, _USER_DEFINED) and not p.id_to_piece(i).replace(SPACE_MARK, " ").isspace()
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -152,6 +163,12 @@ def _rules(model: bytes) -> _Rules:
     parts = _fields(model)
     trainer, normalizer = (_fields(parts.get(number, b"")) for number in (2, 3))
     return _Rules(trainer.get(3) == 2, normalizer.get(2, b""))
+
+
+def _pieces(model: bytes) -> list[bytes]:
+    """The messages of the pieces, in order."""
+    unknown = UnknownFieldSet(Empty.FromString(model))
+    return [field.data for field in unknown if field.field_number == 1]
 
 
 def _fields(message: bytes) -> dict[int, Any]:
