@@ -17,7 +17,7 @@ LAYERS = (
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
     {"looplm.sharding", "looplm.data"},
-    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.masking", "looplm.distributed", "looplm.compilation"},
+    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.masking", "looplm.distributed"},
 )
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {

@@ -3,12 +3,14 @@
 Heavy imports are inside the commands, so that `--help` and config errors come at once.
 """
 
+import errno
 import sys
 from typing import Any
 
 import typer
 
 from looplm.cli import checkpoint, data, machine, run
+from looplm.cli.environment import backend_failure, settle_environment
 from looplm.cli.output import console, messages, standard_streams
 from looplm.distributed import leave
 from looplm.errors import RunEnded, UserError, show
@@ -23,6 +25,15 @@ app.command(name="compile")(machine.compile_command)
 UsageError: Any = typer.BadParameter.__base__
 """Of the click that this typer brings along or imports."""
 
+MAKE_ROOM, PERMIT = "make room and give the same command again", "mend its permissions, or name another place"
+OF_THE_DISK = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
+    errno.EACCES: PERMIT,
+    errno.EPERM: PERMIT,
+    errno.EROFS: PERMIT,
+}
+"""What no program can be at fault for, and what to do, for whatever file it is."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -40,6 +51,7 @@ def main() -> None:
 
 def _main() -> int | None:
     code = None
+    settle_environment()
     try:
         code = app(prog_name="looplm", standalone_mode=False)
     except UserError as error:
@@ -51,6 +63,17 @@ def _main() -> int | None:
         leave(error.code)  # else what reads ahead from storage that does not answer would be waited for
     except UsageError as error:
         messages.print(_usage(error))
+        code = 2
+    except RuntimeError as error:
+        if not (reason := backend_failure(error)):
+            raise
+        show(UserError(reason))
+        code = 2
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        show(UserError(f"{where}{error.strerror}; {OF_THE_DISK[error.errno]}"))
         code = 2
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")

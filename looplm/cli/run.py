@@ -47,7 +47,7 @@ def train(
     with several(coordinator, num_processes, process_id):
         import jax
 
-        from looplm.compilation import keep_compiled
+        from looplm.compile.kept import keep_compiled
         from looplm.compile.out_of_memory import explained
         from looplm.metrics.timing import process_started
         from looplm.train.machine import for_machine
@@ -78,11 +78,20 @@ def eval(
 ) -> None:
     """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
     with several(coordinator, num_processes, process_id):
-        from looplm.compilation import keep_compiled
+        from looplm.compile.kept import keep_compiled
         from looplm.eval.command import evaluate, print_sweep
 
         keep_compiled(compiled, workdir)
-        print_sweep(evaluate(workdir, step=step, depths=depths, data=data, out=out, ema=ema, console=console), console)
+        evaluate(
+            workdir,
+            step=step,
+            depths=depths,
+            data=data,
+            out=out,
+            ema=ema,
+            console=console,
+            shown=lambda result: print_sweep(result, console),
+        )
 
 
 def generate(
@@ -134,11 +143,14 @@ def generate(
         messages.print(told)
 
 
-def report(workdir: Workdir) -> None:
+def report(
+    workdir: Workdir,
+    out: Annotated[Path | None, typer.Option(help="The file; WORKDIR/report.html when left out.")] = None,
+) -> None:
     """Write WORKDIR/report.html."""
     from looplm.report.build import write_report
 
-    console.print(f"wrote {write_report(workdir)}")
+    console.print(f"wrote {write_report(workdir, out)}")
 
 
 def demo(

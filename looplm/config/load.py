@@ -70,6 +70,8 @@ def from_json(path: Path) -> Run:
         raise UserError(f"{path}: {_explain(error, Run)}{remedy}") from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; is {path.parent} a run directory of `looplm train`?") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend its permissions") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it from the checkpoint's copy") from error
 

@@ -1,6 +1,7 @@
 """Makes this process one of several: from explicit flags, or from what the cluster says in the environment."""
 
 import os
+import socket
 import sys
 import time
 import traceback
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import NoReturn
 
+from looplm.distributed.slurm import place_of_step
 from looplm.distributed.watch import Watch
 from looplm.errors import RunEnded, UserError, show
 
@@ -19,7 +21,7 @@ JOIN_TIMEOUT_S = 300
 EXPLANATION_S = 3.0
 """A collective fails a moment before the watch knows whose fault it was."""
 
-COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES")
 """Variables in which a cluster says how many processes (or slices) there are."""
 LISTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 """Variables that list the hosts, separated by commas."""
@@ -140,14 +142,19 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
 
     # It would swallow SIGTERM; nothing here asks it.
     jax.config.update("jax_enable_preemption_service", False)
+    if coordinator is None and (place := place_of_step()) is not None:
+        coordinator, num_processes, process_id = place
+    if coordinator is not None and process_id == 0:
+        _check_free(coordinator)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-            initialization_timeout=JOIN_TIMEOUT_S,
-        )
+        with _without_proxies():
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+                initialization_timeout=JOIN_TIMEOUT_S,
+            )
     except ValueError as error:
         if (sign := sign_of_others()) is not None and coordinator is None:
             raise UserError(
@@ -160,6 +167,32 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"process {process_id} could not join at {coordinator or 'the cluster'}: {reason}") from error
+
+
+def _check_free(coordinator: str) -> None:
+    """Raises UserError when another process listens on the port already: its job would be joined, and ended by that."""
+    port = int(coordinator.rpartition(":")[2])
+    family, host = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only waits for its end is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of process 0 cannot be had ({error.strerror}): another job may listen there; give all "
+                "processes --coordinator HOST:PORT with a free port, --num-processes and --process-id"
+            ) from error
+
+
+@contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Processes of a job speak to each other directly; gRPC would ask the proxy of the environment, be it for
+    localhost, and hang."""
+    proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
 
 
 def leave(code: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,9 +12,10 @@ from rich.table import Table
 from looplm.checkpoint.hf_folder import is_official
 from looplm.config.load import from_json, override
 from looplm.config.schema import Mesh, Run
+from looplm.data.folder import obstacle, write_result
 from looplm.data.held_out import HeldOut, open_held_out
 from looplm.data.tokenizer import Tokenizer
-from looplm.errors import UserError
+from looplm.errors import UserError, warn
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.eval.weights import restore_weights
@@ -35,6 +36,7 @@ def evaluate(
     out: Path | None = None,
     ema: bool = False,
     console: Console | None = None,
+    shown: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
     """Scores held-out data at all depths on all devices and saves the result: all of a dataset, and of a task, which
     has examples without end, eval.max_batches batches.
@@ -47,8 +49,11 @@ def evaluate(
         out: a second place for the JSON.
         ema: score the moving average of the weights.
         console: where it is said that a part is read, or that the report keeps what it has.
+        shown: called with the result as soon as it is known: before it is saved, which may fail.
 
-    Raises UserError for a folder that is no run, a wrong depth list, or data that does not fit.
+    Where WORKDIR/eval cannot be written (a run of somebody else), a line says so before the work, and the result is in
+    `out` alone. Raises UserError, before the work, for a folder that is no run, a wrong depth list, data that does not
+    fit, or an `out` that cannot be written.
     """
     if is_official(workdir):
         raise UserError(
@@ -59,6 +64,7 @@ def evaluate(
     wanted = parse_depths(depths) if depths is not None else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
+    keeps = _can_be_kept(workdir / "eval", out)
     held_out = open_held_out(_data(run, workdir, data), run.data)
     held_out.check_tokenizer(Tokenizer.find(workdir))
 
@@ -87,15 +93,40 @@ def evaluate(
         max_batches=max_batches,
         with_xz=True,
     )
+    shown(result)
     if jax.process_index() != 0:
         return result
-    path = result.save(workdir / "eval", other_data=_other(held_out, run, data), keeps_depths=depths is not None)
-    if console is not None and path.stem.endswith(SOME_DEPTHS):
-        console.print(f"saved as {path}: the sweep of step {step} that is there has other depths too", soft_wrap=True)
+    if keeps:
+        other = _other(held_out, run, data)
+        try:
+            path = result.save(workdir / "eval", other_data=other, keeps_depths=depths is not None)
+        except OSError as error:
+            warn(f"{workdir / 'eval'} could not be written ({error.strerror}); the result is not there")
+        else:
+            if console is not None and path.stem.endswith(SOME_DEPTHS):
+                told = f"saved as {path}: the sweep of step {step} that is there has other depths too"
+                console.print(told, soft_wrap=True)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out)
+        try:
+            write_result(out, result.as_file())
+        except OSError as error:
+            raise UserError(f"--out {out} could not be written: {error.strerror}; name another file") from error
     return result
+
+
+def _can_be_kept(folder: Path, out: Path | None) -> bool:
+    """Whether results can be written into the folder; if not, that is said, as far as it shows beforehand.
+
+    Raises UserError when `out` cannot be written.
+    """
+    if jax.process_index() != 0:
+        return False
+    if out is not None and (reason := obstacle(out)):
+        raise UserError(f"--out {out} cannot be written: {reason}; name another file")
+    if reason := obstacle(folder / "depth_sweep.json"):
+        where = f"written to {out} only" if out is not None else "shown and not kept; --out FILE keeps it elsewhere"
+        warn(f"{folder} cannot be written ({reason}): the result is {where}")
+    return not reason
 
 
 def parse_depths(text: str) -> tuple[int, ...]:

@@ -5,13 +5,13 @@ Those of averaged weights are in `depth_sweep-<step>-ema.json` beside them, thos
 `depth_sweep-<step>-some-depths.json`, for people; the report is about the others.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from looplm.data.folder import write_result
 from looplm.errors import UserError
 from looplm.masking import mask
 
@@ -118,16 +118,17 @@ class Sweep(Stored):
             other_data: the fingerprint of the data, where they are not the run's own.
             keeps_depths: leave a sweep alone that has depths which this one lacks.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         special = "-ema" * self.ema + (f"-data-{other_data[:8]}" if other_data else "")
         path = folder / f"depth_sweep-{self.step}{special}.json"
         if keeps_depths and self._lacks_depths_of(path):
             path = path.with_stem(f"{path.stem}{SOME_DEPTHS}")
-        temporary = path.with_suffix(".tmp")
-        shown = self.model_copy(update={"data": mask(self.data)})
-        temporary.write_text(shown.model_dump_json(indent=1) + "\n")
-        os.replace(temporary, path)
+        write_result(path, self.as_file())
         return path
+
+    def as_file(self) -> bytes:
+        """What a file of it holds."""
+        shown = self.model_copy(update={"data": mask(self.data)})
+        return (shown.model_dump_json(indent=1) + "\n").encode()
 
     def _lacks_depths_of(self, path: Path) -> bool:
         try:

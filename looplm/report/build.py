@@ -1,7 +1,6 @@
 """From a run directory to its report: reads the files, chooses what there is to show, writes one HTML file."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from looplm.config.load import from_json, leaves
 from looplm.config.schema import Model, MoE, Run, UniformDepth
+from looplm.data.folder import obstacle, write_result
 from looplm.errors import UserError
 from looplm.metrics.events import NOTE, read_events
 from looplm.metrics.loads import read_loads
@@ -23,15 +23,19 @@ from looplm.report.verdict import Verdict, verdicts
 EVALUATE = "`looplm eval WORKDIR` makes it"
 
 
-def write_report(workdir: Path) -> Path:
-    """Writes WORKDIR/report.html from its config, metrics and depth sweeps, and returns its path.
+def write_report(workdir: Path, out: Path | None = None) -> Path:
+    """Writes WORKDIR/report.html, or `out`, from its config, metrics and depth sweeps, and returns its path.
 
     The file is complete in itself and replaces an earlier one at once. Sections without numbers are left out with a
-    line that says what is missing. Raises UserError for a missing run directory, one without metrics, or broken files.
+    line that says what is missing. Raises UserError for a missing run directory, one without metrics, broken files, or
+    a place that cannot be written.
     """
     workdir = Path(workdir)
+    target = workdir / "report.html" if out is None else out
     if not workdir.is_dir():
         raise UserError(f"run directory {workdir} does not exist; give the --workdir of `looplm train`")
+    if reason := obstacle(target):
+        raise UserError(f"{target} cannot be written: {reason}; give a file elsewhere with --out")
     rows = read_metrics(workdir / "metrics.jsonl")
     if not rows:
         raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
@@ -41,11 +45,8 @@ def write_report(workdir: Path) -> Path:
     notes = [event for event in events if event["kind"] == NOTE]
     run, loads = from_json(workdir / "config.json"), read_loads(workdir / "experts.jsonl")
     html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads, notes)
-    target = workdir / "report.html"
-    temporary = workdir / "report.html.tmp"
     # The name of a folder may hold bytes that are no UTF-8.
-    temporary.write_bytes(html.encode("utf-8", errors="replace"))
-    os.replace(temporary, target)
+    write_result(target, html.encode("utf-8", errors="replace"))
     return target
 
 

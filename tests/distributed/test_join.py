@@ -1,12 +1,16 @@
 """Flags that fit together, and when the environment speaks of several processes."""
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from looplm.config.schema import Run
+from looplm.distributed import join
 from looplm.distributed.join import COUNTS, LISTS, sign_of_others
+from looplm.distributed.slurm import place_of_step
 
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -28,6 +32,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"MEGASCALE_NUM_SLICES": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"PMI_SIZE": "2"}, True),
         (KUBERNETES, False),
         (KUBERNETES | {"JOB_COMPLETION_INDEX": "0"}, True),
     ],
@@ -36,6 +41,55 @@ def test_the_environment(variables: dict[str, str], several: bool, monkeypatch: 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (sign_of_others() is not None) == several
+
+
+STEP = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[003-7],other",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "1",
+}
+
+
+def test_steps_of_one_allocation_meet_at_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    for changed in ({}, {"SLURM_PROCID": "0"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": str(4242 + 4096)}):
+        for name, value in (STEP | changed).items():
+            monkeypatch.setenv(name, value)
+        places.append(place_of_step())
+    assert [(place.num_processes, place.process_id) for place in places] == [(2, 1), (2, 0), (2, 1), (2, 1)]
+    hosts, ports = zip(*(place.coordinator.split(":") for place in places), strict=True)
+    assert set(hosts) == {"node003"}
+    assert ports[0] == ports[1]
+    assert len(set(ports)) == 3
+    assert all(1024 < int(port) < 65536 for port in ports)
+    monkeypatch.delenv("SLURM_PROCID")
+    assert place_of_step() is None
+
+
+def test_a_port_that_is_taken_is_named(command, tiny_run: Callable[..., Run], config_file, tmp_path: Path) -> None:
+    """Whoever listens there is left alone."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        flags = f"--coordinator 127.0.0.1:{port} --num-processes 2 --process-id 0".split()
+        code, _, stderr = command("train", config_file(tiny_run()), "--workdir", tmp_path / "run", *flags)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(
+        f"looplm: port {port} of process 0 cannot be had (Address already in use): another job may"
+    )
+
+
+def test_processes_of_a_job_ask_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    seen = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: seen.append(os.environ.get("http_proxy")))
+    join._initialize("127.0.0.1:0", 2, 1)
+    assert (seen, os.environ["http_proxy"]) == ([None], "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 
-from looplm.data.folder import make_folder
+from looplm.data.folder import make_folder, obstacle
 from looplm.data.tokenizer.sentencepiece import SPACE_MARK, TOKENIZER_FILE
 from looplm.errors import UserError
 
@@ -58,6 +58,8 @@ def train_tokenizer(
             raise UserError(f"symbol {symbol!r} must be some text, and given once")
     if not overwrite and (out / TOKENIZER_FILE).exists():
         raise UserError(f"output {out / TOKENIZER_FILE} exists already; remove it or choose another folder")
+    if reason := obstacle(out / TOKENIZER_FILE):
+        raise UserError(f"--out {out} cannot be written: {reason}; give another folder")
     lines = _Lines(texts, max_bytes)
     options: dict[str, Any] = {
         "model_type": model_type,
