@@ -25,7 +25,7 @@ def keep_compiled(folder: Path | None, workdir: Path) -> None:
     if reason := obstacle(place / "program"):
         if folder is not None:
             raise UserError(f"--compiled {folder} cannot be written: {reason}; give another folder")
-        if jax.config.jax_enable_compilation_cache:
+        if getattr(jax.config, "jax_enable_compilation_cache", True):
             warn(
                 f"compiled programs are not kept: {place} cannot be written ({reason}); --compiled names another folder"
             )
