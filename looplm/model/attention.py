@@ -20,7 +20,7 @@ from looplm.ops.rope import rotary
 from looplm.sharding.collective import lay_out, per_channel, use
 
 Mix = Callable[[jax.Array, jax.Array], jax.Array]
-"""(values, the attention's input) -> values."""
+"""Adds something to the values: (values, the attention's input) -> values."""
 
 
 class Heads(nnx.Module):
@@ -50,6 +50,7 @@ class Heads(nnx.Module):
 
 
 def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Make the norm of queries or keys."""
     if not config.qk_norm_scale:
         return UnitNorm()
     if config.qk_norm_over == "all_heads":
@@ -58,6 +59,8 @@ def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: 
 
 
 class Attention(nnx.Module):
+    """Self-attention of one layer, from what it reads to what it adds to the residual stream."""
+
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         D, N = config.dim, config.num_heads
         K, H = config.kv_heads, config.head_size
@@ -99,16 +102,17 @@ class Attention(nnx.Module):
         mix: Mix | None = None,
         memory_BMD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, Routing | None]:
-        """Attends over x, over the cache after x's keys and values were written into it, or over a memory and x.
+        """Attend over x, over the cache after x's keys and values were written into it, or over a memory and x.
 
         Args:
-            read_BSD: what queries and keys are made of, x but for the norm.
-            routed_BSD: what routers read: the same in the layout of the residual stream.
-            visit: where in the cache this visit is; None without one.
-            mix: what else goes into the values.
+            x_BSD: what values are made of.
+            read_BSD: what queries and keys are made of: x, or its norm where values read it without one (`peri`).
+            routed_BSD: what routers read: `read_BSD` in the layout of the residual stream.
+            visit: where in the cache this visit reads and writes; None without a cache.
+            mix: adds value embeddings.
             memory_BMD: what keys and values are also made of, from before the sequence.
 
-        Returns (out, cache, what the routers did, if there are some and the context asks for it).
+        Returns (out (B, S, D), cache, what the routers chose; None where there are none, or nobody asks).
         """
         value_choice = self.value_router(routed_BSD) if self.value_router else None
         output_choice = self.output_router(routed_BSD) if self.output_router else None
@@ -121,7 +125,7 @@ class Attention(nnx.Module):
         if mix is not None:
             v_BTKH = mix(v_BTKH, x_BSD)
         if cache is not None:
-            assert visit is not None, "who brings a cache says where"
+            assert visit is not None, "a cache comes with a visit"
             k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
         # Where the sequence is split over devices, every query needs the keys and values of all of it.
         k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))

@@ -51,7 +51,10 @@ class Layer(nnx.Module):
         mix: Mix | None = None,
         memory_BMD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, Report]:
-        """Runs one visit; what the arguments after the context are, the attention says."""
+        """Run the layer once, which is called a visit; see `Attention` for the arguments after the context.
+
+        Returns (out (B, S, D), cache, report).
+        """
 
         def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
             whole_BSD = gather_sequence(h_BSD)
@@ -74,17 +77,17 @@ class Layer(nnx.Module):
 
 
 class Kind(NamedTuple):
-    """What tells the layers of a stack apart."""
+    """In what the layers of a stack differ."""
 
     dense: bool
-    """A dense layer among such with experts."""
+    """Whether it is a dense layer in a stack with experts."""
     embedded: bool
-    """It has a value embedding."""
+    """Whether it has a value embedding."""
 
 
 class Stack(nnx.Module):
     """Layers one after the other. Their parameters are stacked on a leading dim and scanned over, so that compile time
-    does not grow with the number of layers; dense layers among such with experts are a stack of their own."""
+    does not grow with the number of layers; dense layers among layers with experts have a stack of their own."""
 
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers = config.feed_forward_of(place), config.layers_of(place)
@@ -115,9 +118,9 @@ class Stack(nnx.Module):
         embedded_nBSKH: jax.Array | None = None,
         memory_LBMD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, Report]:
-        """Returns (out, cache, what the layers said).
+        """Run all layers once. Returns (out (B, S, D), cache, report).
 
-        embedded_nBSKH: for the layers that have a value embedding.
+        embedded_nBSKH: value embeddings of the n layers that have one.
         memory_LBMD: what every layer also sees, from before the sequence.
         """
         graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # experts, dense

@@ -1,4 +1,4 @@
-"""Keys and values of earlier positions, kept while text is written. They are carried through loops and layers and
+"""The cache: keys and values of earlier positions, kept while text is written. It goes through loops and layers and is
 changed in place; training has none."""
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class Visit(NamedTuple):
-    """Where in a cache a visit of a layer is."""
+    """Where in a cache a visit of a layer reads and writes."""
 
     slot: jax.Array
     """Of the loop: () for all rows, or (B,) where rows are at different loops."""
@@ -20,7 +20,7 @@ class Visit(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Of one stack; place t holds position t.
+    """The cache of one stack; place t holds position t.
 
     Loop n uses slot n % slots: with as many slots as loops every loop has its own keys; with one, every loop overwrites
     those of the loop before, so that earlier tokens are seen as they were in their last loop; with k, a loop sees them
@@ -32,7 +32,7 @@ class KVCache:
     values: jax.Array
 
     def slot(self, number_B: jax.Array) -> jax.Array:
-        """The slot of a loop: () if number_B is (1,), else (B,)."""
+        """Return the slot of a loop, int32: () if number_B is (1,), else (B,)."""
         slot_B = number_B % self.keys.shape[0]
         return slot_B[0] if slot_B.size == 1 else slot_B
 
@@ -44,7 +44,7 @@ class KVCache:
         positions_BS: jax.Array,
         left_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, "KVCache"]:
-        """Writes the keys and values of a visit; those of tokens that have left are not.
+        """Write the keys and values of a visit, but for tokens that have left.
 
         Returns (keys, values) of all positions as this visit sees them, (B, T, K, H), and the cache.
         """
@@ -61,8 +61,8 @@ class KVCache:
         return keys[seen], values[seen], KVCache(keys, values)
 
     def fill(self, exit_BS: jax.Array, positions_BS: jax.Array, num_loops: int) -> "KVCache":
-        """Gives the loops that a token did not run what it was in its last one, so that whoever comes later finds the
-        same keys whatever other rows did.
+        """Copy the keys and values of every token's last loop to the loops that it did not run, so that later tokens
+        find the same ones whatever other rows did.
 
         exit_BS: number of the last loop (from 0) that every token ran, of num_loops.
         """
@@ -81,7 +81,7 @@ class KVCache:
 
 
 class Cache(NamedTuple):
-    """Of a model. None where it has no such part, or nothing is kept."""
+    """The caches of a model. None where it has no such part, or nothing is kept."""
 
     prelude: KVCache | None = None
     block: KVCache | None = None

@@ -1,4 +1,4 @@
-"""What tells a loop which one it is."""
+"""Conditioning: what tells a loop which one it is."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from looplm.sharding.collective import per_channel, use
 
 
 class LoopVector(nnx.Module):
-    """Adds the loop's own vector."""
+    """Adds a vector that every loop has for itself to what enters the shared block, (B, S, D) -> (B, S, D)."""
 
     def __init__(self, config: Model, kind: VectorConditioning, *, rngs: nnx.Rngs):
         zeros = initializers(config)["loop_vector"]
@@ -22,6 +22,7 @@ class LoopVector(nnx.Module):
 
 
 def build_conditioning(config: Model, *, rngs: nnx.Rngs) -> LoopVector | None:
+    """Make the conditioning that the config names; None for none."""
     match config.conditioning:
         case NoConditioning():
             return None

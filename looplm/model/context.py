@@ -13,7 +13,7 @@ from looplm.ops.attention import Mask
 
 @dataclass(frozen=True)
 class Context:
-    """Of one forward pass; the body of the loops says in it which loop it is, and who is there."""
+    """What every layer needs of a forward pass. The body of the loops fills in which loop it is and who takes part."""
 
     positions_BS: jax.Array
     """Position of every token in its document, int32."""
@@ -22,16 +22,17 @@ class Context:
     remat: Remat = "none"
     """What the backward pass recomputes; see `config.schema.Loop`."""
     unroll: bool = False
-    """Write loops and layers out in the program."""
+    """Whether loops and layers are written out in the program."""
     key: jax.Array | None = None
-    """Random key of the step, for what is drawn."""
+    """Random key of the step, from which first states are drawn."""
     sequence_B: jax.Array | None = None
-    """Index of every sequence in the global batch: what is drawn for it does not depend on how the batch is split."""
+    """Index of every sequence in the global batch, so that what is drawn for it does not depend on how the batch is
+    split."""
     counted_BS: jax.Array | None = None
-    """True for tokens, False for padding: that uses no expert, and no sum or statistic counts it. None where all are
+    """True for tokens, False for padding, which uses no expert and is counted by no sum or statistic. None: all are
     tokens."""
     reporting: Reporting = NO_REPORT
-    """What layers say beside their output."""
+    """What layers are asked to report beside their output."""
     loop: Loop = field(default_factory=once)
     """Which loop this is; outside of the loops the only one."""
     with_capacity: bool = False
@@ -42,4 +43,4 @@ class Context:
     residual_scale: jax.Array | float = 1.0
     """What every branch is multiplied with before it is added."""
     predict: Callable[[jax.Array], jax.Array] | None = None
-    """(B, S, D) of a state -> logits (B, S, V): what the head would say now, for halting rules that look at it."""
+    """What is read of a state (B, S, D) -> the logits (B, S, V) that the head would give now; for halting rules."""

@@ -1,6 +1,6 @@
-"""The recurrence: how the input enters a loop, what the block is, how the state leaves.
+"""The core of the recurrence: how the state moves in one loop.
 
-Neither the driver (`loop.py`) nor the model (`lm.py`) looks into a state: another kind of recurrence is another core.
+Neither the driver (`loop.py`) nor the model (`lm.py`) looks into a state. Another kind of recurrence is another core.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ State = Any
 
 
 class Inputs(NamedTuple):
-    """What every loop gets alike."""
+    """What every loop gets, the same for all."""
 
     entered_BSD: jax.Array
     """The prelude's output."""
@@ -37,27 +37,33 @@ class Inputs(NamedTuple):
 
 
 class Core(Protocol):
-    """A module."""
+    """How the state moves in one loop; a Flax module."""
 
     def init_state(self, inputs: Inputs, context: Context) -> State:
-        """Makes the first state."""
+        """Make the state before the first loop."""
 
     def step(
         self, state: State, inputs: Inputs, context: Context, cache: KVCache | None
     ) -> tuple[State, KVCache | None, Report]:
-        """Runs one loop; `context.loop` says which. Gives a state of the structure, shapes and types that it gets."""
+        """Run one loop; `context.loop` says which one.
+
+        Returns (state, cache, report). The state has the structure, shapes and types of the one before: loops are
+        scanned over.
+        """
 
     def read(self, state: State) -> jax.Array:
-        """Gives what gates, coda and head may look at, (B, S, D)."""
+        """Return what gates, halting rules, coda and head may look at, (B, S, D)."""
 
     def contraction(self) -> dict[str, jax.Array]:
-        """Says what the parameters alone tell of how the state moves, by metric name."""
+        """Return metrics of the parameters alone that tell how the state moves, by name, such as the share of it that a
+        loop keeps; they are logged beside the loss."""
 
 
 class Single(nnx.Module):
     """One stream: state -> inject(state, input) -> shared block -> norm, if there is one at the loop's end.
 
-    What a caller gives every loop for itself is a memory: what every layer also sees, from before the sequence.
+    `Forward.per_loop`, if it is given, is a memory (R, L, B, M, D): what the layers of every loop also see, from before
+    the sequence.
     """
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
@@ -92,6 +98,7 @@ class Single(nnx.Module):
 
 
 def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:
+    """Make the core that the config names."""
     match config.core:
         case SingleCore():
             return Single(config, rngs=rngs)

@@ -1,4 +1,4 @@
-"""One more token for every row: the loops run until all tokens have left."""
+"""Decoding: one more token for every row. The loops run until all tokens have left."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from looplm.model.output import Carry
 
 
 class Decoded(NamedTuple):
+    """What the pass over one token a row gives."""
+
     hidden_B1D: jax.Array
     """What the head reads."""
     cache: Cache
@@ -33,10 +35,12 @@ def decode(
     cache: Cache,
     exact: bool = False,
 ) -> Decoded:
-    """Runs one token a row. A loop in which nobody is left does not run; who left before the others writes no keys and
-    is in the loops that it did not run as it was in its last one, so that a row does not depend on its batch.
+    """Run one token a row, in at most `most_loops` loops; loops after the last token has left do not run.
 
-    exact: run all loops whoever has left, for the keys and values of all; leaving then only selects what is read.
+    A token that left before the others writes no more keys and values. Those of its last loop then stand for the loops
+    that it did not run, so that a row does not depend on the other rows of its batch.
+
+    exact: run all loops for all tokens, which costs as much as no exits; leaving only selects what is read.
     """
     context = replace(context, mask=context.mask.written_out(1))
     inputs, entered = model.enter(tokens_B1, context, dtype, cache.prelude)

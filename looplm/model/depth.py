@@ -59,5 +59,5 @@ class Loop:
 
 
 def once() -> Loop:
-    """Makes the loop of a stack that runs once."""
+    """Return the loop of a stack that runs once, such as the prelude: number 0 of 1."""
     return Loop(jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.int32))

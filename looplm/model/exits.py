@@ -1,8 +1,8 @@
-"""Rules by which a token leaves the loops early. Each says after every loop which tokens want to leave; `Exits` is the
-halting rule around one of them, or around several joined by `and` and `or`.
+"""Exit rules: when a token leaves the loops early. A rule says after every loop which tokens want to leave; `Exits` is
+the halting rule around one of them, or around several joined by "and" and "or".
 
-In a pass over whole sequences all loops run and the rule selects; where text is written, loops in which nobody is left
-do not run (`decode.py`).
+In a pass over whole sequences all loops run and the rule selects what is read. Where text is written (`decode.py`),
+loops after the last token has left do not run.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -21,13 +21,13 @@ Memory = Any
 
 
 class Rule(Protocol):
-    """A module; h_BSD is what is read of a state."""
+    """When a token wants to leave; a Flax module. h_BSD is what `Core.read` gives of a state, (B, S, D)."""
 
     def init(self, h_BSD: jax.Array) -> Memory:
-        """Makes the memory before the first loop."""
+        """Make the memory before the first loop; h_BSD is of the first state."""
 
     def judge(self, memory: Memory, h_BSD: jax.Array, context: Context) -> tuple[jax.Array, Memory]:
-        """Says after a loop who wants to leave. Returns ((B, S) bool, memory)."""
+        """Say after a loop who wants to leave; h_BSD is of the new state. Returns ((B, S) bool, memory)."""
 
 
 class Exited(NamedTuple):
@@ -35,10 +35,11 @@ class Exited(NamedTuple):
 
     memory: Memory
     read_BSD: jax.Array
-    """What is read of every token: of the loop at which it left, or of the latest."""
+    """What is read of every token: after the loop at which it left, or after the latest one."""
     left_BS: jax.Array
+    """True for tokens that have left."""
     exit_BS: jax.Array
-    """Number of that loop, from 0; int32."""
+    """Number of the loop that `read_BSD` is of, from 0; int32."""
 
 
 class Exits(Never):
@@ -79,7 +80,7 @@ class GateExit(nnx.Module):
         self.gate, self.threshold = gate, threshold
 
     def init(self, h_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(log of the probability that it is still in, cumulative exit probability)."""
+        """Return (log of the probability that a token is still in, cumulative exit probability), each (B, S)."""
         zeros_BS = jnp.zeros_like(h_BSD[..., 0], at_least_fp32(h_BSD).dtype)
         return zeros_BS, zeros_BS
 
@@ -149,13 +150,13 @@ class Confidence(nnx.Module):
 
 
 class StableArgmax(nnx.Module):
-    """The likeliest token has been the same in so many loops in a row."""
+    """The likeliest token has been the same in `loops` loops in a row."""
 
     def __init__(self, loops: int):
         self.loops = loops
 
     def init(self, h_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(the likeliest token, -1 before the first loop; loops in a row with it)."""
+        """Return (the likeliest token, -1 before the first loop; for how many loops in a row), each (B, S) int32."""
         zeros_BS = jnp.zeros_like(h_BSD[..., 0], jnp.int32)
         return zeros_BS - 1, zeros_BS
 
@@ -198,6 +199,6 @@ class Joined(nnx.Module):
 
 
 def log_prediction(h_BSD: jax.Array, context: Context) -> jax.Array:
-    """log of what the head would predict now, (B, S, V), float32 at least."""
-    assert context.predict is not None, "the pass that runs the loops says how"
+    """Return the log-probabilities that the head would give now, (B, S, V), float32 at least."""
+    assert context.predict is not None, "whoever runs the loops puts it into the context"
     return jax.nn.log_softmax(at_least_fp32(context.predict(h_BSD)))

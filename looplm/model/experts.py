@@ -1,4 +1,4 @@
-"""The experts of a layer, and the way of tokens to them over devices.
+"""The experts of a layer, and how tokens get to them over devices.
 
 On a mesh every device holds E / mesh.expert of them, whole over `fsdp`, their width split over `tensor`. Written per
 device (`shard_map`), since rows are sorted on each device for itself. The kernels enter marked `reduced`, so their
@@ -33,14 +33,14 @@ from looplm.sharding.rules import activation_spec, num_shards, splitting
 
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
 ROOM = 1.25
-"""Rows that a device works on at a time, over those that come to it on average. More costs memory and traffic always,
-less costs a second round more often."""
+"""How many rows a device works on at a time, relative to those that come to it on average. More costs memory and
+traffic in every step, less costs a second round more often."""
 SUBLANES = 8
-"""Rows of a tile of a TPU."""
+"""Rows of a TPU's tile; sizes are rounded up to a multiple."""
 
 
 class Tokens(NamedTuple):
-    """What comes to the experts."""
+    """What comes to the experts of a layer."""
 
     x_BSD: jax.Array
     ids_BSk: jax.Array
@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
 
 
 Work = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
-"""(tokens, kernels) -> (out, dropped choices)."""
+"""(tokens, kernels) -> (out (B, S, D), dropped choices (B,)), on one device."""
 
 
 class Experts(nnx.Module):
@@ -71,13 +71,14 @@ class Experts(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, ids_BSk: jax.Array, weights_BSk: jax.Array, *, with_capacity: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (out (B, S, D), dropped choices of every sequence (B,) int32).
+        """Run every token through its experts. Returns (out (B, S, D), dropped choices of every sequence (B,) int32).
 
-        ids_BSk: num_experts for padding, which is sent nowhere and gets 0.
-        with_capacity: whether a capacity, if the config has one, limits the choices of an expert.
+        ids_BSk: the chosen experts; `num_experts` for padding, which is sent nowhere and gets 0.
+        weights_BSk: what their outputs are multiplied with.
+        with_capacity: whether a capacity, if the config has one, limits how many choices an expert takes.
         """
         capacity_factor = self.moe.capacity_factor if with_capacity else None
-        work = self._dropless if capacity_factor is None else partial(self._limited, capacity_factor)
+        work = self._dropless if capacity_factor is None else partial(self._with_capacity, capacity_factor)
         kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
         if jax.sharding.get_abstract_mesh().empty:
             return work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels)
@@ -102,15 +103,15 @@ class Experts(nnx.Module):
         if num_shards(EXPERT) == 1:
             y_MD = self._grouped(sizes_E, rows_MD, weights_M1, kernels)
         else:
-            y_MD = self._elsewhere(rows_MD, weights_M1, sizes_E, kernels)
+            y_MD = self._exchanged(rows_MD, weights_M1, sizes_E, kernels)
         out_nD = collect(y_MD, token_M, places_nk, full=True)
         # Zeros that vary over the devices as the choices do.
         return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2), dtype=jnp.int32)
 
-    def _elsewhere(
+    def _exchanged(
         self, rows_MD: jax.Array, weights_M1: jax.Array, sizes_E: jax.Array, kernels: Sequence[jax.Array]
     ) -> jax.Array:
-        """Rows in the order of experts through the experts of all devices; arguments as in `_dropless`."""
+        """Send rows, sorted by expert, to the devices of their experts and get them back; see `_dropless`."""
         M = rows_MD.shape[0]
         size = -(-int(M * ROOM) // SUBLANES) * SUBLANES
         sizes_pE = jax.lax.all_gather(sizes_E, EXPERT)
@@ -132,11 +133,11 @@ class Experts(nnx.Module):
     def _grouped(
         self, sizes_E: jax.Array, rows_MD: jax.Array, weights_M1: jax.Array, kernels: Sequence[jax.Array]
     ) -> jax.Array:
-        """Sorted rows through the experts that are here, of which each has as many as `sizes_E` says."""
+        """Run sorted rows through the experts of this device; `sizes_E` says how many rows each of them has."""
         product = partial(grouped_matmul, sizes_E=sizes_E, backend=self.moe.backend)
         return self._expert(product, rows_MD, weights_M1, kernels)
 
-    def _limited(
+    def _with_capacity(
         self, capacity_factor: float, tokens: Tokens, kernels: Sequence[jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens
@@ -183,8 +184,8 @@ class Experts(nnx.Module):
         weights: jax.Array,
         kernels: Sequence[jax.Array],
     ) -> jax.Array:
-        """Rows of the layout through their experts. The weight is multiplied in before the last product, which is
-        linear: the gradient of a weight then needs what is kept anyway, and not the outputs."""
+        """Run rows through their experts. The weight is multiplied in before the last product, which is linear: the
+        gradient of a weight then needs what is kept anyway, and not the outputs."""
         up, *gate, down = kernels
         hidden = jax.nn.silu(product(rows, gate[0])) * product(rows, up) if gate else jax.nn.relu(product(rows, up))
         return product((hidden * weights).astype(rows.dtype), down)

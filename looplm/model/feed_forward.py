@@ -1,4 +1,4 @@
-"""The feed-forward branch of a layer."""
+"""The feed-forward branch of a layer: (B, S, D) -> (B, S, D)."""
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ class TwoMatrices(nnx.Module):
 
     @staticmethod
     def widen(config: Model, F: int, rngs: nnx.Rngs) -> Linear:
+        """Make a matrix from the residual stream to the inner width."""
         D = config.dim
         out = ("batch", "sequence", "hidden")
         return Linear(rngs, initializers(config)["linear"], "BSD,DF->BSF", (D, F), ("embed", "hidden"), out)
@@ -41,6 +42,8 @@ class SwiGLU(TwoMatrices):
 
 
 class GELU(TwoMatrices):
+    """gelu(x W_up) W_down, the tanh form (arXiv 1606.08415)."""
+
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x_BSD), approximate=True))
 
@@ -59,6 +62,7 @@ class SquaredReLU(TwoMatrices):
 def build_dense(
     config: Model, kind: schema.SwiGLU | schema.GELU | schema.SquaredReLU, *, rngs: nnx.Rngs
 ) -> TwoMatrices:
+    """Make the dense feed-forward that the config names."""
     match kind:
         case schema.SwiGLU():
             return SwiGLU(config, rngs=rngs)

@@ -1,4 +1,4 @@
-"""The forward pass over whole sequences, ready to run: what an objective gets."""
+"""The forward pass over whole sequences, ready to run; this is what an objective gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,8 +24,10 @@ LOOKBACK = 2
 
 @dataclass(frozen=True)
 class Forward:
-    """Whoever calls it says which loops are read, and what is made of them. `dataclasses.replace` gives the same pass
-    from another state, or to another depth."""
+    """A pass that is ready to run. Its caller says which loops are read, and what is made of each.
+
+    `dataclasses.replace` gives the same pass from another state, or to another depth.
+    """
 
     model: LoopLM
     tokens_BS: jax.Array
@@ -37,11 +39,11 @@ class Forward:
     dtype: jax.typing.DTypeLike
     """Compute type of the matrix products."""
     start: Any = None
-    """Overrides the first state; a tree like it."""
+    """Replaces the first state; a tree like that of the core."""
     halting: Halting | None = None
-    """Overrides the model's own rule. All loops run, and the rule selects."""
+    """Replaces the model's own rule. All loops run; the rule selects what is read."""
     per_loop: Any = None
-    """What every loop has for itself, cut by its number (see `run_loops`); what it is, the core says."""
+    """What every loop gets for itself, cut by its number (see `run_loops`); the core says what it may be."""
     cache: Cache = NO_CACHE
     """Keys and values of earlier positions."""
     with_statistics: bool = False
@@ -50,11 +52,12 @@ class Forward:
     def __call__(
         self, reads: Reads = "last", then: Callable[[jax.Array], Any] = lambda hidden_BSD: hidden_BSD
     ) -> Output:
-        """Runs the model.
+        """Run the model.
 
         Args:
             reads: which loops of the window are read. `last` is what the halting rule makes of all loops.
-            then: what is made of what the head reads (B, S, D), one loop at a time; nothing else of a loop is kept.
+            then: called with what the head reads, (B, S, D), of one loop after the other. Only what it returns is kept,
+                so hidden states of several loops are never in memory together.
         """
         model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
         context = replace(self.context, mask=self.context.mask.written_out(self.tokens_BS.shape[1]))
@@ -82,12 +85,12 @@ class Forward:
             hidden_BSD, cache, report = model.leave(h_BSD, context, entered, cache)
             return then(hidden_BSD), cache, report
 
-        coda_cache, read_RB = None, None
+        coda_cache, read_active_TB = None, None
         if wants_all:
             assert cache.coda is None, "the coda's cache belongs to one depth"
-            wanted_RBSD, read_RB = h_RBSD, depth.active_RB
+            wanted_RBSD, read_active_TB = h_RBSD, depth.active_RB
             if not isinstance(reads, str):
-                wanted_RBSD, read_RB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, read_RB))
+                wanted_RBSD, read_active_TB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, read_active_TB))
             made, _, left = jax.lax.map(make if context.remat == "none" else jax.checkpoint(make), wanted_RBSD)
         else:
             made, coda_cache, left = make(halting.finish(last.halt, read(last.state)), cache.coda)
@@ -96,7 +99,7 @@ class Forward:
             gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
         reports: dict[Place, Report] = {"prelude": entered.report, "block": said, "coda": left}
         return Output(
-            made, last.state, last.halt, gate_logits_RBS, depth, read_RB,
+            made, last.state, last.halt, gate_logits_RBS, depth, read_active_TB,
             {place: report for place, report in reports.items() if not report.empty},
             statistics_of(read(last.state), last.trail, context.counted_BS),
             Cache(entered.cache, last.cache, coda_cache),
@@ -106,5 +109,5 @@ class Forward:
 def statistics_of(
     h_BSD: jax.Array, trail: tuple[jax.Array, ...], counted_BS: jax.Array | None
 ) -> LoopStatistics | None:
-    """Measures what the last loop did to the state, if what was read before it is there."""
+    """Measure what the last loop did to the state; None where the states before it were not remembered."""
     return loop_statistics(*map(gather_sequence, (h_BSD, *trail)), counted_BS=counted_BS) if trail else None

@@ -23,7 +23,7 @@ Params = dict[str, Any]
 
 
 class FunctionalLM:
-    """The static half of a LoopLM: its graph, and shape, logical axes and spec of every parameter."""
+    """What is static of a LoopLM: its graph, and shape, logical axes and declaration of every parameter."""
 
     def __init__(self, config: Model):
         self.config = config
@@ -31,17 +31,17 @@ class FunctionalLM:
         self._variables: dict[tuple, nnx.Param] = dict(nnx.to_flat_state(abstract))
 
     def init(self, key: jax.Array) -> Params:
-        """Draws all parameters (float32). Jit it with out_shardings to create them in place."""
+        """Draw all parameters, float32. Jit it with out_shardings to create them where they belong."""
         return nnx.to_pure_dict(nnx.state(LoopLM(self.config, rngs=nnx.Rngs(key))))
 
     def bind(self, params: Params) -> LoopLM:
-        """The model with these parameters, to be called inside a traced function."""
+        """Return the model with these parameters, to be called inside a traced function."""
         values = _flatten(params)
         variables = {path: variable.replace(values[path]) for path, variable in self._variables.items()}
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
     def gather(self, params: Params, dtype: jax.typing.DTypeLike, *, per_layer: bool = False) -> Params:
-        """Makes sharded parameters whole for a forward pass, in the type in which they are used; with `per_layer` the
+        """Make sharded parameters whole for a forward pass, in the type in which they are used. With `per_layer` the
         matrices of the layers stay as they are. See `sharding.collective`."""
 
         def ready(value: jax.Array, variable: nnx.Param) -> jax.Array:
@@ -53,7 +53,7 @@ class FunctionalLM:
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
-        """jax.ShapeDtypeStruct of every parameter."""
+        """A `jax.ShapeDtypeStruct` for every parameter."""
         return _unflatten(
             {
                 path: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
@@ -62,7 +62,7 @@ class FunctionalLM:
         )
 
     def abstract(self, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-        """Shapes with their shardings over `mesh`, to restore a checkpoint onto."""
+        """Return the shapes with their shardings over `mesh`, to restore a checkpoint onto."""
 
         def laid_out(leaf: jax.ShapeDtypeStruct, variable: nnx.Param) -> jax.ShapeDtypeStruct:
             spec = parameter_spec(variable.axes, leaf.shape, mesh)
@@ -72,34 +72,35 @@ class FunctionalLM:
 
     @cached_property
     def num_params(self) -> int:
+        """All parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
     @cached_property
     def num_active_params(self) -> int:
-        """That a token passes: of the experts only those it uses."""
+        """Parameters that a token meets: of the experts only those that it uses."""
         sizes = self.map(lambda leaf, variable: leaf.size * variable.used[0] // variable.used[1], self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     @cached_property
     def num_params_of_layers(self) -> int:
-        """Of the matrices that may be gathered layer by layer."""
+        """Parameters in matrices that may be gathered layer by layer."""
         sizes = self.map(lambda leaf, variable: leaf.size if variable.gathers_itself else 0, self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     @cached_property
     def num_params_of_experts(self) -> int:
-        """Of them, those that are split over `expert`."""
+        """Parameters that are split over the mesh axis `expert`."""
         sizes = self.map(lambda leaf, variable: leaf.size if "experts" in variable.axes else 0, self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     def map(self, function: Callable[[Any, nnx.Param], Any], tree: dict[str, Any]) -> dict[str, Any]:
-        """Applies function(leaf, declaration) to a tree like the parameters."""
+        """Apply function(leaf, declaration) to a tree like the parameters."""
         values = _flatten(tree)
         return _unflatten({path: function(values[path], variable) for path, variable in self._variables.items()})
 
 
 def compute_dtype(config: Model, platform: str | None = None) -> jnp.dtype:
-    """The type of matrix products on a platform ("cpu", "gpu", "tpu"); None means the present one."""
+    """Return the type of matrix products on a platform ("cpu", "gpu", "tpu"); None means the present one."""
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
     return jnp.dtype(jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16)

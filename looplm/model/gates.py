@@ -21,7 +21,7 @@ class ExitGate(nnx.Module):
         self.bias = parameter(rngs, init["gate_bias"], (1,), ("one",), elementwise=True)
 
     def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Returns logits (B, S), at least float32."""
+        """Return logits (B, S), float32 at least. hidden_BSD: what `Core.read` gives of a state."""
         hidden_BSD = at_least_fp32(hidden_BSD)
         logits_BS1 = jnp.einsum(
             "BSD,DE->BSE", hidden_BSD, use(self.kernel, hidden_BSD.dtype),
@@ -31,7 +31,7 @@ class ExitGate(nnx.Module):
 
 
 def log_exit_distribution(gate_logits_RBS: jax.Array, active_RB: jax.Array | None = None) -> jax.Array:
-    """log p_t of leaving after loop t: p_t = lambda_t prod_{j<t} (1 - lambda_j); the last loop takes what remains.
+    """Return the log of p_t = lambda_t prod_{j<t} (1 - lambda_j), to leave after loop t; the last loop takes the rest.
 
     Args:
         gate_logits_RBS: float32.
@@ -51,6 +51,7 @@ def log_exit_distribution(gate_logits_RBS: jax.Array, active_RB: jax.Array | Non
 
 
 def exit_loop(exit_RBS: jax.Array, threshold: float) -> jax.Array:
-    """The first loop (1..R) whose cumulative exit probability reaches the threshold, (B, S) int32; at the latest R."""
+    """Return the first loop (1..R) at which the cumulative exit probability reaches the threshold, at the latest R:
+    (B, S) int32."""
     reached_RBS = (jnp.cumsum(exit_RBS, axis=0) >= threshold).at[-1].set(True)
     return jnp.argmax(reached_RBS, axis=0) + 1

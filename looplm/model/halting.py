@@ -1,7 +1,7 @@
-"""Who takes part in a loop, who has left, and what all loops together give; in training and at inference alike.
+"""Halting rules: who takes part in a loop, who has left, and what all loops together give, in training as at inference.
 
-A rule has accumulators of its own, which the loops carry beside the state. The body of the loops calls it (`lm.py`);
-the driver knows none.
+A rule has accumulators of its own, which go from loop to loop beside the state. The body of the loops calls it
+(`LoopLM.body`); the driver does not know it.
 """
 
 from typing import Any, Protocol
@@ -13,38 +13,46 @@ from looplm.config.schema import Model, NeverHalting, OwnHalting
 from looplm.model.context import Context
 
 State = Any
-"""Of the core."""
+"""The core's; see `core.py`."""
 Accumulators = Any
 """A tree of arrays (B, S, ...)."""
 
 
 class Halting(Protocol):
-    """A module; h_BSD is what `Core.read` gives of a state."""
+    """Who takes part in a loop, who has left, and what all loops give; a Flax module.
+
+    h_BSD is always what `Core.read` gives of a state, (B, S, D).
+    """
 
     def init(self, h_BSD: jax.Array) -> Accumulators:
-        """Makes the accumulators before the first loop."""
+        """Make the accumulators before the first loop; h_BSD is of the first state."""
 
     def admit(self, acc: Accumulators, h_BSD: jax.Array, context: Context) -> tuple[Accumulators, jax.Array | None]:
-        """Decides before a loop who is in it. Returns (accumulators, which tokens are there for the others to see
-        (B, S); None: all)."""
+        """Decide before a loop who takes part in it; h_BSD is of the state that enters.
+
+        Returns (accumulators, which tokens the others may see (B, S) bool; None: all).
+        """
 
     def update(
         self, acc: Accumulators, old: State, new: State, h_BSD: jax.Array, context: Context
     ) -> tuple[State, Accumulators]:
-        """Takes a loop in, h_BSD being read of the new state. Returns (the state that goes on, accumulators)."""
+        """Take in a loop that has run, from the state `old` to `new`; h_BSD is of the new one.
+
+        Returns (the state that goes on, accumulators).
+        """
 
     def finish(self, acc: Accumulators, h_BSD: jax.Array) -> jax.Array:
-        """Gives what coda and head read after the last loop."""
+        """Return what coda and head read after the last loop, (B, S, D); h_BSD is of the last state."""
 
     def left(self, acc: Accumulators) -> jax.Array | None:
-        """Says who has left for good, (B, S); None: nobody ever does."""
+        """Return who has left for good, (B, S) bool; None: nobody ever does."""
 
     def exits(self, acc: Accumulators) -> jax.Array:
-        """Says which loop, from 0, was the last of every token, (B, S) int32. Only of rules that let tokens leave."""
+        """Return the number of every token's last loop, from 0, (B, S) int32. Not asked where `left` is None."""
 
 
 class Never(nnx.Module):
-    """Nobody leaves before the last loop; adds no operation."""
+    """Nobody leaves before the last loop, whose state is read. Adds no operation to the program."""
 
     def init(self, h_BSD: jax.Array) -> Accumulators:
         return ()
@@ -68,6 +76,7 @@ class Never(nnx.Module):
 
 
 def build_halting(config: Model, *, rngs: nnx.Rngs) -> Halting:
+    """Make the halting rule that the config names."""
     match config.halting:
         case NeverHalting():
             return Never()

@@ -1,7 +1,7 @@
 """Projections of an attention that are mixtures of experts, head by head (SwitchHead, arXiv 2312.07987).
 
-All experts are computed and weighted, those that were not chosen with 0: plain products that are split over devices
-like those of a dense attention. What the choice would save was measured: docs/decisions.md.
+All experts are computed, and those that were not chosen are weighted with 0. These are plain products, split over
+devices like those of a dense attention. What computing only the chosen ones would save: docs/decisions.md, "MoEUT".
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,10 +24,10 @@ IN_ROUTER = ("batch", "residual", "routes", "routes")
 
 
 class Choice(NamedTuple):
-    """Of the experts of a projection's heads (G), in the layout of the residual stream."""
+    """Which experts the heads (G) of a projection chose, in the layout of the residual stream."""
 
     weights_BSGE: jax.Array
-    """The scores of the chosen, 0 for the others."""
+    """The scores of the chosen experts, 0 for the others."""
     ids_BSGk: jax.Array
     scores_BSGE: jax.Array
     logits_BSGE: jax.Array
@@ -43,7 +43,7 @@ class HeadRouter(nnx.Module):
         )
 
     def __call__(self, x_BSD: jax.Array) -> Choice:
-        """x_BSD: in the layout of the residual stream."""
+        """Choose the experts of every head. x_BSD: in the layout of the residual stream."""
         x_BSD = at_least_fp32(x_BSD)
         logits_BSGE = jnp.einsum(
             "BSD,DGE->BSGE", x_BSD, use(self.kernel, x_BSD.dtype), out_sharding=activation_spec(*IN_ROUTER),
@@ -88,14 +88,14 @@ class OutputExperts(nnx.Module):
 
 
 def share_of(mixture: MixtureAttention) -> tuple[int, int]:
-    """Gives (experts of a head that a token uses, all of them)."""
+    """Return (experts of a head that a token uses, all experts of a head)."""
     return mixture.experts_per_token, mixture.num_experts
 
 
 def routing_of(
     choices: Sequence[Choice], counted_BS: jax.Array | None, *, with_softmax: bool, with_logits: bool
 ) -> Routing:
-    """The sums over the experts of all projections, one after the other."""
+    """Sum up what the routers of all projections chose, their experts one after the other in one list."""
 
     def together(arrays_BSGE: Iterable[jax.Array]) -> jax.Array:
         return jnp.concatenate(tuple(arrays_BSGE), axis=2)

@@ -23,7 +23,7 @@ ORTHOGONAL_STEPS = 40
 
 
 def initializers(config: Model) -> dict[str, Any]:
-    """The initialiser (key, shape, dtype) -> array of every role that a parameter can have."""
+    """Return the initialiser, (key, shape, dtype) -> array, of every role that a parameter can have."""
     own: dict[str, Any] = {}
     match config.init:
         case NormalInit(std=std):
@@ -37,7 +37,7 @@ def initializers(config: Model) -> dict[str, Any]:
             matrix, output = orthogonal(math.sqrt(2 / (5 * config.dim))), zeros
         case FanInInit(effective_depth=depth):
             scale, width = math.sqrt(2 / depth), 1 / math.sqrt(config.dim)
-            matrix, output = normal(scale * width), ByInputs(scale)
+            matrix, output = normal(scale * width), FanInNormal(scale)
             within = uniform_within(width)  # what torch gives a linear map
             rows = same_length(matrix)
             own = {"embedding": normal(width), "router": rows, "head": within, "head_bias": within}
@@ -68,16 +68,16 @@ def initializers(config: Model) -> dict[str, Any]:
 
 
 def truncated_normal(std: float) -> Initializer:
-    """Normal with standard deviation `std`, redrawn beyond three of them; the cut narrows it by 1.3 %, which is kept
-    as in arXiv 2502.05171."""
+    """Make a normal law with standard deviation `std`, redrawn beyond three of them. The cut narrows it by 1.3 %, which
+    is left so, as in arXiv 2502.05171."""
     return jax.nn.initializers.truncated_normal(std, lower=-3.0, upper=3.0)
 
 
 def orthogonal(std: float) -> Initializer:
-    """Rows or columns orthogonal, whichever are fewer; entries of root mean square `std`. A kernel's first dim are its
-    inputs, all others its outputs.
+    """Make rows or columns orthogonal, whichever are fewer, with entries of root mean square `std`.
 
-    The orthogonal factor of a normal matrix, by Newton-Schulz: LAPACK's QR hangs on a CPU where a program has many.
+    A kernel's first dim counts its inputs, all others its outputs. What is drawn is the orthogonal factor of a normal
+    matrix, by Newton-Schulz: LAPACK's QR hangs on a CPU where a program has many.
     """
 
     def draw(
@@ -100,22 +100,25 @@ def orthogonal(std: float) -> Initializer:
 def identity(
     key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
 ) -> jax.Array:
+    """Start a matrix as the identity."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 @dataclass(frozen=True)
-class ByInputs:
-    """Normal with standard deviation scale / sqrt(inputs); all dims but the last are inputs."""
+class FanInNormal:
+    """A normal law with standard deviation scale / sqrt(inputs); all dims but the last count inputs."""
 
     scale: float
     times: int = 1
-    """There are so many times the inputs."""
+    """How many matrices have their outputs added up: the inputs of all of them count."""
 
     def __call__(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         return self.scale / math.sqrt(self.times * math.prod(shape[:-1])) * jax.random.normal(key, shape, dtype)
 
 
 def uniform_within(bound: float) -> Initializer:
+    """Make a uniform law from -bound to bound."""
+
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
     ) -> jax.Array:
@@ -125,7 +128,7 @@ def uniform_within(bound: float) -> Initializer:
 
 
 def same_length(matrix: Initializer) -> Initializer:
-    """What an output has for weights is of one length for all outputs, and the standard deviation stays."""
+    """Scale the weights of every output to one length, the same for all, and keep the standard deviation."""
 
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
@@ -138,22 +141,22 @@ def same_length(matrix: Initializer) -> Initializer:
 
 
 def of_each(matrix: Initializer, *, summed: bool = True) -> Initializer:
-    """Every matrix of a leading dim by itself.
+    """Draw every matrix of a leading dim (an expert's) by itself.
 
-    summed: whether what they give is added up, as if they were one matrix with the inputs of all.
+    summed: whether their outputs are added up, so that they count as one matrix with the inputs of all.
     """
 
     def draw(
         key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
     ) -> jax.Array:
-        of_one = replace(matrix, times=shape[0]) if isinstance(matrix, ByInputs) and summed else matrix
+        of_one = replace(matrix, times=shape[0]) if isinstance(matrix, FanInNormal) and summed else matrix
         return jax.vmap(lambda key: of_one(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
 
     return draw  # type: ignore[return-value]
 
 
 def _concat(config: Model, matrix: Initializer) -> Initializer:
-    """[state; input] -> D as (2, D, D): random, or the identity on one of the halves."""
+    """Start the map of [state; input], (2, D, D), at random, or as the identity on one of its halves."""
     injection = config.injection
     if not isinstance(injection, ConcatInjection) or injection.init == "random":
         return matrix
@@ -168,12 +171,12 @@ def _concat(config: Model, matrix: Initializer) -> Initializer:
 
 
 def _gate_bias(config: Model) -> float:
-    """The logit of the exit probability that every loop starts with."""
+    """Return the logit of the exit probability that every loop starts with."""
     probability = config.exit_gate.initial_exit_probability if config.exit_gate else 0.5
     return math.log(probability / (1 - probability))
 
 
 def _diagonal_step(config: Model) -> float:
-    """b with exp(-softplus(b)) = the initial decay, the rate being exp(0)."""
+    """Return b such that exp(-softplus(b)) is the initial decay, the rate being exp(0)."""
     decay = config.injection.initial_decay if isinstance(config.injection, DiagonalInjection) else 0.5
     return math.log(math.expm1(-math.log(decay)))

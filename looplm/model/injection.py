@@ -1,4 +1,4 @@
-"""How the input enters every loop."""
+"""Injections: how the input enters every loop."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from looplm.sharding.collective import per_channel, use
 
 
 class Injection(nnx.Module):
-    """From a state and the input to what the shared block gets, both (B, S, D)."""
+    """How the input enters a loop."""
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        """Return what the shared block gets, (B, S, D), in the state's type. input_BSD: the prelude's output."""
         raise NotImplementedError("one of the subclasses")
 
     def contraction(self) -> dict[str, jax.Array]:
-        """How much of the state it keeps, by metric name; nothing where that is no number of the parameters."""
+        """Return how much of the state a loop keeps, by metric name; {} where the parameters alone do not say."""
         return {}
 
 
@@ -30,6 +31,8 @@ class Nothing(Injection):
 
 
 class Add(Injection):
+    """state + input."""
+
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         return state_BSD + input_BSD
 
@@ -83,11 +86,12 @@ class Diagonal(Injection):
 
 
 def decay(step_D: jax.Array, log_rate_D: jax.Array) -> jax.Array:
-    """Share of the state that a loop keeps."""
+    """Return the share of the state that a loop keeps, per channel."""
     return jnp.exp(-step_D * jnp.exp(log_rate_D))
 
 
 def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
+    """Make the injection that the config names."""
     match config.injection:
         case NoInjection():
             return Nothing()

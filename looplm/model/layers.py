@@ -16,13 +16,15 @@ from looplm.sharding.rules import activation_spec
 
 Module = TypeVar("Module", bound=nnx.Module)
 Group = Literal["gate", "injection", "layers"]
-"""Parameters that an optimizer or an objective may treat apart; all others have no group."""
+"""Groups of parameters that an optimizer or an objective may treat apart; all others have no group."""
 
 
 class LoopParam(nnx.Param):
-    """A parameter that every loop has for itself: its first dim are the loops, before those of stacked layers. The body
-    of the loops cuts it by the loop's number, so that the module that declares it sees its own slice only, and never
-    learns which loop it is. Loops beyond the first dim use the last slice."""
+    """A parameter of which every loop has its own. Its first dim counts loops, before that of stacked layers.
+
+    The body of the loops cuts it by the loop's number, so the module that declares it sees the slice of one loop and
+    need not know which. Loops beyond the first dim use the last slice.
+    """
 
 
 def parameter(
@@ -39,16 +41,18 @@ def parameter(
     balances: bool = False,
     loops: int | None = None,
 ) -> nnx.Param:
-    """A float32 parameter with its logical axes (see `sharding.rules`).
+    """Declare a float32 parameter with its logical axes (see `sharding.rules`).
 
     Args:
-        elementwise: it is multiplied with or added to activations.
-        decays: whether weight decay applies; None means if it is not elementwise.
-        wide: it is computed with in float32, whatever the compute type; None means if it is elementwise.
-        gathers_itself: it may stay split over devices until it is used (`sharding.gather = per_layer`).
+        init: its first value.
+        shape, axes: of one loop, and of one layer where layers are stacked.
+        elementwise: whether it is multiplied with or added to activations.
+        decays: whether weight decay applies; None: if it is not elementwise.
+        wide: whether it is used in float32, whatever the compute type; None: if it is elementwise.
+        gathers_itself: whether it may stay split over devices until it is used (`sharding.gather = per_layer`).
         used: (k, n) where a token uses k of n equal parts.
-        loops: every one of so many loops has its own, each drawn for itself; None: all loops share it.
-        balances: it moves against the load of experts, by a rule and not by a gradient.
+        loops: how many loops have a value of their own, each drawn separately; None: all loops share one.
+        balances: whether it moves against the load of experts, by a rule and not by a gradient.
     """
     decays = not elementwise if decays is None else decays
     wide = elementwise if wide is None else wide
@@ -63,7 +67,7 @@ def parameter(
 
 
 def in_group(group: Group, module: Module, place: Place | None = None) -> Module:
-    """Declares what the parameters of a module are for the optimizer, and in which stack of layers they are."""
+    """Declare which group the parameters of a module belong to, and in which stack of layers they are."""
     for _, variable in nnx.iter_graph(module):
         if isinstance(variable, nnx.Param):
             variable.set_metadata(group=group, place=place)
@@ -71,8 +75,8 @@ def in_group(group: Group, module: Module, place: Place | None = None) -> Module
 
 
 def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
-    """Makes `count` modules into one, their parameters stacked on a leading dim that their axes do not name; what every
-    loop has for itself has its loops before that."""
+    """Make `count` modules into one whose parameters are stacked on a leading dim, which their axes do not name. In a
+    `LoopParam` the dim of loops comes before it."""
     out_axes = nnx.StateAxes({LoopParam: 1, ...: 0})
     return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=out_axes))(rngs)
 
@@ -101,7 +105,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Over the last dim, with a learned scale."""
+    """RMSNorm over the last dim, with a learned scale."""
 
     def __init__(self, rngs: nnx.Rngs, init: Initializer, dim: int, eps: float, axis: str = "embed"):
         self.eps = eps
@@ -113,7 +117,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last dim, with a learned scale and bias."""
+    """LayerNorm over the last dim, with a learned scale and bias."""
 
     def __init__(self, rngs: nnx.Rngs, scale: Initializer, bias: Initializer, dim: int, eps: float):
         self.eps = eps
@@ -127,7 +131,7 @@ class LayerNorm(nnx.Module):
 
 
 class UnitNorm(nnx.Module):
-    """RMSNorm without a scale. eps: that of the machine if None."""
+    """RMSNorm without a scale. eps: None for the machine epsilon."""
 
     def __init__(self, eps: float | None = None):
         self.eps = eps
@@ -137,7 +141,7 @@ class UnitNorm(nnx.Module):
 
 
 def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm | UnitNorm:
-    """Makes a norm of the residual stream."""
+    """Make a norm of the residual stream, of the kind that the config names."""
     init = initializers(config)
     if config.norm == "unit":
         return UnitNorm(config.norm_eps)
@@ -159,11 +163,16 @@ class HeadsNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
+    """The table of token embeddings."""
+
     def __init__(self, rngs: nnx.Rngs, init: Initializer, vocab_size: int, dim: int):
         self.table = parameter(rngs, init, (vocab_size, dim), ("vocab", "embed"))
 
     def __call__(self, tokens_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """Looks tokens up. Ids must be below V: JAX would silently clamp larger ones (the loader checks them)."""
+        """Look tokens up: (B, S, D) in the layout of the residual stream.
+
+        Ids must be below V: JAX would silently clamp larger ones (the loader checks them).
+        """
         table_VD = use(self.table, dtype)
         if (spec := activation_spec("batch", "sequence", "embed")) is None:
             return table_VD[tokens_BS]

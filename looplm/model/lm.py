@@ -7,8 +7,8 @@
     exit_t = sigmoid(gate(h_t))               the probability that a token may leave
     hidden = norm(coda(read_out(h_t)))        leave: what the head reads
 
-The passes over them are elsewhere: `forward.py` runs whole sequences, `decode.py` one token a row. The model knows no
-depth, step, host or loss; names of dims are in `__init__.py`.
+What runs these stages is elsewhere: `forward.py` for whole sequences, `decode.py` for one token a row. The model knows
+no depth, training step, host or loss. Names of dims are in `__init__.py`.
 """
 
 from collections.abc import Callable
@@ -41,13 +41,14 @@ from looplm.sharding.rules import activation_spec
 
 
 class Entered(NamedTuple):
-    """What entering gives beside the inputs of the loops."""
+    """What `enter` gives beside the inputs of the loops."""
 
     values: Embedded
+    """Value embeddings of all stacks."""
     cache: KVCache | None
     """The prelude's."""
     report: Report
-    """The prelude's, of its one visit."""
+    """The prelude's, with T = 1 visits."""
 
 
 class Body(NamedTuple):
@@ -55,12 +56,15 @@ class Body(NamedTuple):
 
     step: Step
     parameters: nnx.State
-    """That all loops share."""
+    """Those that all loops share."""
     per_loop: tuple[nnx.State, Any]
-    """What every loop has for itself: (parameters, what the caller gave)."""
+    """What every loop gets for itself: (its own parameters, what the caller of the pass gave), with a leading dim of
+    loops."""
 
 
 class LoopLM(nnx.Module):
+    """The parameters of a looped language model, and its three stages: enter, body, leave."""
+
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         init = initializers(config)
 
@@ -95,7 +99,13 @@ class LoopLM(nnx.Module):
     def enter(
         self, tokens_BS: jax.Array, context: Context, dtype: jax.typing.DTypeLike, cache: KVCache | None = None
     ) -> tuple[Inputs, Entered]:
-        """Goes from tokens to what every loop gets. cache: the prelude's."""
+        """Turn tokens into what every loop gets.
+
+        Args:
+            tokens_BS: ids below the vocabulary size, int32.
+            dtype: compute type of the matrix products; the residual stream has it too.
+            cache: the prelude's.
+        """
         values = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
         embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
         if self.position_table is not None:
@@ -108,11 +118,11 @@ class LoopLM(nnx.Module):
         return Inputs(x_BSD, embedded_BSD, tokens_BS, values.block), Entered(values, cache, one_visit(report))
 
     def body(self, context: Context, halting: Halting, per_loop: Any = None, *, leaving: bool = False) -> Body:
-        """Gives one loop: what training, scoring, prefill and decoding have in common.
+        """Return one loop as a function, and its parameters: what training, scoring, prefill and decoding share.
 
         Args:
-            per_loop: what every loop has for itself beside its parameters; see `run_loops`.
-            leaving: whether tokens that have left write no keys and values any more.
+            per_loop: what every loop gets for itself beside its own parameters; see `run_loops`.
+            leaving: whether tokens that have left stop writing keys and values.
         """
         graph, own, shared = nnx.split((self.core, halting), LoopParam, ...)
 
@@ -132,8 +142,10 @@ class LoopLM(nnx.Module):
     def leave(
         self, h_BSD: jax.Array, context: Context, entered: Entered, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None, Report]:
-        """Goes from what is read of a state to what the head reads: read-out, coda, final norm. Returns (hidden, the
-        coda's cache, what its layers said)."""
+        """Turn what is read of a state into what the head reads: read-out, coda, final norm.
+
+        Returns (hidden (B, S, D), the coda's cache, the report of its layers).
+        """
         x_BSD, report = self.read_out(h_BSD) if self.read_out else h_BSD, Report()
         if self.config.norm_before_coda and self.final_norm:
             x_BSD = self.final_norm(x_BSD)
@@ -142,11 +154,14 @@ class LoopLM(nnx.Module):
         return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache, report
 
     def predictor(self, context: Context, entered: Entered, cache: KVCache | None) -> Callable[[jax.Array], jax.Array]:
-        """Gives what a halting rule may ask: from what is read of a state to logits. cache: the coda's."""
+        """Return the function by which halting rules ask for predictions: what is read of a state -> logits (B, S, V).
+
+        cache: the coda's.
+        """
         return lambda h_BSD: self.logits(self.leave(h_BSD, context, entered, cache)[0])
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Gives (B, S, V) in hidden's type. Training never calls it: see `ops.cross_entropy`."""
+        """Return the logits (B, S, V) in hidden's type. Training does without them: see `ops.cross_entropy`."""
         logits_BSV = jnp.einsum(
             "BSD,VD->BSV", hidden_BSD, self.head_VD.astype(hidden_BSD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
@@ -158,14 +173,14 @@ class LoopLM(nnx.Module):
 
     @property
     def head_VD(self) -> jax.Array | Whole:
-        """To be cast where it is used: in training its gradient is summed in another type."""
+        """The head's matrix. Cast it where it is used: in training its gradient is summed in another type."""
         return (self.embedding.table if self.head is None else self.head).get_value()
 
     @property
     def head_bias_V(self) -> jax.Array | Whole | None:
-        """To be cast like the head, but to float32 at least."""
+        """The head's bias. Cast it where it is used, to float32 at least."""
         return None if self.head_bias is None else self.head_bias.get_value()
 
     def contraction(self) -> dict[str, jax.Array]:
-        """Says what the parameters alone tell of how the state moves, by metric name."""
+        """Return the metrics of `Core.contraction`."""
         return self.core.contraction()

@@ -17,7 +17,7 @@ from looplm.model.depth import Depth, Loop
 Tree = Any
 Remat = Literal["none", "layer", "loop", "names", "offload"]
 Step = Callable[[Tree, Tree, Tree, Loop], tuple[Tree, Tree]]
-"""(parameters, carry, inputs, loop) -> (carry, report)."""
+"""One loop: (parameters, carry, inputs, loop) -> (carry, report)."""
 
 
 class Ran(NamedTuple):
@@ -43,14 +43,14 @@ def run_loops(
     remat: Remat = "none",
     unroll: bool = False,
 ) -> Ran:
-    """Applies `carry, report = step(parameters, carry, inputs, loop)` so many times as `depth` says.
+    """Apply `carry, report = step(parameters, carry, inputs, loop)` as many times as `depth` says.
 
     Args:
         step: must give a carry of the structure, shapes and shardings that it gets.
-        parameters, inputs: the same for every loop; get their gradient from the trained loops only.
-        per_loop: a tree with a leading dim of loops, of which every loop is given its own slice, by its number; the
-            last one where there are fewer.
-        keep: maps the carry after an iteration of the window to what is kept of it.
+        parameters, inputs: the same for every loop; their gradient comes from the trained loops only.
+        per_loop: a tree whose leading dim counts loops; loop number n gets slice n as `Loop.own`, or the last slice
+            where there are fewer.
+        keep: selects what is kept of the carry after every iteration of the window.
         remat: `loop` and `names` recompute a trained loop in the backward pass and keep only its first carry;
             `offload` also keeps that on the host.
         unroll: write the trained loops out in the program.
@@ -107,7 +107,7 @@ def run_until(
     *,
     per_loop: Tree = None,
 ) -> tuple[Tree, jax.Array]:
-    """Applies the same step at inference until `done(carry)` holds everywhere, at the latest after `most` loops.
+    """Apply the same step at inference until `done(carry)` holds everywhere, at the latest after `most` loops.
 
     Returns (the last carry, how many loops ran, int32).
     """
@@ -125,7 +125,7 @@ def run_until(
 
 
 def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:
-    """Takes `new` for the sequences that are chosen, else `old`; chosen_B is (B,), or (1,) for all."""
+    """Take `new` for the sequences that are chosen, else `old`; chosen_B is (B,), or (1,) for all."""
 
     def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
         shape = () if chosen_B.size == 1 else (-1, *(1,) * (new.ndim - 1))
@@ -135,25 +135,25 @@ def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:
 
 
 def slice_of_loop(tables: Tree, t: jax.Array) -> Tree:
-    """Cuts one loop's slice out of tables over loops; a loop beyond their end gets the last."""
+    """Cut one loop's slice out of tables over loops; a loop beyond their end gets the last one."""
     return jax.tree.map(lambda table: jax.lax.dynamic_index_in_dim(table, t, keepdims=False), tables)
 
 
 def slices_of_window(tables: Tree, depth: Depth) -> Tree:
-    """Cuts the slices of the window's loops in one gather each, so that a table gets its gradient at once."""
+    """Cut the slices of all loops of the window in one gather a table, so that its gradient is scattered once."""
 
     def rows(table: jax.Array) -> jax.Array:
         numbers_R = jnp.clip(depth.numbers_RB[:, 0], 0, table.shape[0] - 1)
         if jax.sharding.get_abstract_mesh().empty:
             return table.at[numbers_R].get()
-        # Said outright: JAX 0.10 does not find out how the rows of what is marked `reduced` lie.
+        # JAX 0.10 does not infer the sharding of rows of an array that is marked `reduced`.
         return table.at[numbers_R].get(out_sharding=jax.typeof(table).sharding.spec)
 
     return jax.tree.map(rows, tables)
 
 
 def blank_report(run: Callable[[Tree], tuple[Tree, Tree]], carry: Tree) -> Tree:
-    """Makes the report of a step that does not run: zeros, laid out like what it would have said."""
+    """Make the report of a step that does not run: zeros, sharded like the report that it would have made."""
 
     def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         sharding = None if jax.sharding.get_abstract_mesh().empty else leaf.sharding
@@ -163,7 +163,7 @@ def blank_report(run: Callable[[Tree], tuple[Tree, Tree]], carry: Tree) -> Tree:
 
 
 def written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-    """Does what `jax.lax.scan` does, in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and
+    """Do what `jax.lax.scan` does, in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and
     where that gives partial sums (of gradients) the TPU compiler refuses the program: "unreduced axes mismatch" (JAX
     0.12 does not)."""
     kept = []
@@ -174,7 +174,7 @@ def written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs
 
 
 def with_carries_on_host(iterate: Callable[[Tree, Tree], tuple[Tree, Tree]]) -> Callable[[Tree, Tree], tuple]:
-    """Recomputes the loop in the backward pass from its first carry, which waits in host memory."""
+    """Recompute a loop in the backward pass from its first carry, which waits in host memory."""
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["loop_carry"],

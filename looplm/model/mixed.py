@@ -1,7 +1,7 @@
-"""Stacks whose layers are not all of one kind: dense ones among such with experts, some with a value embedding.
+"""Stacks whose layers are not all of one kind: dense ones among layers with experts, some with a value embedding.
 
-Like layers are scanned over, or a pattern that repeats is scanned over by its period, whichever writes fewer layers
-into the program.
+The layers run in scans: over runs of equal layers, or over the periods of a repeating pattern, whichever puts fewer
+layers into the program.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -16,14 +16,14 @@ Tree = Any
 
 
 class Unit(NamedTuple):
-    """Some successive layers, and how often they repeat."""
+    """A few successive layers, by kind, and how often they repeat."""
 
     kinds: tuple[Hashable, ...]
     repeats: int
 
 
 def plan(kinds: Sequence[Hashable]) -> tuple[Unit, ...]:
-    """Cuts the layers into units. Layers that a period does not cover come first, one by one."""
+    """Cut the layers into units. Layers in front of a repeating pattern come one by one."""
     count = len(kinds)
     best = tuple(Unit((kind,), len(list(run))) for kind, run in groupby(kinds))
     for period in range(2, count // 2 + 1):
@@ -36,6 +36,7 @@ def plan(kinds: Sequence[Hashable]) -> tuple[Unit, ...]:
 
 
 def written_layers(units: Sequence[Unit]) -> int:
+    """Count the layers that are put into the program."""
     return sum(len(unit.kinds) for unit in units)
 
 
@@ -47,7 +48,7 @@ def scan_layers(
     *,
     unroll: bool,
 ) -> tuple[Tree, Report]:
-    """Runs all layers in order.
+    """Run all layers in order.
 
     Args:
         apply: (kind, carry, the layer's data) -> (carry, its report).
@@ -76,7 +77,7 @@ def scan_layers(
 
 
 def take(tree: Tree, places: Sequence[int]) -> Tree:
-    """Takes rows at equal distances."""
+    """Take rows at equal distances from every leaf."""
     step = places[1] - places[0] if len(places) > 1 else 1
     # A strided slice and no gather, which JAX 0.10 refuses for parameters marked `reduced`.
     rows = slice(places[0], places[-1] + 1, step)
@@ -84,5 +85,6 @@ def take(tree: Tree, places: Sequence[int]) -> Tree:
 
 
 def places_among(chosen: Sequence[bool]) -> list[int]:
-    """Says of every layer how many before it are chosen: its row in what is stacked for the chosen ones alone."""
+    """Count for every layer the chosen ones before it. For a chosen layer that is its row in arrays that are stacked
+    for the chosen ones alone."""
     return [sum(chosen[:i]) for i in range(len(chosen))]

@@ -22,9 +22,9 @@ class MoE(nnx.Module):
         self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None
 
     def __call__(self, x_BSD: jax.Array, routed_BSD: jax.Array, context: Context) -> tuple[jax.Array, Routing | None]:
-        """Returns (out, what the router did, if the context asks for it).
+        """Send every token to its experts. Returns (out (B, S, D), what the router chose; None where nobody asks).
 
-        routed_BSD: what the router reads, x but for the norm; in the layout of the residual stream.
+        routed_BSD: what the router reads, in the layout of the residual stream: x, or its norm (`peri`).
         """
         ids_BSk, weights_BSk, scores_BSE, logits_BSE = self.router(routed_BSD, context.loop.number_B)
         ids_BSk = unless_padding(ids_BSk, context.counted_BS, self.moe.num_experts)

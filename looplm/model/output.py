@@ -13,7 +13,7 @@ from looplm.model.gates import log_exit_distribution
 from looplm.model.report import Report
 
 Reads = Literal["last", "all"] | jax.Array
-"""Which loops of the window are read; an int array of places in the window means those."""
+"""Which loops of the window are read: the last one, all of them, or those at these places of the window, (T,) int."""
 
 
 class Carry(NamedTuple):
@@ -25,29 +25,30 @@ class Carry(NamedTuple):
     """Accumulators of the halting rule."""
     cache: KVCache | None = None
     trail: tuple[jax.Array, ...] = ()
-    """What was read of the states before this one, the latest first, without gradient."""
+    """What `Core.read` gave of the states before this one, the latest first, without gradient; for statistics."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives; R counts the loops of the window, the last of which is the last loop."""
+    """What a forward pass gives. R counts the loops of the window (`Depth.window`), whose last one is the last loop; T
+    those that were read."""
 
     read: Any
-    """What was made of every loop that was read, leaves (T, ...): what the head reads (T, B, S, D), unless the caller
-    said otherwise."""
+    """What `then` made of every loop that was read, leaves (T, ...): what the head reads (T, B, S, D), unless the
+    caller asked for something else."""
     state: Any
-    """The last one, of the core."""
+    """The core's state after the last loop."""
     halt: Any
-    """Last accumulators of the halting rule."""
+    """The halting rule's accumulators after the last loop."""
     gate_logits_RBS: jax.Array | None
-    """logit of the exit probability, float32; None without a gate."""
+    """Logit of the probability of leaving after a loop, given that the token is in it; float32. None without a gate."""
     depth: Depth
-    read_RB: jax.Array | None
-    """Which of the loops that were read ran, (T, 1) or (T, B); None where all of them did."""
+    read_active_TB: jax.Array | None
+    """Which of the loops that were read did run, bool (T, 1) or (T, B); None where all of them did."""
     reports: dict[Place, Report]
-    """What layers said in every visit, leaves (T, B, layers, ...): T = 1 for the prelude, the loops of the window, or
-    what was read by the coda. Only of places that said something."""
+    """Reports of every visit of the layers, leaves (visits, B, layers, ...). The prelude is visited once, the block in
+    every loop of the window, the coda for every loop that is read. Only of places that report something."""
     statistics: LoopStatistics | None
     """Of the last loop; None when not asked for."""
     cache: Cache

@@ -1,4 +1,4 @@
-"""How a token knows its place, where it is not by rotation (`ops.rope`)."""
+"""Positions of tokens other than by rotation, which is in `ops.rope`."""
 
 import math
 
@@ -18,8 +18,8 @@ BASE = 10_000.0
 
 
 class RelativePositions(nnx.Module):
-    """What is added to the scores of a query: (q + v) r_d, d being the distance to the key; content is compared with
-    q + u (arXiv 1901.02860, section 3.3)."""
+    """Scores by distance: a key at distance d has the score (q + u) k + (q + v) r_d, u and v being learned per head and
+    r_d a learned projection of sinusoids (arXiv 1901.02860, section 3.3)."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         N, H, init = config.num_heads, config.head_size, initializers(config)
@@ -32,8 +32,7 @@ class RelativePositions(nnx.Module):
         self.content, self.position = vector(), vector()
 
     def __call__(self, q_BSNH: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
-        """Returns (queries that are compared with keys (B, S, N, H), what is added to the scaled scores
-        (B, N, S, T))."""
+        """Return (queries to compare with keys (B, S, N, H), what is added to the scaled scores (B, N, S, T))."""
         content_BSNH, position_BSNH = (
             per_channel(jnp.add, [use(vector, q_BSNH.dtype)], q_BSNH) for vector in (self.content, self.position)
         )
@@ -52,7 +51,7 @@ def _on_device(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Array
 
 
 def _by_distance(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Array) -> jax.Array:
-    """q r_d for the distance d of every pair, (B, N, S, T)."""
+    """Return q r_d for the distance d of every query and key, (B, N, S, T)."""
     table_TD = sinusoids(distance_BST.shape[-1], kernel_DNH.shape[0]).astype(q_BSNH.dtype)
     r_TNH = jnp.einsum("TD,DNH->TNH", table_TD, kernel_DNH)
     scores_BNST = jnp.einsum("BSNH,TNH->BNST", q_BSNH, r_TNH)
@@ -60,7 +59,7 @@ def _by_distance(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Arr
 
 
 class PositionTable(nnx.Module):
-    """A learned vector per position."""
+    """A learned vector per position, to be added to the embedding."""
 
     def __init__(self, config: Model, positions: LearnedPositions, *, rngs: nnx.Rngs):
         self.table = parameter(
@@ -68,14 +67,15 @@ class PositionTable(nnx.Module):
         )
 
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """Looks positions up, in the layout of the residual stream; those beyond the table get the last vector."""
+        """Look positions up: (B, S, D), laid out like the residual stream. Beyond the table: its last vector."""
         table_TD = use(self.table, dtype)
-        # Looked up where it is added: every device its own places, so that gradients are partial sums of each.
+        # In the layout of the residual stream: every device looks up the positions that it adds, and the gradient of
+        # the table is a partial sum on each.
         positions_BS = lay_out(jnp.minimum(positions_BS, table_TD.shape[0] - 1), "batch", "residual")
         return table_TD.at[positions_BS].get(out_sharding=activation_spec("batch", "residual", "embed"))
 
 
 def sinusoids(length: int, dim: int) -> jax.Array:
-    """sin and cos of distances 0..length - 1, (length, dim) float32; sines first."""
+    """Return sin and cos of the distances 0..length - 1, (length, dim), float32 at least; sines first."""
     angles = jnp.arange(length)[:, None] / BASE ** (jnp.arange(0, dim, 2) / dim)
     return at_least_fp32(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :dim])

@@ -1,4 +1,5 @@
-"""What a visit of a layer says beside its output. It leaves the loops as an output of theirs and is never carried."""
+"""What a layer reports of a visit beside its output, for losses, metrics and memories. Reports are an output of the
+loops and never go from loop to loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,22 +13,22 @@ from looplm.model.routing import Routing
 
 @dataclass(frozen=True)
 class Reporting:
-    """What layers are asked to say. Static."""
+    """What layers are asked to report. Static: another choice is another program."""
 
     routing: bool = False
-    """What routers did."""
+    """What routers chose."""
     router_logits: bool = False
-    """That includes their logits."""
+    """Whether that includes the routers' logits."""
     memory: bool = False
-    """What later tokens may look at: the input of every layer."""
+    """The input of every layer, which the next segment of a text may look at."""
 
 
 NO_REPORT = Reporting()
 
 
 class Report(NamedTuple):
-    """Leaves (B, ...); a stack puts its layers second, and visits (T, ...) come before all. None where a layer has no
-    such part, or was not asked."""
+    """Of one visit of a layer, leaves (B, ...); of a stack (B, layers, ...); of several visits (T, B, layers, ...). A
+    part is None where a layer has no such thing, or was not asked."""
 
     experts: Routing | None = None
     """Of the router of the feed-forward."""
@@ -44,22 +45,22 @@ class Report(NamedTuple):
 
 
 def one_visit(report: Report) -> Report:
-    """The report of a stack that ran once, as one of T = 1 visits."""
+    """Give the report of a stack that ran once the leading dim of visits, T = 1."""
     return jax.tree.map(lambda leaf: leaf[None], report)
 
 
 def of_unit(places: Sequence[Report]) -> Report:
-    """Joins the reports of the layers of a repeated unit, each (repeats, ...), in the order of the layers."""
+    """Join the reports of the layers of a repeated unit, each (repeats, ...), in the order of the layers."""
     return _joined(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), places)
 
 
 def of_layers(units: Sequence[Report]) -> Report:
-    """Joins the reports of successive units, each (layers, B, ...), into that of a stack: (B, layers, ...)."""
+    """Join the reports of successive units, each (layers, B, ...), into that of a stack: (B, layers, ...)."""
     return _joined(lambda *leaves: jnp.moveaxis(jnp.concatenate(leaves), 0, 1), units)
 
 
 def _joined(join: Callable[..., jax.Array], reports: Sequence[Report]) -> Report:
-    """Part by part, over those that have it."""
+    """Apply `join` part by part to the reports that have the part."""
 
     def part(*parts: Any) -> Any:
         there = [part for part in parts if part is not None]

@@ -1,4 +1,4 @@
-"""How a branch is normalised and added: the placements of norms around x + f(x)."""
+"""The placements of norms around x + f(x): how a branch f is normalised and added to the residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from looplm.config.schema import Model
 from looplm.model.layers import build_norm
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(what values and experts read, what all else does) -> (out, what is kept of the visit)."""
+"""A branch of a layer: (what values and experts read, what everything else reads) -> (output, what else it returns)."""
 
 
 class Pre(nnx.Module):
@@ -21,8 +21,8 @@ class Pre(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
-        out_BSD, kept = branch(h_BSD, h_BSD)
-        return x_BSD + scaled(out_BSD, scale), kept
+        out_BSD, more = branch(h_BSD, h_BSD)
+        return x_BSD + scaled(out_BSD, scale), more
 
 
 class Sandwich(Pre):
@@ -34,8 +34,8 @@ class Sandwich(Pre):
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
-        out_BSD, kept = branch(h_BSD, h_BSD)
-        return x_BSD + scaled(self.out_norm(out_BSD), scale), kept
+        out_BSD, more = branch(h_BSD, h_BSD)
+        return x_BSD + scaled(self.out_norm(out_BSD), scale), more
 
 
 class SandwichSum(Sandwich):
@@ -43,28 +43,28 @@ class SandwichSum(Sandwich):
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
-        out_BSD, kept = branch(h_BSD, h_BSD)
-        return self.out_norm(x_BSD + scaled(out_BSD, scale)), kept
+        out_BSD, more = branch(h_BSD, h_BSD)
+        return self.out_norm(x_BSD + scaled(out_BSD, scale)), more
 
 
 class Post(Pre):
     """norm(x + f(x)): the norm on the residual stream, which the branch reads as it is (arXiv 1706.03762)."""
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        out_BSD, kept = branch(x_BSD, x_BSD)
-        return self.norm(x_BSD + scaled(out_BSD, scale)), kept
+        out_BSD, more = branch(x_BSD, x_BSD)
+        return self.norm(x_BSD + scaled(out_BSD, scale)), more
 
 
 class Peri(Pre):
-    """x + f(x), where values and experts read x, all else norm(x): queries, keys, routers (arXiv 2405.16039)."""
+    """x + f(x), where values and experts read x, and queries, keys and routers read norm(x) (arXiv 2405.16039)."""
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        out_BSD, kept = branch(x_BSD, self.norm(x_BSD))
-        return x_BSD + scaled(out_BSD, scale), kept
+        out_BSD, more = branch(x_BSD, self.norm(x_BSD))
+        return x_BSD + scaled(out_BSD, scale), more
 
 
 def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """In out's type; 1 costs nothing."""
+    """Multiply in out's type; a scale of 1.0 adds no operation."""
     if isinstance(scale, float) and scale == 1.0:
         return out_BSD
     return out_BSD * jax.numpy.asarray(scale, out_BSD.dtype)

@@ -13,7 +13,7 @@ from looplm.sharding.collective import on_each_device, per_channel, use
 from looplm.sharding.rules import activation_spec
 
 TINY = 1e-18
-"""The least that the sum of the chosen scores counts as. Its square, which the gradient divides by, is in float32."""
+"""A smaller sum of chosen scores counts as this. Its square, by which the gradient divides, is a float32 number."""
 
 
 class Router(nnx.Module):
@@ -32,8 +32,8 @@ class Router(nnx.Module):
         self.balance_bias = table(balances=True) if moe.balance.bias_rate else None
 
     def __call__(self, x_BSD: jax.Array, loop_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns (ids of the chosen experts (B, S, k), their weights (B, S, k), scores (B, S, E), logits (B, S, E)),
-        all in the layout of the residual stream.
+        """Choose experts. Returns (ids of the chosen ones (B, S, k), their weights (B, S, k), scores (B, S, E), logits
+        (B, S, E)), all in the layout of the residual stream.
 
         loop_B: number of the loop from 0; (B,), or (1,) for all sequences.
         """
@@ -59,7 +59,10 @@ class Router(nnx.Module):
 
 
 def best(wanted: jax.Array, count: int) -> jax.Array:
-    """Ids of the highest values, the highest first. wanted: (B, S, ..., E), in the layout of the residual stream."""
+    """Return the ids of the `count` highest values, the highest first.
+
+    wanted: (B, S, ..., E), in the layout of the residual stream.
+    """
     ids = lambda wanted: jax.lax.top_k(wanted, count)[1]  # noqa: E731
     if (spec := activation_spec("batch", "residual", *("routes",) * (wanted.ndim - 2))) is None:
         return ids(wanted)
@@ -68,7 +71,7 @@ def best(wanted: jax.Array, count: int) -> jax.Array:
 
 
 def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Array:
-    """Adds the row of the table that belongs to the loop of every sequence."""
+    """Add the row of the table that belongs to the loop of every sequence."""
     row_B11 = jnp.minimum(loop_B, table_TE.shape[0] - 1).astype(x_BSE.dtype).reshape(-1, 1, 1)
 
     def add(*arrays: jax.Array) -> jax.Array:

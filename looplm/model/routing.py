@@ -1,8 +1,8 @@
-"""What the routers of a layer did with its tokens: sums over a sequence, for losses, metrics and the balance bias.
+"""What the routers of a layer chose: sums over a sequence, for losses, metrics and the balance bias.
 
-Experts of all heads of an attention count as one list, those of a group (a head of a projection) one after the other.
+The experts of all heads of an attention count as one list, group by group (a group is a head of a projection).
 
-Leaves have the batch first; a stack of layers puts its layers second, and visits come before all.
+Leaves have the batch first. A stack puts its layers second, and visits come before both.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from looplm.config.schema import MixtureAttention, Model
 from looplm.sharding.collective import lay_out
 
 WORD = 32
-"""Experts a word of a set."""
+"""How many experts a word of a set has room for."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Routing:
-    """Of one visit of a layer."""
+    """The sums of one visit of a layer."""
 
     load_BE: jax.Array
-    """How many tokens chose an expert, those that were dropped there included."""
+    """How many tokens chose every expert, choices that were dropped included."""
     score_BE: jax.Array
     """Sum over tokens of the scores divided by their sum over experts."""
     softmax_BE: jax.Array | None
@@ -48,10 +48,10 @@ def summed(
     with_softmax: bool,
     with_logits: bool,
 ) -> Routing:
-    """The sums of a visit.
+    """Sum up what the routers chose in a visit.
 
-    ids_BSk: see `unless_padding`; what chooses no expert is not counted.
-    num_groups: of experts of the same number, of which each is normalised for itself.
+    ids_BSk: ids of the chosen experts; tokens that chose none (see `unless_padding`) are not counted.
+    num_groups: how many groups of equally many experts there are; each is normalised by itself.
     """
     num_experts = logits_BSE.shape[-1]
     chosen_BSkE = ids_BSk[..., None] == jnp.arange(num_experts)
@@ -79,22 +79,24 @@ def summed(
 
 
 def unless_padding(ids_BSk: jax.Array, counted_BS: jax.Array | None, num_experts: int) -> jax.Array:
-    """The ids of the chosen experts, in the layout of the residual stream; `num_experts`, which is none of them, for
-    padding. counted_BS: see `Context`."""
+    """Replace what padding chose by `num_experts`, which is no expert; in the layout of the residual stream.
+
+    counted_BS: see `Context`.
+    """
     if counted_BS is None:
         return ids_BSk
     return jnp.where(lay_out(counted_BS, "batch", "residual")[..., None], ids_BSk, num_experts)
 
 
 def num_head_groups(config: Model, mixture: MixtureAttention) -> tuple[int, int]:
-    """How many groups of experts the values and the outputs of an attention choose from: a group for each head."""
+    """Count the groups of experts of the values and of the outputs of an attention: one for each head, or none."""
     values = config.kv_heads if mixture.routed_values else 0
     return values, config.num_heads
 
 
 def kept_choices(experts_TBLSW: jax.Array) -> jax.Array:
-    """Counts the choices of every visit that the visit before had made for the same token: (T, B, L) int32, 0 for the
-    first."""
+    """Count the choices of every visit that the visit before had also made for the same token: (T, B, L) int32, 0 for
+    the first."""
     common_TBLSW = experts_TBLSW[1:] & experts_TBLSW[:-1]
     kept_TBL = jnp.sum(jax.lax.population_count(common_TBLSW), axis=(3, 4), dtype=jnp.int32)
     return jnp.pad(kept_TBL, ((1, 0), (0, 0), (0, 0)))

@@ -9,7 +9,7 @@ from looplm.sharding.collective import split_sequence
 
 
 def initial_state(config: StateInit, *, input_BSD: jax.Array, embedded_BSD: jax.Array, context: Context) -> jax.Array:
-    """Returns (B, S, D) like the input.
+    """Make the first state, (B, S, D) like the input.
 
     Args:
         input_BSD: what the loops get as input.

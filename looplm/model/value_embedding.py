@@ -1,4 +1,4 @@
-"""Value embeddings (arXiv 2604.12946): what a token's id adds to the values of some layers' attention.
+"""Value embeddings (arXiv 2604.12946): a vector by the token's id that is added to the values of some layers.
 
     v = x W_v + 2 sigmoid(x[:C] W_gate) * table[token]        a gate per token and head
 
@@ -20,7 +20,7 @@ from looplm.sharding.rules import activation_spec
 
 
 class Embedded(NamedTuple):
-    """What was read for the layers that have a table, each (n, B, S, K, H); None where there are none."""
+    """The vectors read for the n layers of a stack that have a table, (n, B, S, K, H); None where none has one."""
 
     prelude: jax.Array | None = None
     block: jax.Array | None = None
@@ -28,7 +28,7 @@ class Embedded(NamedTuple):
 
 
 class ValueEmbedding(nnx.Module):
-    """The tables, stacked: (n, V, K, H) for each stack of layers."""
+    """The tables of all layers that have one, stacked: (n, V, K, H) for each stack of layers."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         K, H = config.kv_heads, config.head_size
@@ -51,7 +51,7 @@ class ValueEmbedding(nnx.Module):
 
 
 class ValueGate(nnx.Module):
-    """Of one layer."""
+    """How much of a value embedding a layer takes, by token and head."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         assert config.value_embedding is not None
@@ -62,13 +62,13 @@ class ValueGate(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, embedded_BSKH: jax.Array, v_BSKH: jax.Array, x_BSD: jax.Array) -> jax.Array:
-        """The values v with the embedding mixed in; x is what the attention reads."""
+        """Add the embedding, gated by what the attention reads, x, to the values v: (B, S, K, H)."""
         gate_BSK = 2 * jax.nn.sigmoid(self.linear(x_BSD[..., : self.channels]))
         return v_BSKH + jnp.expand_dims(gate_BSK, -1) * embedded_BSKH
 
 
 def embedded_layers(config: Model, num_layers: int) -> tuple[int, ...]:
-    """Lists the layers of a stack that have a value embedding: the last, and every so many-th before it."""
+    """List the layers of a stack that have a value embedding: the last one, and every `every`-th before it."""
     if config.value_embedding is None:
         return ()
     return tuple(i for i in range(num_layers) if (num_layers - 1 - i) % config.value_embedding.every == 0)

@@ -135,7 +135,7 @@ def _entropy(
 
 def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
     """(T, B): which visits took place."""
-    active_RB = {"block": output.depth.active_RB, "coda": output.read_RB}.get(place)
+    active_RB = {"block": output.depth.active_RB, "coda": output.read_active_TB}.get(place)
     return (
         jnp.ones_like(routing.z_B[:, :, 0], bool)
         if active_RB is None
