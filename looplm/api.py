@@ -22,14 +22,14 @@ from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
-from looplm.infer.prompt import Chat, Messages, asked
+from looplm.infer.prompt import Chat, Messages, ids_of_prompts
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.report import Report, Reporting
 from looplm.model.routing import Routing
-from looplm.objective import build_objective, evaluate, trained
+from looplm.objective import build_objective, evaluate, with_frozen
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
@@ -163,7 +163,7 @@ class LoadedLM:
 
         def mean(params: Params) -> jax.Array:
             forward = self._forward(
-                trained(loss, self.functional, params), tokens_BS, num_loops, num_detached, initial_state, None,
+                with_frozen(loss, self.functional, params), tokens_BS, num_loops, num_detached, initial_state, None,
                 with_capacity=True,
             )  # fmt: skip
             sums, _ = evaluate(loss, forward, labels_BS, jax.random.key(0))
@@ -198,7 +198,7 @@ class LoadedLM:
         """
         if self.tokenizer is None:
             raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
-        rows = asked(self.tokenizer, self.chat, prompts, messages)
+        rows = ids_of_prompts(self.tokenizer, self.chat, prompts, messages)
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")

@@ -1,4 +1,4 @@
-"""Room for the keys and values of a generation."""
+"""The size of the cache of a generation, and which keys and values a loop sees (KV policies)."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,11 @@ POLICIES = "each, ragged, last or ring:K"
 
 
 def new_cache(config: Model, *, batch_size: int, length: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
-    """Makes an empty cache with so many slots for the loops; see `KVCache`.
+    """Make an empty cache of 2 * (prelude + slots * L + coda) * B * length * K * H numbers.
 
-    Holds 2 * (prelude + slots * L + coda) * B * length * K * H numbers.
+    Args:
+        length: positions that have a place.
+        slots: how many loops have places of their own; see `KVCache`.
     """
 
     def room(layers: int, slots: int = 1) -> KVCache | None:
@@ -29,18 +31,21 @@ class Policy(NamedTuple):
     """Which keys and values of earlier tokens a loop sees."""
 
     slots: int
-    """Of the cache."""
+    """Slots of the cache; see `KVCache`."""
     exact: bool
-    """Whether a token that has left runs on for its keys and values alone, as in the official code of Ouro. Else it is
-    seen in deeper loops as it was in its last one, and loops in which nobody is left do not run."""
+    """Whether a token that has left runs on for its keys and values alone, as in the official code of Ouro: no loop is
+    saved. Else deeper loops see it as it was in its last one, and loops after all tokens have left do not run."""
 
 
 def parse_policy(text: str | None, num_loops: int) -> Policy:
-    """Reads a policy.
+    """Read a policy, which says of what loop of an earlier token a loop sees keys and values:
 
-    `each`: those of the same loop, which every token runs. `ragged`: those of the same loop, or of the token's last one
-    where it left before. `last`: those of their last loop. `ring:K`: those of the latest of their loops whose number is
-    the same modulo K. None: `ragged`, which is `each` where nobody leaves early. Raises UserError for anything else.
+        each     of the same loop, which all tokens run
+        ragged   of the same loop, or of the token's last one if it left before
+        last     of the token's last loop
+        ring:K   of the token's latest loop whose number is the same modulo K
+
+    None is `ragged`, which is `each` where nobody leaves early. Raises UserError for anything else.
     """
     name, _, value = (text or "ragged").partition(":")
     if name in ("each", "ragged") and not value:

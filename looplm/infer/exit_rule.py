@@ -7,8 +7,8 @@
     argmax:N       the likeliest token has been the same in N loops in a row
     confidence:Q   the likeliest token has at least probability Q
 
-`,patience=N` after a rule wants it to hold in N loops in a row, `,min=N` lets nobody leave before N loops; `+` means
-and, `|` means or, and `+` binds closer.
+`,patience=N` after a rule asks that it holds in N loops in a row, `,min=N` that N loops have run. `+` means "and", `|`
+means "or", and `+` binds closer.
 """
 
 from dataclasses import dataclass
@@ -30,13 +30,15 @@ OPTIONS = ("patience", "min")
 
 @dataclass(frozen=True)
 class OneRule:
+    """A rule with its value and options, as it was written."""
+
     name: str
     value: float
     patience: int = 1
     least: int = 1
 
     def build(self, model: LoopLM) -> exits.Rule:
-        """Makes the rule for a model."""
+        """Make the rule for a model."""
         match self.name:
             case "gate":
                 assert model.gate is not None, "parse_exit has seen to it"
@@ -57,12 +59,12 @@ class OneRule:
 
 @dataclass(frozen=True)
 class ExitRule:
-    """One of the groups must let a token leave; a group does where all of its rules do."""
+    """What was written: a token leaves when all rules of one of the groups let it."""
 
     groups: tuple[tuple[OneRule, ...], ...]
 
     def build(self, model: LoopLM) -> Exits:
-        """Makes the halting rule for a model."""
+        """Make the halting rule for a model."""
 
         def join(rules: list[exits.Rule], *, both: bool) -> exits.Rule:
             return reduce(lambda first, second: exits.Joined(first, second, both=both), rules)
@@ -72,7 +74,7 @@ class ExitRule:
 
 
 def parse_exit(text: str | None, model: Model) -> ExitRule | None:
-    """Reads a rule. None -> None: no token leaves early.
+    """Read a rule. None stays None: no token leaves early.
 
     Raises UserError for an unknown rule or option, a value out of range, or a gate rule for a model without a gate.
     """

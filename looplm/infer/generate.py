@@ -1,9 +1,8 @@
-"""Batched generation: one prefill, then one token at a time for every sequence until all have ended.
+"""Batched generation: one pass over the prompts, then one token at a time for every row until all have ended.
 
-Prompts are padded on the right. Slot t of the cache holds position t, and a token at position p sees slots 0..p only,
-so what padding wrote is overwritten before anybody sees it: no validity mask, and rows do not depend on one another.
-What is drawn for a row is a function of its stream and the position, not of its place in the batch; experts have no
-capacity here.
+Prompts are padded on the right. Place t of the cache holds position t, and a token at position p sees places 0..p only,
+so what padding wrote is overwritten before anybody sees it. No mask of valid places is needed, and rows do not depend
+on one another: what is drawn for a row follows from its stream and the position, and experts have no capacity here.
 """
 
 import hashlib
@@ -30,10 +29,12 @@ from looplm.ops.precision import at_least_fp32
 PROMPT_MULTIPLE = 32
 """Prompts are padded to a multiple of this, so that few programs are compiled."""
 STATE_PURPOSE, SAMPLE_PURPOSE = 0, 1
-"""Keep apart what is drawn for a state and for a token."""
+"""Folded into keys, so that first states and tokens draw from streams of their own."""
 
 
 class Sampling(NamedTuple):
+    """What is static of a generation; arguments as of `generate`."""
+
     num_loops: int
     exit: ExitRule | None
     kv: Policy
@@ -43,7 +44,7 @@ class Sampling(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """State of the decoding loop."""
+    """What goes from token to token."""
 
     num_run: jax.Array
     """Tokens drawn so far, the same for all rows."""
@@ -52,12 +53,12 @@ class Progress(NamedTuple):
     position_B: jax.Array
     """Its position."""
     done_B: jax.Array
-    """Whether a row has ended; what is drawn for it from then on is nobody's."""
+    """Whether a row has ended; what is drawn for it from then on is dropped."""
     num_written_B: jax.Array
-    """Tokens before the end."""
+    """How many tokens a row wrote before its end token."""
     written_BM: jax.Array
     loops_BM: jax.Array
-    """Loops after which every written token was read."""
+    """After how many loops every written token was read, (B, max_tokens) int32."""
     cache: Cache
 
 
@@ -144,8 +145,8 @@ def _generate(
     stream_B: jax.Array,
     end_ids_N: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the written tokens (B, max_tokens), the loops after which they were read, and how many of every row are
-    its own: those before an end token."""
+    """Continue all rows. Returns (the written tokens (B, max_tokens), after how many loops each was read, how many of
+    every row come before its end token (B,))."""
     model, dtype = lm.bind(params), compute_dtype(lm.config)
     batch_size, padded = tokens_BP.shape
     room = padded + sampling.max_tokens
@@ -154,7 +155,7 @@ def _generate(
     cache = new_cache(lm.config, batch_size=batch_size, length=room, slots=sampling.kv.slots, dtype=dtype)
 
     def sample(logits_BV: jax.Array, position_B: jax.Array) -> jax.Array:
-        """The tokens at these positions."""
+        """Draw the tokens at these positions."""
         if sampling.greedy:
             return jnp.argmax(logits_BV, axis=-1)
 

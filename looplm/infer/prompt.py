@@ -1,4 +1,4 @@
-"""Prompts as ids: texts as documents begin in the training data, chats as its examples do, or ids as they are."""
+"""Prompts as ids: texts like documents of the training data, chats like its examples, and ids as they are."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,13 +15,16 @@ from looplm.errors import UserError
 Messages = Sequence[Mapping[str, Any]]
 
 
-def asked(
+def ids_of_prompts(
     tokenizer: Tokenizer,
     chat: "Chat | None",
     prompts: Sequence[str | Sequence[int] | np.ndarray] | None,
     messages: "Messages | Sequence[Messages] | None",
 ) -> list[np.ndarray]:
-    """Return the ids of every prompt, or of every chat. Raises UserError unless there are some of one of them."""
+    """Return the ids of every prompt, or of every chat, (num_tokens,) int32 each.
+
+    Raises UserError unless exactly one of them is given, with at least one entry.
+    """
     if messages is None:
         if prompts is None or isinstance(prompts, str) or not len(prompts):
             raise UserError(f"prompts={prompts!r} must be a list of at least one text")
@@ -35,7 +38,7 @@ def asked(
 
 
 def require_template(chat: "Chat | None") -> "Chat":
-    """Raise UserError where a model was not trained on chats."""
+    """Return the chat. Raises UserError where a model was not trained on chats."""
     if chat is None:
         raise UserError(
             "there is no chat template: the run's data was not built with --examples, and its tokenizer brings none "
@@ -47,8 +50,8 @@ def require_template(chat: "Chat | None") -> "Chat":
 def prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the ids of a prompt, (num_tokens,) int32.
 
-    A text begins a document, and the names of special tokens in it mean these tokens: its author is who asks the
-    model, unlike that of a text in the training data. Ids are taken as they are. Raises UserError for what is neither.
+    A text begins a document. Names of special tokens in it mean these tokens: who writes a prompt may write marks,
+    unlike the author of a text in the training data. Ids are taken as they are. Raises UserError for what is neither.
     """
     if isinstance(prompt, str):
         return np.concatenate(tokenizer.encode_document([prompt]))
@@ -94,8 +97,10 @@ class Chat:
         return [] if self._end is None else [self._end[0]]
 
     def answer(self, ids: np.ndarray) -> str:
-        """Return the text of an answer without what the template writes around it; where no token ends a turn, it
-        ends where the user's next turn begins."""
+        """Return the text of an answer without what the template writes around it.
+
+        Where no token ends a turn, the answer ends where the user's next turn begins.
+        """
         text = self._tokenizer.decode(ids).removeprefix(self._around.before)
         if self._end is not None:
             return text.removesuffix(self._end[1])
@@ -112,7 +117,7 @@ class Chat:
 
     @cached_property
     def _end(self) -> tuple[int, str] | None:
-        """The first mark behind an answer, and the text between the two."""
+        """The first mark behind an answer, if there is one, and the text between the two."""
         for text in (self._around.last, self._around.between):
             ids = self._tokenizer.encode_template(text).tolist()
             for place, i in enumerate(ids):

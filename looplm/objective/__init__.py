@@ -3,5 +3,5 @@
 from looplm.objective.base import Objective as Objective
 from looplm.objective.base import Sums as Sums
 from looplm.objective.base import evaluate as evaluate
-from looplm.objective.base import trained as trained
+from looplm.objective.base import with_frozen as with_frozen
 from looplm.objective.build import build_objective as build_objective

@@ -1,4 +1,4 @@
-"""What an objective is: from a forward pass to sums over tokens."""
+"""Objectives: what a training step minimises, from a forward pass to sums over tokens."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -19,37 +19,41 @@ class Sums(NamedTuple):
     """Sums over the scored tokens of a (micro-)batch; divide by `tokens` once, at the end, over all of them."""
 
     objective: jax.Array
-    """What is minimised, nats."""
+    """What is minimised, in nats."""
     loss: jax.Array
-    """Cross-entropy after the last loop that was read, nats."""
+    """Cross-entropy after the last loop that was read, in nats."""
     tokens: jax.Array
-    """Scored tokens."""
+    """How many tokens are scored."""
     extra: dict[str, jax.Array]
-    """More sums, by metric name; `(R,)` arrays are per iteration of the window."""
+    """More sums to log, by metric name; `(R,)` arrays have a number for every loop of the window."""
     routers: dict[Place, RouterSums] = {}  # noqa: RUF012
-    """Of the sections that have experts."""
+    """Sums over the routers of feed-forwards, of the stacks that have experts."""
     heads: dict[Place, RouterSums] = {}  # noqa: RUF012
-    """Of the sections whose attentions have experts."""
+    """Sums over the routers of attentions, of the stacks whose attentions have experts."""
 
 
 Groups = frozenset[Group]
 
 
 class Objective(Protocol):
+    """What is minimised. It gets a pass that is ready to run, and never sees stacked hidden states of several loops."""
+
     trains: Groups | None
     """Groups of parameters that learn; None: all parameters do."""
 
     def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-        """Runs the pass, says which loops it wants to be read and what it wants of each, and sums up.
+        """Run the pass, reading the loops that the objective looks at, and sum up.
 
         Args:
-            labels_BS: what every token should predict; `ops.cross_entropy.IGNORED` is not scored.
-            key: of what is drawn in this step.
+            labels_BS: id that every token should predict, int32; `ops.cross_entropy.IGNORED` is not scored.
+            key: random key of the step, for loops that are drawn.
+
+        Returns (sums, the output of the pass).
         """
 
 
 def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-    """Adds to the objective what the routers do."""
+    """Run an objective, and add the losses and sums of the routers. Arguments and results as of `Objective`."""
     sums, output = objective(forward, labels_BS, key)
     if not output.reports:
         return sums, output
@@ -60,8 +64,8 @@ def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: 
     return sums._replace(routers=router_sums(config, output), heads=head_sums(output)), output
 
 
-def trained(objective: Objective, lm: FunctionalLM, params: Params) -> Params:
-    """Gives the parameters without a gradient for those that the objective freezes."""
+def with_frozen(objective: Objective, lm: FunctionalLM, params: Params) -> Params:
+    """Stop the gradient of the parameters that the objective does not train."""
     groups = objective.trains
     if groups is None:
         return params
@@ -71,13 +75,13 @@ def trained(objective: Objective, lm: FunctionalLM, params: Params) -> Params:
 
 
 def scoring(model: LoopLM, labels_BS: jax.Array) -> Callable[[jax.Array], TokenScores]:
-    """Gives what is made of a loop that is read: from what the head reads (B, S, D) to scores, each (B, S)."""
+    """Return the function that scores a loop: what the head reads (B, S, D) -> scores of every token, each (B, S)."""
     head_VD, bias_V, cap = model.head_VD, model.head_bias_V, model.config.logit_softcap
     return lambda hidden_BSD: linear_cross_entropy(hidden_BSD, head_VD, labels_BS, bias_V=bias_V, logit_softcap=cap)
 
 
 def draw_loops(window: int, number: int | None, key: jax.Array) -> Reads:
-    """Gives all loops, or `number` different ones of the window, each as likely as any other, ascending."""
+    """Choose the loops to read: all, or `number` different ones of the window, all equally likely, ascending."""
     if number is None or number >= window:
         return "all"
     return jax.numpy.sort(jax.random.choice(key, window, (number,), replace=False))

@@ -1,4 +1,4 @@
-"""From the config to an objective."""
+"""Makes the objective that a config names."""
 
 from looplm.config.schema import (
     ExpectedCrossEntropy,
@@ -15,6 +15,7 @@ from looplm.objective.per_loop import Expected, Weighted
 
 
 def build_objective(config: Config) -> Objective:
+    """Make the objective that the config names."""
     match config:
         case FinalCrossEntropy():
             return Final(config)

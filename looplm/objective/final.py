@@ -11,6 +11,8 @@ from looplm.ops.cross_entropy import IGNORED
 
 
 class Final:
+    """Cross-entropy after the last loop, and the z-loss if it has a weight."""
+
     trains: Groups | None = None
 
     def __init__(self, config: FinalCrossEntropy):

@@ -4,8 +4,8 @@
     w_t = sigmoid(k (I_t - gamma))                    1: going on to loop t pays
     sum over tokens of  mean over t = 2..R of  - w_t log(1 - lambda_{t-1}) - (1 - w_t) log lambda_{t-1}
 
-lambda_{t-1} is the gate after loop t - 1: the one that decides whether loop t runs. The paper writes lambda_t and
-divides by R; this is the reading in which a high w means "go on", with the same divisor.
+lambda_{t-1} is the gate after loop t - 1, which decides whether loop t runs. The paper writes lambda_t and divides by
+R. This is the reading in which a high w means "go on", with the same divisor.
 """
 
 import jax
@@ -19,6 +19,8 @@ from looplm.ops.cross_entropy import IGNORED
 
 
 class Gate:
+    """Cross-entropy of the gate with the measured improvements; everything but the gate is frozen."""
+
     trains: Groups | None = frozenset({"gate"})
 
     def __init__(self, config: GateImprovement):

@@ -3,8 +3,8 @@
     expected   sum over tokens of  sum_t p_t CE_t - beta H(p)      (arXiv 2510.25741, stage I)
     weighted   sum over tokens of  sum_t w_t CE_t
 
-With sampled heads the sum over loops is replaced by R/m times the sum over m loops drawn without replacement: every
-loop is drawn with probability m/R, so the gradient is right on average.
+With sampled heads the sum over loops is replaced by R/m times the sum over m loops that are drawn without replacement.
+Every loop is drawn with probability m/R, so the gradient is right on average.
 """
 
 import jax
@@ -18,6 +18,8 @@ from looplm.ops.cross_entropy import IGNORED
 
 
 class PerLoop:
+    """A weighted sum of the cross-entropies of all loops, or of some that are drawn; subclasses give the weights."""
+
     trains: Groups | None = None
 
     def __init__(self, config: ExpectedCrossEntropy | WeightedCrossEntropy):
@@ -39,11 +41,13 @@ class PerLoop:
         return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), jnp.sum(scored_BS), extra), output
 
     def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Returns (weight of every loop of the window (R, B, S), what is subtracted from the loss, sums to log)."""
+        """Return (weight of every loop of the window (R, B, S), what is subtracted from the loss, sums to log)."""
         raise NotImplementedError("one of the subclasses")
 
 
 class Expected(PerLoop):
+    """Weights are the exit distribution, whose entropy earns a bonus."""
+
     config: ExpectedCrossEntropy
 
     def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -58,6 +62,8 @@ class Expected(PerLoop):
 
 
 class Weighted(PerLoop):
+    """Weights are the same for all loops, or grow with the loop's number; they sum to 1."""
+
     config: WeightedCrossEntropy
 
     def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:

@@ -1,11 +1,11 @@
-"""What routers add to the objective, and what is counted of them: sums over a (micro-)batch.
+"""The losses that routers add to the objective, and sums of their choices to log, over a (micro-)batch.
 
     auxiliary   E sum_e f_e P_e     f: choices of expert e a token, P: mean normalised score (arXiv 2101.03961)
     entropy     -H(P')              P': mean of softmax(logits) over a sequence and all loops (arXiv 2405.16039)
     z           mean of logsumexp(logits)^2                                              (arXiv 2202.08906)
 
-Means over the visits of a section (layers and loops; the entropy is summed over layers); each sequence counts as often
-as it has scored tokens, so that the weights stand beside a mean loss per token. Padding is no token.
+Each is a mean over the visits of a stack (its layers in all loops; the entropy is summed over layers). A sequence
+counts as often as it has scored tokens, so that the weights stand beside a mean loss per token. Padding is no token.
 """
 
 from typing import NamedTuple
@@ -20,19 +20,23 @@ from looplm.model.routing import Routing, kept_choices, num_head_groups
 
 
 class RouterSums(NamedTuple):
-    """Of one section, over all tokens and not only the scored ones; T visits: see `Output.reports`."""
+    """Sums over the choices in one stack, of all tokens, scored or not. T visits: see `Output.reports`."""
 
     load_TLE: jax.Array
-    """Choices, int32; 0 in loops that did not run."""
+    """Choices of every expert, int32; 0 in loops that did not run."""
     load_rows_LWE: jax.Array
-    """The same by the row of the router's tables, which is the loop's number."""
+    """The same, summed by the row (W) of the router's tables: the loop's number, or the last row beyond them."""
     kept_T: jax.Array
-    """Choices that the visit before had made for the same token; 0 for the first of the window."""
+    """Choices that the visit before had also made for the same token; 0 for the first of the window."""
     dropped: jax.Array
+    """Choices for which the capacity left no place."""
 
 
 def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
-    """What is added to the objective's sum. scored_B: scored tokens of every sequence."""
+    """Return the routers' losses, to be added to the objective's sum: (), float32.
+
+    scored_B: how many tokens of every sequence are scored.
+    """
     total = jnp.zeros((), jnp.float32)
     for place, report in output.reports.items():
         routing, heads = report.experts, report.heads
@@ -53,7 +57,7 @@ def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
 
 
 def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
-    """Of the layers' experts."""
+    """Sum up what the routers of feed-forwards chose, by stack."""
     sums: dict[Place, RouterSums] = {}
     for place, report in output.reports.items():
         moe = model.feed_forward_of(place)
@@ -63,13 +67,13 @@ def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
 
 
 def head_sums(output: Output) -> dict[Place, RouterSums]:
-    """Of the experts of attentions."""
+    """Sum up what the routers of attentions chose, by stack."""
     heads = {place: report.heads for place, report in output.reports.items()}
     return {place: _sums(output, place, routing, 1) for place, routing in heads.items() if routing is not None}
 
 
 def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> RouterSums:
-    """num_rows: of the router's tables."""
+    """num_rows: how many rows the router's tables have."""
     ran_TB = _ran(output, place, routing)
     load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
     rows_TB = jnp.minimum(output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
@@ -110,8 +114,8 @@ def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Arra
 
 
 def _heads(model: Model) -> tuple[np.ndarray, int]:
-    """The weight of the experts of both projections, (E,): the entropy is a mean over the heads of each. And how many
-    experts a token chooses in all."""
+    """Return (the weight of every expert of both projections (E,), such that the entropy is a mean over the heads of
+    each; how many experts a token chooses in all)."""
     mixture = model.attention
     assert isinstance(mixture, MixtureAttention)
     groups = num_head_groups(model, mixture)
@@ -122,7 +126,7 @@ def _heads(model: Model) -> tuple[np.ndarray, int]:
 def _entropy(
     weight: float | np.ndarray, routing: Routing, choices: int, ran_TB: jax.Array, scored_B: jax.Array
 ) -> jax.Array:
-    """weight: of all experts, or of each. choices: of a token."""
+    """weight: of all experts, or of each. choices: how many a token makes."""
     if routing.softmax_BE is None:
         return jnp.zeros((), jnp.float32)
     tokens_TB = jnp.maximum(_tokens_TB(routing, choices), 1)
@@ -134,7 +138,7 @@ def _entropy(
 
 
 def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
-    """(T, B): which visits took place."""
+    """Return which visits took place, (T, B) bool."""
     active_RB = {"block": output.depth.active_RB, "coda": output.read_active_TB}.get(place)
     return (
         jnp.ones_like(routing.z_B[:, :, 0], bool)
@@ -144,11 +148,11 @@ def _ran(output: Output, place: Place, routing: Routing) -> jax.Array:
 
 
 def _mean(x_TB: jax.Array, ran_TB: jax.Array) -> jax.Array:
-    """Over the visits that took place, 0 where none did (a sampled head of a skipped loop); x is (T, B, ...)."""
+    """Average x (T, B, ...) over the visits that took place; 0 where none did (a sampled head of a skipped loop)."""
     ran = ran_TB.reshape(*ran_TB.shape, *(1,) * (x_TB.ndim - 2))
     return jnp.sum(jnp.where(ran, x_TB, 0), axis=0) / jnp.maximum(jnp.sum(ran, axis=0), 1)
 
 
 def _tokens_TB(routing: Routing, choices: int) -> jax.Array:
-    """How many tokens of every sequence were counted in a visit. choices: of a token."""
+    """Count the tokens of every sequence in a visit. choices: how many a token makes."""
     return jnp.sum(jax.lax.stop_gradient(routing.load_BE[:, :, 0]), axis=-1) / choices

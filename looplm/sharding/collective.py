@@ -1,9 +1,9 @@
 """Gather once, reduce once: how sharded parameters meet activations, and how their gradients come back.
 
-Before the loops a parameter is made whole over `fsdp` and marked `reduced` over every mesh axis that splits what it
-meets: its cotangent then stays a partial sum per device through every loop, layer and micro-batch, and one reshard at
-the end is the one reduction. It travels and is held in the compute type; its gradient is summed in float32 by a
-stand-in (`Whole`).
+Before the loops a parameter is made whole over `fsdp` and marked `reduced` over every mesh axis that splits the
+activations that it meets. Its cotangent then stays a partial sum on every device, through all loops, layers and
+micro-batches; one reshard at the end is the one reduction. It travels and is held in the compute type, and its gradient
+is summed in float32 by a stand-in (`Whole`).
 
 With `sharding.gather = per_layer` the matrices of the layers stay split, and `use` gathers them where they are used.
 """
@@ -22,10 +22,10 @@ from looplm.sharding.rules import activation_spec, parameter_spec, splitting
 
 
 def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
-    """Makes one sharded parameter ready for the loops; one that is ready, or has no mesh, comes back as it is.
+    """Make one sharded parameter ready for the loops; one that is ready, or has no mesh, comes back as it is.
 
     Args:
-        parameter: (..., *axes) with leading stack dims that `axes` does not name.
+        parameter: (..., *axes); leading dims of stacks are not named by `axes`.
         axes: its logical axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -42,7 +42,7 @@ def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Whole:
-    """A parameter that is used in one type while its gradient is summed in another."""
+    """A parameter that is used in one type, while its gradient is summed in another."""
 
     value: jax.Array
     stand_in: jax.Array
@@ -50,21 +50,23 @@ class Whole:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The parameter's."""
         return self.value.shape
 
     def astype(self, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """As of an array. To be called in the innermost loop, so that the gradient is summed in the stand-in's type."""
+        """Cast it, as an array is cast. Call it in the innermost loop, so that the gradient is summed in the stand-in's
+        type."""
         return _value(self).astype(dtype)
 
 
 def stand_in(value: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Zeros laid out like `value` in the type of `parameter`."""
+    """Make zeros sharded like `value`, in the type of `parameter`."""
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(value).sharding
     return jnp.zeros(value.shape, parameter.dtype, out_sharding=sharding)
 
 
 def zero_gradient(stand_in: jax.Array) -> jax.Array:
-    """Zeros of the type that the gradient of a stand-in has, to sum micro-batches into."""
+    """Make zeros of the type of a stand-in's gradient, to sum micro-batches into."""
     if jax.sharding.get_abstract_mesh().empty:
         return jnp.zeros_like(stand_in)
     spec = jax.typeof(stand_in).sharding.spec
@@ -73,7 +75,7 @@ def zero_gradient(stand_in: jax.Array) -> jax.Array:
 
 
 def reduce_gradient(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
-    """From partial sums on every device to the whole sum, split like the parameter."""
+    """Sum a gradient's partial sums over the devices; the sum is split like the parameter."""
     if jax.sharding.get_abstract_mesh().empty:
         return gradient
     spec, partial_sums = jax.typeof(parameter).sharding.spec, jax.typeof(gradient).sharding.spec.unreduced
@@ -84,7 +86,7 @@ def reduce_gradient(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
 
 
 def use(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The value of a parameter in the type of the computation, whole."""
+    """Return the value of a parameter, whole, in the type of the computation."""
     return gather(parameter.get_value().astype(dtype), parameter.axes)
 
 
@@ -102,10 +104,10 @@ _value.defvjp(
 def per_channel(
     function: Callable[..., jax.Array], vectors: Sequence[jax.Array], x: jax.Array, *xs: jax.Array
 ) -> jax.Array:
-    """function(*vectors, x, *xs), for vectors that are multiplied with or added to activations of one shape.
+    """Apply function(*vectors, x, *xs), where vectors are multiplied with or added to activations of one shape.
 
-    JAX has no elementwise product of a `reduced` operand with one that is split, so the gradient is taken by hand:
-    the function once more on spread vectors, and their cotangents summed on each device alone.
+    JAX has no elementwise product of a `reduced` operand with one that is split, so the gradient is taken by hand: the
+    backward pass applies the function to vectors that are broadcast, and sums their cotangents on each device alone.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function(*vectors, x, *xs)
@@ -146,27 +148,27 @@ def _unmarked(vector: jax.Array) -> jax.Array:
 
 
 def on_each_device(function: Callable[..., Any], *arrays: jax.Array, out_specs: Any) -> Any:
-    """`jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`."""
+    """Run `jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`."""
     return jax.shard_map(function, out_specs=out_specs)(*arrays)
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """Inside `on_each_device`: lets devices along these axes go on with values of their own, so that the gradient stays
-    a partial sum on each."""
+    """Let devices along these axes have values of their own from here on, so that the gradient stays a partial sum on
+    each. To be called inside `on_each_device`."""
     return jax.lax.pcast(x, tuple(axes), to="varying")
 
 
 def lay_out(x: jax.Array, *axes: str) -> jax.Array:
-    """An activation in the layout of these logical axes; nothing without a mesh."""
+    """Lay an activation out by these logical axes; without a mesh it comes back as it is."""
     spec = activation_spec(*axes)
     return x if spec is None else jax.sharding.reshard(x, spec)
 
 
 def gather_sequence(x_BSD: jax.Array) -> jax.Array:
-    """From the layout of the residual stream, the sequence split over `tensor` too, to that of a branch."""
+    """Go from the layout of the residual stream, whose sequence is split over `tensor` too, to that of a branch."""
     return lay_out(x_BSD, "batch", "sequence", "embed")
 
 
 def split_sequence(x_BSD: jax.Array) -> jax.Array:
-    """Back to the layout of the residual stream."""
+    """Go back to the layout of the residual stream."""
     return lay_out(x_BSD, "batch", "residual", "embed")

@@ -1,4 +1,4 @@
-"""From the config's axis sizes to a device mesh."""
+"""The device mesh: from the axis sizes of a config to devices, and which rows of a batch a process reads."""
 
 import math
 from collections import Counter
@@ -15,9 +15,9 @@ from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES
 
 
 def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Lays the devices out on named axes in explicit mode: a wrong layout is an error where it is written.
+    """Lay the devices out on named axes, in explicit mode: a wrong layout is an error where it is written.
 
-    On several slices the outer axes, `replica` first, go across the slow links between them.
+    devices: None means all. On several slices the outer axes, `replica` first, go across the slow links between them.
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -44,7 +44,7 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
 
 
 def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], list[int]]:
-    """(factors over the slices, factors within one), whose products are the sizes: outer axes take the slow links.
+    """Split the sizes into (factors over the slices, factors within one slice): outer axes take the slow links.
 
     The product of the sizes is a multiple of the number of slices, so every slice finds a place.
     """
@@ -56,11 +56,13 @@ def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], lis
 
 
 def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequence_length: int) -> None:
-    """Raises UserError when a sharded dim of the model or batch is not a multiple of its mesh axes.
+    """Check that all sharded dims of model and batch are multiples of their mesh axes.
 
     Args:
         micro_batch: sequences of a micro-batch.
         sequence_length: tokens of a sequence.
+
+    Raises UserError, which names all dims that are not.
     """
     rules = [
         (("fsdp",), "model.dim", model.dim),
@@ -106,12 +108,15 @@ class BatchPart(NamedTuple):
     part: int
     num_parts: int
     places: tuple[int, ...]
-    """Where they lie on the mesh, of `num_places`; scattered, it may be, where hosts are blocks of a torus."""
+    """Where they lie on the mesh; they may be scattered where hosts are blocks of a torus."""
     num_places: int
+    """Places for rows on the whole mesh."""
 
 
 def batch_part(mesh: jax.sharding.Mesh) -> BatchPart:
-    """Processes that differ only in `context` or `tensor` read the same rows. Which rows lie at which place of the mesh
+    """Find out which rows of a batch this process reads.
+
+    Processes that differ only in `context` or `tensor` read the same rows. Which rows lie at which place of the mesh
     makes no difference to a step.
 
     Raises UserError when the places of two processes overlap in part.

@@ -1,7 +1,7 @@
-"""One table from logical axis names to mesh axes: the whole sharding policy.
+"""The sharding policy: one table from logical axes to mesh axes for parameters, one for activations.
 
-Parameters carry logical names (`embed`, `heads`, ...) from the module that declares them; activations are named where
-they are made. Without a mesh (`jax.set_mesh` not called) every function here answers None and the model is plain JAX.
+Parameters carry logical axes (`embed`, `heads`, ...) from the module that declares them; those of activations are named
+where they are made. Without a mesh (`jax.set_mesh` not called) no layout is asked for and the model is plain JAX.
 """
 
 import math
@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 AnyMesh = Mesh | AbstractMesh
 
 MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
-"""From the slowest links to the fastest."""
+"""Axes of a mesh, from the slowest links to the fastest."""
 BATCH_AXES = ("replica", "data", "fsdp", "expert")
 """The batch is split over these; parameters are equal on all of them once `fsdp` is gathered."""
 SEQUENCE_AXES = ("context", "tensor")
@@ -56,29 +56,29 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
-    """The spec of a parameter; stacks of layers have leading dims that `axes` does not name."""
+    """Return the spec of a parameter; leading dims of stacks are not named by `axes`."""
     stacked = ("layers",) * (len(shape) - len(axes))
     return _spec((PARAMETER_AXES[axis] for axis in (*stacked, *axes)), mesh)
 
 
 def activation_spec(*axes: str) -> PartitionSpec | None:
-    """The spec of an activation, to be given as `out_sharding`; None without a mesh."""
+    """Return the spec of an activation, to be given as `out_sharding`; None without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else _spec((ACTIVATION_AXES[axis] for axis in axes), mesh)
 
 
 def placement(mesh: Mesh, *axes: str) -> NamedSharding:
-    """Where an array with the axes of an activation lies that comes from the host."""
+    """Return the sharding of an array from the host that has the axes of an activation."""
     return NamedSharding(mesh, _spec((ACTIVATION_AXES[axis] for axis in axes), mesh))
 
 
 def splitting(mesh: AnyMesh) -> frozenset[str]:
-    """The axes of a mesh that split something: those of more than one device."""
+    """Return the axes of a mesh that split something: those of more than one device."""
     return frozenset(axis for axis, size in mesh.shape.items() if size > 1)
 
 
 def _spec(entries: Iterable[str | tuple[str, ...] | None], mesh: AnyMesh) -> PartitionSpec:
-    """Names only axes that split something. JAX takes `float32[1@data]` and `float32[1]` for two types, also where
+    """Name only axes that split something. JAX takes `float32[1@data]` and `float32[1]` for two types, also where
     `data` has one device, and loses the name wherever a dim of size one is reshaped or spread out: with one sequence,
     or one key/value head, the operands of a product, or the state before and after a loop, would not fit together."""
     splits = splitting(mesh)
@@ -91,6 +91,6 @@ def _spec(entries: Iterable[str | tuple[str, ...] | None], mesh: AnyMesh) -> Par
 
 
 def num_shards(*axes: str) -> int:
-    """Into how many parts these mesh axes together split something; 1 without a mesh."""
+    """Count the parts into which these mesh axes together split something; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)

@@ -15,7 +15,7 @@ from looplm.model.context import Context
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.report import Reporting
-from looplm.objective import Sums, build_objective, evaluate, trained
+from looplm.objective import Sums, build_objective, evaluate, with_frozen
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.optim.guard import GuardState, limits
@@ -42,7 +42,7 @@ def build_loss(
     def sums(
         stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Sums]:
-        model = lm.bind(trained(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
+        model = lm.bind(with_frozen(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
             micro_batch["positions"],
             self_mask(run.model, micro_batch["segments"]),

@@ -17,7 +17,7 @@ from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.objective import build_objective, trained
+from looplm.objective import build_objective, with_frozen
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy.reference import cross_entropy
 
@@ -134,7 +134,7 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
     np.testing.assert_allclose(sums.objective, expected, rtol=1e-4)
 
     gradient = jax.grad(
-        lambda p: run(lm, trained(build_objective(config), lm, p), data, config, Depth(3))[0].objective
+        lambda p: run(lm, with_frozen(build_objective(config), lm, p), data, config, Depth(3))[0].objective
     )(params)
     assert np.any(gradient["gate"]["kernel"])
     assert not any(np.any(leaf) for name in gradient if name != "gate" for leaf in jax.tree.leaves(gradient[name]))
