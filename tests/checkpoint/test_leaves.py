@@ -7,7 +7,7 @@ import pytest
 from looplm.checkpoint import folder as names
 from looplm.checkpoint.leaves import damaged_leaves
 from looplm.checkpoint.reader import CheckpointReader, _affected
-from looplm.checkpoint.seal import read_seal
+from looplm.checkpoint.seal import Damaged, read_seal
 from tests.checkpoint.conftest import assert_equal, noise
 from tests.checkpoint.test_writer import save
 
@@ -53,3 +53,14 @@ def test_what_is_set_aside_keeps_its_files_and_takes_the_place_of_what_was(tmp_p
         names.set_aside(tmp_path, 5)
         assert [path.name for path in tmp_path.iterdir()] == ["5.damaged"]
         assert (tmp_path / "5.damaged/file").read_text() == content
+
+
+def test_the_place_of_a_checkpoint_is_where_its_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").symlink_to("elsewhere")
+    (tmp_path / "3").symlink_to("nowhere")
+    assert names.place_of(tmp_path, 1) == tmp_path / "1"
+    assert names.place_of(tmp_path, 2) == (tmp_path / "elsewhere").resolve()
+    with pytest.raises(Damaged, match="it is a link to nowhere, which is not there"):
+        names.place_of(tmp_path, 3)

@@ -53,6 +53,14 @@ def test_a_seal_comes_back(folder: Path) -> None:
     check_files(folder, seal, seal.files)
 
 
+def test_hidden_files_are_other_programs(folder: Path) -> None:
+    """What a network file system keeps of a removed file that is open, say."""
+    for name in (".nfs0001", "params/.nfs0002", ".cache/file"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of somebody else")
+    assert list_files(folder) == ["params/d/0a"]
+
+
 def test_a_flipped_bit_in_any_byte_of_a_seal_shows(folder: Path) -> None:
     write_seal(folder, seal_of())
     content = (folder / SEAL_FILE).read_bytes()

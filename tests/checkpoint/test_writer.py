@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,36 @@ def test_a_slow_disk_leaves_saves_out(
     assert writer.save(4, trees)
     writer.require(4)
     assert names.steps(tmp_path / "checkpoints") == [1, 4]
+
+
+def test_a_save_that_was_left_out_is_missed(writer_of: Callable[..., CheckpointWriter], small) -> None:
+    writer = writer_of()
+    with pytest.raises(UserError, match=r"checkpoint 5 in .* could not be saved: it was left out; none is saved; mend"):
+        writer.require(5)
+    save(writer, noise(small, 0), 4)
+    writer.require(4)
+    with pytest.raises(UserError, match="it was left out; the newest that is saved is 4; mend"):
+        writer.require(5)
+
+
+def test_who_closes_waits_for_what_is_being_written(
+    writer_of: Callable[..., CheckpointWriter], small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(writer_module, "list_files", lambda path: time.sleep(0.3) or list_files(path))
+    writer = writer_of()
+    writer.save(1, noise(small, 0))
+    writer.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_folder_may_be_named_from_where_one_is(small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path("checkpoints")
+    here.mkdir()
+    writer, trees = CheckpointWriter(here, Checkpoint(), FACTS, small), noise(small, 0)
+    save(writer, trees, 1)
+    writer.require(1)
+    assert_equal(CheckpointReader(here).restore(small).trees, trees)
 
 
 def test_what_changes_after_the_snapshot_is_not_saved(writer_of, small, tmp_path: Path) -> None:

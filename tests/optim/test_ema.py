@@ -8,7 +8,7 @@ import pytest
 
 from looplm.config.schema import Optim
 from looplm.optim.build import build_optimizer
-from looplm.optim.ema import ema_params
+from looplm.optim.ema import abstract_ema, ema_params
 
 DECAY = 0.9
 
@@ -52,3 +52,14 @@ def test_frozen_parameters_keep_their_average(lm, params, train) -> None:
     averaged = ema_params(train(optimizer, 2)[-1][1])
     np.testing.assert_allclose(averaged["head"], params["head"], rtol=1e-6)
     assert np.all(averaged["gate"]["kernel"] != params["gate"]["kernel"])
+
+
+def test_of_a_stored_state_the_average_alone_is_read(lm) -> None:
+    optimizer = build_optimizer(Optim(learning_rate=0.1, ema_decay=DECAY), lm, 10)
+    wanted = jax.tree.map(lambda leaf: leaf.shape, lm.shapes)
+    abstract = abstract_ema(optimizer, lm.shapes, wanted)
+    assert ema_params(abstract) is wanted
+    (average,) = jax.tree.leaves(wanted, is_leaf=lambda node: node is wanted)
+    others = [leaf for leaf in jax.tree.leaves(abstract, is_leaf=lambda node: node is average) if leaf is not average]
+    assert len(others) > len(jax.tree.leaves(lm.shapes))
+    assert all(leaf is ... for leaf in others)

@@ -106,6 +106,11 @@ def test_ceilings_hold_from_the_first_step_on(params) -> None:
     assert [int(state.guard.skipped) for state in states[1:]] == [1, 2, 2]
 
 
+def test_a_value_at_its_ceiling_is_good(params) -> None:
+    _, states = train(params, [6.0, 6.0, 6.1], [2.0, 2.1, 2.0], max_loss=6.0, max_grad_norm=2.0)
+    assert made(states) == [True, False, False]
+
+
 def test_values_that_hardly_differ_are_no_spikes(params) -> None:
     _, states = train(params, [2.0] * 40 + [2.1, 2.5], [1.0] * 42, spike_deviations=20)
     assert [int(state.guard.skipped) for state in states[-2:]] == [0, 1]  # 1 % of the median is the least deviation
@@ -178,6 +183,17 @@ def test_a_level_that_stays_is_taken_once_a_window(params) -> None:
     assert int(guard[third - 1].in_a_row) == 20
     assert [int(guard[i].new_levels) for i in (first + 8, first + 9, -1)] == [0, 1, 1]
     assert float(limits(guard[first + 9], Guard())[0]) == np.inf
+
+
+def test_of_a_new_level_its_own_values_alone_are_remembered(params) -> None:
+    level = 5 + 0.1 * np.random.default_rng(0).normal(size=ENOUGH + 9)
+    _, states = train(params, np.concatenate([np.full(WINDOW, 0.1), level]), np.ones(WINDOW + ENOUGH + 9))
+    assert not any(made(states)[WINDOW : WINDOW + 9])
+    assert all(made(states)[WINDOW + 9 :])
+    assert float(limits(states[-2].guard, Guard())[0]) == np.inf
+    assert float(limits(states[-1].guard, Guard())[0]) == pytest.approx(
+        expected_limit(level[9:].tolist(), 20), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [{"rewinds": 1}, {"max_loss": 4.0}], ids=["rewinds", "ceiling"])

@@ -49,3 +49,16 @@ def parts_of(shape: tuple[int, ...], at: Callable[..., np.ndarray], places: tupl
     count = shape[1] // 4
     whole = tuple(slice(0, size) for size in shape[2:])
     return [at((slice(None), slice(place * count, (place + 1) * count), *whole)) for place in places]
+
+
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_sequences_that_are_split_over_devices_stay_whole(per_sequence: bool, tiny_run: Callable[..., Run]) -> None:
+    run = tiny_run(**{"data.accumulation_steps": 2, "mesh.data": 2, "mesh.context": 2, "mesh.fsdp": 1})
+    layout = BatchLayout(run.data, build_mesh(run.mesh, jax.devices()[:4]), per_sequence=per_sequence)
+    rows, length = run.data.batch_tokens // run.data.sequence_length, run.data.sequence_length
+    given = {name: number + np.arange(rows * length).reshape(rows, length) for number, name in enumerate(PER_TOKEN)}
+    drawn = np.arange(2 * rows).reshape(rows, 2)
+    placed = layout.place(given, drawn)
+    for name, whole in (given | {"sequence": np.arange(rows)} | ({"depth": drawn} if per_sequence else {})).items():
+        np.testing.assert_array_equal(placed.pop(name), whole.reshape(2, rows // 2, *whole.shape[1:]), err_msg=name)
+    assert not placed

@@ -21,6 +21,7 @@ def uniform(tiny_run):
 def test_fixed_depth_is_split_into_prefix_and_window(tiny_run):
     schedule = DepthSchedule(tiny_run(**{"loop.num_loops": 5, "loop.backprop_loops": 2}))
     np.testing.assert_array_equal(schedule.draw(0), [3, 2])
+    assert schedule.draw(0).dtype == np.int32
     depth = schedule.as_depth(None)
     assert (depth.window, depth.num_trained, depth.num_detached) == (2, None, 3)
 

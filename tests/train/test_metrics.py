@@ -39,3 +39,17 @@ def test_numbers_of_experts_are_there_whoever_draws_the_depth(drawn):
 def test_the_loops_of_different_sequences_are_averaged():
     row = readable({"train/loss": np.float32(2.0)}, np.array([[0, 1], [2, 2], [3, 1], [0, 1]]))
     assert row["loop/num_loops"] == (1 + 4 + 4 + 1) / 4
+
+
+def test_a_step_without_a_label_has_no_means() -> None:
+    """Sums over nothing are 0 on the device, which would look like a mean."""
+    metrics = {
+        "train/loss": np.float32(0), "train/tokens": np.int32(0), "train/objective": np.float32(0),
+        "train/loss_loop": np.zeros(2, np.float32), "loop/update_cosine": np.float32(0),
+        "gate/exit": np.zeros(2, np.float32), "optim/learning_rate": np.float32(0.5),
+    }  # fmt: skip
+    row = readable(metrics, np.array([0, 2]))
+    assert np.isnan(row.pop("train/loss"))
+    assert row == {"train/tokens": 0, "optim/learning_rate": 0.5, "loop/num_loops": 2}
+    metrics["train/tokens"] = np.int32(1)
+    assert {"train/objective", "train/loss_loop_1", "gate/exit_loop_2"} <= readable(metrics, np.array([0, 2])).keys()
