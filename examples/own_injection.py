@@ -51,8 +51,8 @@ class Gated(Injection):
         # per_channel: the gradient of a vector, summed over a batch that is split over devices.
         return per_channel(mix, [use(self.gate, state_BSD.dtype)], state_BSD, input_BSD)
 
-    def contraction(self) -> dict[str, jax.Array]:
-        """Is measured at every step, beside the loss."""
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        """Logged at every step, beside the loss."""
         return {"loop/input_share": jax.nn.sigmoid(self.gate[...]).mean()}
 
 

@@ -49,7 +49,7 @@ class Mean(nnx.Module):
     def read(self, state: Summed) -> jax.Array:
         return state.sum_BSD / jnp.maximum(state.count_BS, 1)[..., None]
 
-    def contraction(self) -> dict[str, jax.Array]:
+    def parameter_metrics(self) -> dict[str, jax.Array]:
         return {}
 
 

@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     token_B: jax.Array
     """The last token of every row, not yet run through the model."""
     position_B: jax.Array
-    """Its position."""
+    """The position of that token."""
     done_B: jax.Array
     """Whether a row has ended; what is drawn for it from then on is dropped."""
     num_written_B: jax.Array
@@ -85,7 +85,7 @@ def generate(
     end_ids: Sequence[int],
     num_ids: int,
 ) -> list[Written]:
-    """Continues every prompt.
+    """Continue every prompt.
 
     Args:
         params: unsharded.
@@ -119,7 +119,7 @@ def generate(
 
 
 def streams(prompts: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Number the stream of random numbers that every prompt uses: (B,) uint32.
+    """Return the number of the random stream that every prompt uses, (B,) uint32.
 
     It depends on the seed, on the prompt and on how many like it came before. So a prompt is answered the same
     whatever stands beside it and in any order, and copies of one prompt differ.

@@ -77,7 +77,7 @@ class Layer(nnx.Module):
 
 
 class Kind(NamedTuple):
-    """In what the layers of a stack differ."""
+    """In what layers of one stack may differ."""
 
     dense: bool
     """Whether it is a dense layer in a stack with experts."""

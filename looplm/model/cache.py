@@ -12,9 +12,9 @@ class Visit(NamedTuple):
     """Where in a cache a visit of a layer reads and writes."""
 
     slot: jax.Array
-    """Of the loop: () for all rows, or (B,) where rows are at different loops."""
+    """The slot of the loop, int32: () for all rows, or (B,) where rows are at different loops."""
     layer: jax.Array
-    """(), the layer's place in its stack."""
+    """Place of the layer in its stack, int32 ()."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +28,9 @@ class KVCache:
     """
 
     keys: jax.Array
-    """(slots, layers, B, T, K, H)."""
+    """(slots, layers, B, T, K, H), in the compute type."""
     values: jax.Array
+    """Likewise."""
 
     def slot(self, number_B: jax.Array) -> jax.Array:
         """Return the slot of a loop, int32: () if number_B is (1,), else (B,)."""

@@ -21,7 +21,7 @@ from looplm.model.report import Report
 from looplm.model.state_init import initial_state
 
 State = Any
-"""A tree of arrays (B, S, ...)."""
+"""The state: any tree of arrays (B, S, ...)."""
 
 
 class Inputs(NamedTuple):
@@ -30,8 +30,9 @@ class Inputs(NamedTuple):
     entered_BSD: jax.Array
     """The prelude's output."""
     embedded_BSD: jax.Array
-    """What entered the prelude."""
+    """The embeddings, which entered the prelude."""
     tokens_BS: jax.Array
+    """The ids."""
     values_nBSKH: jax.Array | None = None
     """Value embeddings of the block's layers that have one."""
 
@@ -54,9 +55,9 @@ class Core(Protocol):
     def read(self, state: State) -> jax.Array:
         """Return what gates, halting rules, coda and head may look at, (B, S, D)."""
 
-    def contraction(self) -> dict[str, jax.Array]:
-        """Return metrics of the parameters alone that tell how the state moves, by name, such as the share of it that a
-        loop keeps; they are logged beside the loss."""
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        """Return metrics that follow from the parameters alone, by name: scalars, such as the share of the state that a
+        loop keeps. They are logged in every step."""
 
 
 class Single(nnx.Module):
@@ -93,8 +94,8 @@ class Single(nnx.Module):
     def read(self, state_BSD: jax.Array) -> jax.Array:
         return state_BSD
 
-    def contraction(self) -> dict[str, jax.Array]:
-        return self.injection.contraction()
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        return self.injection.parameter_metrics()
 
 
 def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:

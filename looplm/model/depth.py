@@ -41,7 +41,7 @@ class Depth:
 
     @property
     def num_loops(self) -> int | jax.Array:
-        """All loops."""
+        """How many loops run, with and without gradient: int, or int32 () or (B,)."""
         return self.num_detached + (self.window if self.num_trained is None else self.num_trained)
 
 
@@ -51,11 +51,11 @@ class Loop:
     """What a step is told about the loop that it is."""
 
     number_B: jax.Array
-    """From 0: (1,) for all sequences, or (B,) where they differ."""
+    """Number of the loop, from 0, int32: (1,) for all sequences, or (B,) where they differ."""
     total_B: jax.Array
-    """How many loops there are, (1,) or (B,)."""
+    """How many loops there are, int32 (1,) or (B,)."""
     own: Any = None
-    """The loop's slice of what every loop has for itself."""
+    """The slice of `per_loop` that belongs to this loop; see `run_loops`."""
 
 
 def once() -> Loop:

@@ -74,7 +74,7 @@ class Exits(Never):
 
 
 class GateExit(nnx.Module):
-    """The cumulative exit probability reaches the threshold (arXiv 2510.25741)."""
+    """A token leaves when its cumulative exit probability reaches the threshold (arXiv 2510.25741)."""
 
     def __init__(self, gate: ExitGate, threshold: float):
         self.gate, self.threshold = gate, threshold
@@ -92,7 +92,7 @@ class GateExit(nnx.Module):
 
 
 class LatentDifference(nnx.Module):
-    """|h_t - h_{t-1}| / |h_t| is below the tolerance (arXiv 2502.05171)."""
+    """A token leaves when |h_t - h_{t-1}| / |h_t| is below the tolerance (arXiv 2502.05171)."""
 
     def __init__(self, tolerance: float):
         self.tolerance = tolerance
@@ -107,8 +107,8 @@ class LatentDifference(nnx.Module):
 
 
 class Divergence(nnx.Module):
-    """KL(p_t || p_{t-1}) of the predictions is below the tolerance, in nats; never after the first loop (arXiv
-    2502.05171)."""
+    """A token leaves when KL(p_t || p_{t-1}) of its predictions is below the tolerance, in nats; never after the first
+    loop (arXiv 2502.05171)."""
 
     def __init__(self, tolerance: float, vocab_size: int):
         self.tolerance, self.vocab_size = tolerance, vocab_size
@@ -123,7 +123,7 @@ class Divergence(nnx.Module):
 
 
 class Entropy(nnx.Module):
-    """The entropy of the prediction is below the bound, in nats."""
+    """A token leaves when the entropy of its prediction is below the bound, in nats."""
 
     def __init__(self, bound: float):
         self.bound = bound
@@ -137,7 +137,7 @@ class Entropy(nnx.Module):
 
 
 class Confidence(nnx.Module):
-    """The likeliest token has at least this probability (arXiv 2207.07061)."""
+    """A token leaves when its likeliest successor has at least this probability (arXiv 2207.07061)."""
 
     def __init__(self, probability: float):
         self.probability = probability
@@ -150,13 +150,13 @@ class Confidence(nnx.Module):
 
 
 class StableArgmax(nnx.Module):
-    """The likeliest token has been the same in `loops` loops in a row."""
+    """A token leaves when its likeliest successor has been the same in `loops` loops in a row."""
 
     def __init__(self, loops: int):
         self.loops = loops
 
     def init(self, h_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return (the likeliest token, -1 before the first loop; for how many loops in a row), each (B, S) int32."""
+        """Return (the likeliest successor, -1 before the first loop; for how many loops so far), (B, S) int32 each."""
         zeros_BS = jnp.zeros_like(h_BSD[..., 0], jnp.int32)
         return zeros_BS - 1, zeros_BS
 
@@ -168,7 +168,7 @@ class StableArgmax(nnx.Module):
 
 
 class Patient(nnx.Module):
-    """The inner rule has held in `patience` loops in a row, and at least `least` loops have run."""
+    """A token leaves when the inner rule let it in `patience` loops in a row, and at least `least` loops have run."""
 
     def __init__(self, rule: Rule, patience: int, least: int):
         self.rule, self.patience, self.least = rule, patience, least
@@ -184,7 +184,7 @@ class Patient(nnx.Module):
 
 
 class Joined(nnx.Module):
-    """Both rules want the token to leave, or one of them does."""
+    """A token leaves when both rules let it, or when one of them does."""
 
     def __init__(self, first: Rule, second: Rule, *, both: bool):
         self.first, self.second, self.both = first, second, both

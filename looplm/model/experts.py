@@ -95,6 +95,7 @@ class Experts(nnx.Module):
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
     def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Do the `Work` of one device, with every choice: rows are the choices, sorted by expert."""
         x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
         choice_M, places_nk, sizes_E = sorted_places(ids_nk, self.moe.num_experts)
         token_M = choice_M // ids_nk.shape[1]

@@ -72,24 +72,24 @@ class FunctionalLM:
 
     @cached_property
     def num_params(self) -> int:
-        """All parameters."""
+        """How many parameters there are."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
     @cached_property
     def num_active_params(self) -> int:
-        """Parameters that a token meets: of the experts only those that it uses."""
+        """How many parameters a token meets: of the experts only those that it uses."""
         sizes = self.map(lambda leaf, variable: leaf.size * variable.used[0] // variable.used[1], self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     @cached_property
     def num_params_of_layers(self) -> int:
-        """Parameters in matrices that may be gathered layer by layer."""
+        """How many parameters are in matrices that may be gathered layer by layer."""
         sizes = self.map(lambda leaf, variable: leaf.size if variable.gathers_itself else 0, self.shapes)
         return sum(jax.tree.leaves(sizes))
 
     @cached_property
     def num_params_of_experts(self) -> int:
-        """Parameters that are split over the mesh axis `expert`."""
+        """How many parameters are split over the mesh axis `expert`."""
         sizes = self.map(lambda leaf, variable: leaf.size if "experts" in variable.axes else 0, self.shapes)
         return sum(jax.tree.leaves(sizes))
 

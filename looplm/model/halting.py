@@ -13,9 +13,9 @@ from looplm.config.schema import Model, NeverHalting, OwnHalting
 from looplm.model.context import Context
 
 State = Any
-"""The core's; see `core.py`."""
+"""The state of the core: any tree of arrays (B, S, ...)."""
 Accumulators = Any
-"""A tree of arrays (B, S, ...)."""
+"""What a rule remembers from loop to loop: any tree of arrays (B, S, ...)."""
 
 
 class Halting(Protocol):

@@ -18,8 +18,9 @@ class Injection(nnx.Module):
         """Return what the shared block gets, (B, S, D), in the state's type. input_BSD: the prelude's output."""
         raise NotImplementedError("one of the subclasses")
 
-    def contraction(self) -> dict[str, jax.Array]:
-        """Return how much of the state a loop keeps, by metric name; {} where the parameters alone do not say."""
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        """Return metrics that follow from the parameters alone, by name, such as the share of the state that a loop
+        keeps."""
         return {}
 
 
@@ -80,7 +81,7 @@ class Diagonal(Injection):
         vectors = [use(self.log_rate, wide), use(self.step_bias, wide)]
         return per_channel(mix, vectors, state_BSD, self.input(input_BSD))
 
-    def contraction(self) -> dict[str, jax.Array]:
+    def parameter_metrics(self) -> dict[str, jax.Array]:
         decay_D = decay(jax.nn.softplus(self.step_bias[...]), self.log_rate[...])
         return {"loop/decay_mean": jnp.mean(decay_D), "loop/decay_max": jnp.max(decay_D)}
 

@@ -46,9 +46,9 @@ class Entered(NamedTuple):
     values: Embedded
     """Value embeddings of all stacks."""
     cache: KVCache | None
-    """The prelude's."""
+    """The prelude's cache."""
     report: Report
-    """The prelude's, with T = 1 visits."""
+    """The prelude's report, with T = 1 visits."""
 
 
 class Body(NamedTuple):
@@ -56,7 +56,7 @@ class Body(NamedTuple):
 
     step: Step
     parameters: nnx.State
-    """Those that all loops share."""
+    """Parameters that all loops share."""
     per_loop: tuple[nnx.State, Any]
     """What every loop gets for itself: (its own parameters, what the caller of the pass gave), with a leading dim of
     loops."""
@@ -181,6 +181,6 @@ class LoopLM(nnx.Module):
         """The head's bias. Cast it where it is used, to float32 at least."""
         return None if self.head_bias is None else self.head_bias.get_value()
 
-    def contraction(self) -> dict[str, jax.Array]:
-        """Return the metrics of `Core.contraction`."""
-        return self.core.contraction()
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        """Return the core's metrics of its parameters; see `Core`."""
+        return self.core.parameter_metrics()

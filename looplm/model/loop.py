@@ -24,11 +24,11 @@ class Ran(NamedTuple):
     """What the loops gave."""
 
     carry: Tree
-    """After the last loop."""
+    """The carry after the last loop."""
     kept: Tree
     """What was kept of the carry after every iteration of the window; a skipped one repeats the carry that it got."""
     reports: Tree
-    """Of every iteration of the window; zeros where it was skipped."""
+    """The report of every iteration of the window; zeros where it was skipped."""
 
 
 def run_loops(

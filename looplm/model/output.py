@@ -20,9 +20,9 @@ class Carry(NamedTuple):
     """What moves from loop to loop."""
 
     state: Any
-    """Of the core."""
+    """The core's state: a tree of arrays (B, S, ...)."""
     halt: Any
-    """Accumulators of the halting rule."""
+    """The halting rule's accumulators: a tree of arrays (B, S, ...)."""
     cache: KVCache | None = None
     trail: tuple[jax.Array, ...] = ()
     """What `Core.read` gave of the states before this one, the latest first, without gradient; for statistics."""
@@ -44,13 +44,14 @@ class Output:
     gate_logits_RBS: jax.Array | None
     """Logit of the probability of leaving after a loop, given that the token is in it; float32. None without a gate."""
     depth: Depth
+    """How many loops ran."""
     read_active_TB: jax.Array | None
     """Which of the loops that were read did run, bool (T, 1) or (T, B); None where all of them did."""
     reports: dict[Place, Report]
     """Reports of every visit of the layers, leaves (visits, B, layers, ...). The prelude is visited once, the block in
     every loop of the window, the coda for every loop that is read. Only of places that report something."""
     statistics: LoopStatistics | None
-    """Of the last loop; None when not asked for."""
+    """Statistics of the last loop; None where nobody asked for them."""
     cache: Cache
 
     @property

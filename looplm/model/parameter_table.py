@@ -18,7 +18,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     spec: jax.sharding.PartitionSpec
     bytes_per_device: int
-    """Of the stored (float32) parameter; optimizer state and gradients come on top."""
+    """Bytes of the stored (float32) parameter on a device; optimizer state and gradients come on top."""
 
 
 def parameter_table(lm: FunctionalLM, mesh: jax.sharding.Mesh) -> list[Row]:

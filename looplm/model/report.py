@@ -31,9 +31,9 @@ class Report(NamedTuple):
     part is None where a layer has no such thing, or was not asked."""
 
     experts: Routing | None = None
-    """Of the router of the feed-forward."""
+    """What the router of the feed-forward chose."""
     heads: Routing | None = None
-    """Of the routers of the attention."""
+    """What the routers of the attention chose."""
     memory_BSD: jax.Array | None = None
     """What entered the layer, without gradient."""
     auxiliary_B: jax.Array | None = None

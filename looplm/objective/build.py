@@ -1,4 +1,4 @@
-"""Makes the objective that a config names."""
+"""From the config to an objective."""
 
 from looplm.config.schema import (
     ExpectedCrossEntropy,

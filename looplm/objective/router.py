@@ -73,7 +73,7 @@ def head_sums(output: Output) -> dict[Place, RouterSums]:
 
 
 def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> RouterSums:
-    """num_rows: how many rows the router's tables have."""
+    """Sum up what the routers of a stack chose. num_rows: how many rows the router's tables have."""
     ran_TB = _ran(output, place, routing)
     load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
     rows_TB = jnp.minimum(output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
@@ -126,7 +126,7 @@ def _heads(model: Model) -> tuple[np.ndarray, int]:
 def _entropy(
     weight: float | np.ndarray, routing: Routing, choices: int, ran_TB: jax.Array, scored_B: jax.Array
 ) -> jax.Array:
-    """weight: of all experts, or of each. choices: how many a token makes."""
+    """Return the weighted entropy loss, (). weight: of all experts, or of each. choices: how many a token makes."""
     if routing.softmax_BE is None:
         return jnp.zeros((), jnp.float32)
     tokens_TB = jnp.maximum(_tokens_TB(routing, choices), 1)

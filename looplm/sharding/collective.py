@@ -50,7 +50,7 @@ class Whole:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's."""
+        """The shape of the parameter."""
         return self.value.shape
 
     def astype(self, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -108,9 +108,9 @@ class BatchPart(NamedTuple):
     part: int
     num_parts: int
     places: tuple[int, ...]
-    """Where they lie on the mesh; they may be scattered where hosts are blocks of a torus."""
+    """The places on the mesh where the rows lie; they may be scattered where hosts are blocks of a torus."""
     num_places: int
-    """Places for rows on the whole mesh."""
+    """How many places the whole mesh has."""
 
 
 def batch_part(mesh: jax.sharding.Mesh) -> BatchPart:

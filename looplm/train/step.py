@@ -130,7 +130,7 @@ def build_train_step(
             "optim/max_grad_norm": max_grad_norm,
             **{name: value / scored for name, value in total.extra.items()},
             **router_metrics(total),
-            **lm.bind(state.params).contraction(),
+            **lm.bind(state.params).parameter_metrics(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

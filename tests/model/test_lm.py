@@ -167,7 +167,7 @@ def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
     rate_D, bias_D = (generator.normal(size=24).astype(np.float32) for _ in range(2))
     params["core"]["injection"] |= {"log_rate": rate_D, "step_bias": bias_D}
     decay_D = np.exp(-np.log1p(np.exp(bias_D)) * np.exp(rate_D))
-    measured = lm.bind(params).contraction()
+    measured = lm.bind(params).parameter_metrics()
     np.testing.assert_allclose(measured.pop("loop/decay_mean"), decay_D.mean(), rtol=1e-5)
     np.testing.assert_allclose(measured.pop("loop/decay_max"), decay_D.max(), rtol=1e-5)
     assert measured == {}
