@@ -123,7 +123,7 @@ class Stack(nnx.Module):
         embedded_nBSKH: value embeddings of the n layers that have one.
         memory_LBMD: what every layer also sees, from before the sequence.
         """
-        graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # experts, dense
+        graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # by `Kind.dense`
         gate_graph, gates = nnx.split(self.value_gates)
         slot = None if cache is None else cache.slot(context.loop.number_B)
         dense = [kind.dense for kind in self.kinds]

@@ -88,7 +88,7 @@ class Experts(nnx.Module):
     def _on_device(self, work: Work, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, ids, weights, *kernels = arrays
         splits = splitting(jax.sharding.get_abstract_mesh())
-        # What is the same along `tensor` meets different columns there: its gradient is a sum over them.
+        # Tokens are the same along `tensor`, and the columns that they meet differ: their gradient is a sum over them.
         x, weights = (vary(array, splits & {TENSOR}) for array in (x, weights))
         partly = [vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
         out, dropped = work(Tokens(x, ids, weights), partly)
@@ -106,7 +106,7 @@ class Experts(nnx.Module):
         else:
             y_MD = self._exchanged(rows_MD, weights_M1, sizes_E, kernels)
         out_nD = collect(y_MD, token_M, places_nk, full=True)
-        # Zeros that vary over the devices as the choices do.
+        # Zeros made of the choices, so that shard_map takes them to vary over devices as the choices do.
         return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2), dtype=jnp.int32)
 
     def _exchanged(
@@ -153,7 +153,7 @@ class Experts(nnx.Module):
             earlier_c = jnp.arange(cuts) < jax.lax.axis_index(CONTEXT)
             taken_BE = jnp.sum(jnp.where(earlier_c[:, None, None], all_cBE, 0), axis=0)
             chosen_BE = jnp.sum(all_cBE, axis=0)
-        # A padded sequence has as few places as if it ended at its last token: the others count as taken.
+        # A padded sequence has as few places as if it ended at its last token; the places above that count as taken.
         tokens_B1 = jnp.sum(chosen_BE, axis=1, keepdims=True) // k
         taken_BE += C - jnp.asarray(limit_n)[tokens_B1]
         choice_BM, places_BSk = jax.vmap(lambda ids, taken: limited_places(ids, E, C, taken))(ids_BSk, taken_BE)

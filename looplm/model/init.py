@@ -38,7 +38,7 @@ def initializers(config: Model) -> dict[str, Any]:
         case FanInInit(effective_depth=depth):
             scale, width = math.sqrt(2 / depth), 1 / math.sqrt(config.dim)
             matrix, output = normal(scale * width), FanInNormal(scale)
-            within = uniform_within(width)  # what torch gives a linear map
+            within = uniform_within(width)  # the default of torch.nn.Linear
             rows = same_length(matrix)
             own = {"embedding": normal(width), "router": rows, "head": within, "head_bias": within}
     return {
@@ -89,7 +89,7 @@ def orthogonal(std: float) -> Initializer:
         def iterate(_: int, x: jax.Array) -> jax.Array:
             return 1.5 * x - 0.5 * jnp.matmul(x, jnp.matmul(x.T, x, precision="highest"), precision="highest")
 
-        # Singular values begin below about 1, the least of a square matrix near 1 / short; each step adds up to half.
+        # Singular values begin between about 1 / short and 1; each step makes small ones 1.5 times as large.
         start = jax.random.normal(key, (long, short), dtype) / (math.sqrt(long) + math.sqrt(short))
         x = std * math.sqrt(long) * jax.lax.fori_loop(0, ORTHOGONAL_STEPS, iterate, start)
         return (x if inputs >= outputs else x.T).reshape(shape)

@@ -57,7 +57,7 @@ def run_loops(
     """
     total_B = jnp.atleast_1d(depth.num_loops)
     if not (isinstance(depth.num_detached, int) and depth.num_detached == 0):
-        # The inputs of the prefix are stopped, not only its output: nothing of it is saved for a backward pass.
+        # The gradient is stopped at the inputs of the prefix, not only at its output: else JAX would save its values.
         frozen_parameters, frozen_inputs, frozen_tables = jax.lax.stop_gradient((parameters, inputs, per_loop))
         detached_B = jnp.atleast_1d(depth.num_detached)
 
@@ -80,7 +80,7 @@ def run_loops(
         if active is None:
             carry, report = run(carry)
         elif active.size == 1:
-            # cond and not where: an iteration that is skipped costs nothing.
+            # A cond and not a where: an iteration that is skipped costs nothing.
             carry, report = jax.lax.cond(active[0], run, lambda carry: (carry, blank_report(run, carry)), carry)
         else:
             new, report = run(carry)

@@ -40,7 +40,7 @@ class RelativePositions(nnx.Module):
         distance_BST = jnp.broadcast_to(jnp.maximum(mask.distances(q_BSNH.shape[1]), 0), shape_BST)
         arrays = position_BSNH, use(self.kernel, q_BSNH.dtype), lay_out(distance_BST, "batch", "sequence", "all_keys")
         spec = activation_spec("batch", "heads", "sequence", "all_keys")
-        # Per device: the distances are no part of a batch, and the kernel's gradient is a partial sum of each.
+        # Computed per device, so that the kernel's gradient is a partial sum on each like that of any other weight.
         scores_BNST = _by_distance(*arrays) if spec is None else on_each_device(_on_device, *arrays, out_specs=spec)
         return content_BSNH, scores_BNST / math.sqrt(q_BSNH.shape[-1])
 

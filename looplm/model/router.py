@@ -48,12 +48,12 @@ class Router(nnx.Module):
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
         wanted_BSE = jax.lax.stop_gradient(scores_BSE)
         if self.balance_bias is not None:
-            # Chooses, but does not weigh.
+            # The bias decides which experts are chosen, and does not enter their weights.
             wanted_BSE = _add_row(wanted_BSE, jax.lax.stop_gradient(use(self.balance_bias, x_BSD.dtype)), loop_B)
         ids_BSk = best(wanted_BSE, moe.experts_per_token)
         weights_BSk = jnp.take_along_axis(scores_BSE, ids_BSk, axis=-1)
         if moe.renormalise:
-            # Not 0 where all that were chosen underflow (sigmoids of logits below -88).
+            # The sum is 0 where the scores of all chosen experts underflow (sigmoids of logits below -88).
             weights_BSk /= jnp.maximum(jnp.sum(weights_BSk, axis=-1, keepdims=True), TINY)
         return ids_BSk, weights_BSk, scores_BSE, logits_BSE
 
@@ -78,5 +78,5 @@ def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Ar
         *rows, x_BSE, row_B11 = arrays
         return x_BSE + sum(jnp.where(row_B11 == t, row, 0) for t, row in enumerate(rows))
 
-    rows = [table_TE[t] for t in range(table_TE.shape[0])]  # JAX 0.12 does not iterate over what is marked `reduced`
+    rows = [table_TE[t] for t in range(table_TE.shape[0])]  # JAX 0.12 does not iterate over arrays marked `reduced`
     return per_channel(add, rows, x_BSE, row_B11)

@@ -34,7 +34,7 @@ def gather(parameter: jax.Array, axes: Sequence[str]) -> jax.Array:
     spec = parameter_spec(axes, parameter.shape, mesh)
     whole = [None if axis == "fsdp" else axis for axis in spec]
     reduced = splitting(mesh) - set(whole)
-    # In two steps, for the way back: see `reduce_gradient`.
+    # In two steps, because the gradient comes back by the same steps: see `reduce_gradient`.
     parameter = jax.sharding.reshard(parameter, PartitionSpec(*spec, reduced=reduced - set(spec)))
     return jax.sharding.reshard(parameter, PartitionSpec(*whole, reduced=reduced))
 
@@ -80,7 +80,7 @@ def reduce_gradient(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
         return gradient
     spec, partial_sums = jax.typeof(parameter).sharding.spec, jax.typeof(gradient).sharding.spec.unreduced
     if "fsdp" in partial_sums and "fsdp" in spec:
-        # On its own, so that XLA makes it a reduce-scatter: half the bytes of an all-reduce, and no whole sum is held.
+        # A reshard of its own, which XLA makes a reduce-scatter: half the bytes of an all-reduce, and no whole sum.
         gradient = jax.sharding.reshard(gradient, PartitionSpec(*spec, unreduced=partial_sums - {"fsdp"}))
     return jax.sharding.reshard(gradient, spec)
 

@@ -34,7 +34,7 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
     slices = Counter(getattr(device, "slice_index", 0) for device in devices)
     if len(set(slices.values())) > 1:
         raise UserError(f"the slices have {sorted(slices.values())} devices; start on slices of one size")
-    # Not jax.make_mesh: but for v5e it refuses an axis that takes part of a torus dim, such as fsdp=32 of v5p:4x4x4.
+    # Not jax.make_mesh, which refuses axes that take a part of a torus dim (fsdp=32 of v5p:4x4x4), except on v5e.
     if len(slices) == 1:
         arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
@@ -131,5 +131,6 @@ def batch_part(mesh: jax.sharding.Mesh) -> BatchPart:
             f"the places of the processes in a batch, {parts}, overlap in part; give the outer mesh axes to processes "
             "and the inner ones to their devices"
         )
-    mine = tuple(sorted(places.get(jax.process_index(), places[min(places)])))  # described devices: any process
+    # Described devices belong to other processes, of which any will do.
+    mine = tuple(sorted(places.get(jax.process_index(), places[min(places)])))
     return BatchPart(parts.index(mine), len(parts), mine, num_places)

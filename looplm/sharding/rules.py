@@ -28,10 +28,10 @@ PARAMETER_AXES: dict[str, str | None] = {
     "head_dim": None,
     "hidden": "tensor",
     "experts": "expert",
-    "head_experts": None,  # of an attention's projection
+    "head_experts": None,  # experts of an attention's projection: every device holds all of them
     "routes": None,  # experts as the router's outputs: every device scores all of them
     "vocab": "tensor",
-    "value_vocab": "fsdp",  # of a table whose heads are split over `tensor`
+    "value_vocab": "fsdp",  # the vocabulary of a table whose heads are split over `tensor`
     "channels": None,
     "one": None,
 }
