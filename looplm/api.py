@@ -20,6 +20,7 @@ from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
+from looplm.infer.continuation import Continuation
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.infer.prompt import Chat, Messages, ids_of_prompts
@@ -180,17 +181,22 @@ class LoadedLM:
         temperature: float = 0.0,
         seed: int = 0,
         *,
+        kv: str | None = None,
         messages: Messages | Sequence[Messages] | None = None,
-    ) -> list[str]:
+    ) -> list[Continuation]:
         """Returns what the model adds to every prompt: prompt and continuation together are the text. Of chats, the
-        next answer of every one.
+        next answer of every one. Each is a `str` that also holds its new `tokens` and the `loops` each of them took.
 
         Args:
             prompts: texts, in which the names of special tokens mean these tokens; or their ids, as they are.
             messages: instead of prompts: a chat as a list of {role, content}, or a list of chats, each to be answered.
                 They are written as the examples of the training data were, in which nothing of a message is a special
                 token.
-            exit: `gate:Q`, or None for a fixed depth.
+            exit: when a token leaves before the last loop, e.g. `gate:0.9`, `kl:0.001,patience=2` or
+                `latent:0.03|argmax:3` (see `looplm.infer.exit_rule`). None: at a fixed depth. Loops in which no token
+                of the batch is left do not run.
+            kv: which keys and values of earlier tokens a loop sees: `ragged` (the default), `each`, `last` or `ring:K`
+                (see `looplm.infer.cache`). `last` and `ring:K` need less memory; `each` saves no loops.
             temperature: 0 takes the likeliest token.
             seed: of what is drawn. An answer depends on it and on its own prompt, not on the other prompts.
 
@@ -210,6 +216,7 @@ class LoadedLM:
             rows,
             num_loops=self._loops(num_loops),
             exit=parse_exit(exit, self.model),
+            kv=kv,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
@@ -217,8 +224,10 @@ class LoadedLM:
             num_ids=self.tokenizer.vocab_size,
         )
         if messages is not None and self.chat is not None:
-            return [self.chat.answer(one.tokens) for one in written]
-        return [self.tokenizer.continuation(row, one.tokens) for row, one in zip(rows, written, strict=True)]
+            texts = [self.chat.answer(one.tokens) for one in written]
+        else:
+            texts = [self.tokenizer.continuation(row, one.tokens) for row, one in zip(rows, written, strict=True)]
+        return [Continuation(text, one) for text, one in zip(texts, written, strict=True)]
 
     def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
         """{official name: array} of a tree like the parameters: weights, or gradients.

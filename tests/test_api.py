@@ -8,7 +8,7 @@ import pytest
 import looplm
 from looplm.api import LoadedLM
 from looplm.errors import UserError
-from looplm.infer.generate import Written
+from looplm.infer.continuation import Written
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,13 @@ def test_prompts_must_be_a_list(lm, prompts):
 
 
 def test_a_continuation_and_its_prompt_are_the_text(lm, monkeypatch):
-    written = Written(lm.tokenizer.encode(" x y"), np.zeros(0))
+    tokens = lm.tokenizer.encode(" x y")
+    written = Written(tokens, np.arange(len(tokens)))
     monkeypatch.setattr("looplm.api.generate", lambda *_, **__: [written, written])
-    assert lm.generate(["a b", lm.tokenizer.encode("a b")]) == [" x y", " x y"]
+    texts = lm.generate(["a b", lm.tokenizer.encode("a b")])
+    assert texts == [" x y", " x y"]
+    for text in texts:
+        np.testing.assert_array_equal((text.tokens, text.loops), written)
 
 
 def test_prompts_are_texts_or_ids(lm):

@@ -2,9 +2,8 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -105,7 +104,16 @@ def generate(
         ),
     ] = False,
     loops: Annotated[int | None, typer.Option(help="Loops for every token.")] = None,
-    exit: Annotated[str | None, typer.Option(help="Exit rule, e.g. gate:0.9.")] = None,
+    exit: Annotated[
+        str | None, typer.Option(help="When a token leaves before the last loop, e.g. gate:0.9 or latent:0.03,min=2.")
+    ] = None,
+    show_exits: Annotated[
+        bool, typer.Option("--show-exits", help="Print the loops that every token took on standard error.")
+    ] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(help="Keys of earlier tokens that a loop sees: ragged (the default), each, last or ring:K."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
@@ -122,10 +130,21 @@ def generate(
     if prompt is None and not is_talk:
         prompt = read_message()
     import looplm
+    from looplm.cli.exits import exit_lines
     from looplm.infer.prompt import require_template
 
     lm = looplm.load(workdir, step=step, ema=ema, allow_keys=allow_key or ())
-    write = partial(lm.generate, num_loops=loops, exit=exit, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    def write(**asked: Any) -> str:
+        (text,) = lm.generate(
+            num_loops=loops, exit=exit, kv=kv, max_tokens=max_tokens, temperature=temperature, seed=seed, **asked
+        )
+        if show_exits:
+            assert lm.tokenizer is not None, "generate has asked for one"
+            for line in exit_lines(text, lm.tokenizer, lm.loop.num_loops if loops is None else loops):
+                messages.print(line)
+        return text
+
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"
     # Beside the text, not in it: standard output can be piped on.
     weights = f"step {lm.step}{', averaged weights' * ema}"
@@ -135,11 +154,11 @@ def generate(
         messages.print(told)
 
         def reply(said: list[dict[str, str]]) -> str:
-            return write(messages=said)[0]
+            return write(messages=said)
 
         converse(reply) if prompt is None else answer_message(prompt, reply)
     elif prompt is not None:
-        write_result(prompt + write([prompt])[0])
+        write_result(prompt + write(prompts=[prompt]))
         messages.print(told)
 
 

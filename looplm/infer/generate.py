@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looplm.infer.cache import Policy, new_cache, parse_policy
+from looplm.infer.continuation import Written
 from looplm.infer.exit_rule import ExitRule
 from looplm.model.cache import Cache
 from looplm.model.context import Context
@@ -60,15 +61,6 @@ class Progress(NamedTuple):
     loops_BM: jax.Array
     """After how many loops every written token was read, (B, max_tokens) int32."""
     cache: Cache
-
-
-class Written(NamedTuple):
-    """Of one row."""
-
-    tokens: np.ndarray
-    """The new tokens, without the end token."""
-    loops: np.ndarray
-    """After how many loops each of them was read."""
 
 
 def generate(

@@ -64,6 +64,21 @@ def test_huginn_writes_the_official_tokens_from_zero_states(huginn, arrays, dept
     np.testing.assert_array_equal(ids_BM, OFFICIAL["huginn_a"][depth])
 
 
+@pytest.mark.parametrize(("kv", "stored"), [("each", "latest-m4"), ("ragged", "latest-m4"), ("last", "compress-s4")])
+def test_huginn_writes_the_official_tokens_with_shared_keys(huginn, arrays, monkeypatch, kv, stored):
+    """The official names count layers, of which the block has 4: `compress-s4` keeps one loop of a token."""
+    states_BTD = jnp.asarray(arrays["huginn_a"]["gen_states"])
+
+    def given_states(*_, context, **__):
+        return jnp.take_along_axis(states_BTD, context.positions_BS[:, :, None], axis=1, mode="clip")
+
+    monkeypatch.setattr("looplm.model.core.initial_state", given_states)
+    prompts_BP = arrays["huginn_a"]["gen_prompt"]
+    ids_BM = written(huginn.model, huginn.params, prompts_BP, 5, kv=kv)
+    expected_BM = arrays["huginn_a"][f"gen_ids_{stored}"][:, prompts_BP.shape[1] :]
+    np.testing.assert_array_equal(ids_BM[:, : expected_BM.shape[1]], expected_BM)
+
+
 def test_the_tokens_that_came_with_the_fixtures_are_the_first_of_these(arrays):
     for name, depth, stored in (("ouro_a", "4", "gen_ids"), ("huginn_a", "5", "gen_zero_state_ids")):
         length = arrays[name]["gen_prompt"].shape[1]

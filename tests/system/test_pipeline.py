@@ -1,5 +1,6 @@
 """From text to a report through the command line, and the same model from Python."""
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -153,9 +154,14 @@ def test_only_generate_has_something_to_say_beside_its_output(made: Products) ->
     assert said == {"generate": f"step {NUM_STEPS}, 3 loops\n"}
 
 
-def test_generate_says_what_an_exit_rule_was_limited_to(made: Products, command) -> None:
-    words = ["--prompt", PROMPT, "--max-tokens", 1, "--loops", 4, "--exit", "gate:0.5"]
-    assert command("generate", made.workdir, *words).stderr == f"step {NUM_STEPS}, at most 4 loops, exit gate:0.5\n"
+def test_generate_shows_the_loops_of_every_token(made: Products, lm: LoadedLM, command) -> None:
+    words = ["--prompt", PROMPT, "--max-tokens", MAX_TOKENS, "--loops", 4, "--exit", "gate:0.5", "--kv", "last"]
+    *tokens, mean, told = command("generate", made.workdir, *words, "--show-exits").stderr.splitlines()
+    (text,) = lm.generate([PROMPT], num_loops=4, exit="gate:0.5", kv="last", max_tokens=MAX_TOKENS)
+    assert [int(line.split()[0]) for line in tokens] == text.loops.tolist()
+    assert "".join(ast.literal_eval(line.split(maxsplit=1)[1]) for line in tokens) == text
+    assert mean.startswith(f"{np.mean(text.loops):.2f} of 4 loops a token: ")
+    assert told == f"step {NUM_STEPS}, at most 4 loops, exit gate:0.5"
 
 
 def test_the_tokenizer_says_what_it_left_out(command, texts: list[Path], tmp_path: Path) -> None:
@@ -165,7 +171,12 @@ def test_the_tokenizer_says_what_it_left_out(command, texts: list[Path], tmp_pat
     inputs = [word for path in (*texts[0].glob("*.py"), tmp_path) for word in ("--input", path)]
     outcome = command("data", "tokenizer", *inputs, "--vocab-size", 384, "--out", tmp_path / "out")
     model = tmp_path / "out" / "tokenizer.model"
-    assert outcome.stdout == f"wrote {model}; skipped: 1 empty, 1 nul, 1 unknown_suffix\n"
+    assert outcome.stdout.splitlines() == [
+        f"wrote {model}; skipped: 1 empty, 1 nul, 1 unknown_suffix",
+        "  skipped empty: empty.txt:1",
+        "  skipped nul: binary.txt:1",
+        "  skipped unknown_suffix: image.png",
+    ]
 
 
 def test_the_report_is_there(made: Products) -> None:

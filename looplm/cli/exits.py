@@ -1,0 +1,17 @@
+"""The loops that every token of a text took, to be read."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from looplm.data.tokenizer import Tokenizer
+from looplm.infer.continuation import Continuation
+
+
+def exit_lines(text: Continuation, tokenizer: Tokenizer, num_loops: int) -> Iterator[str]:
+    """Yield a line a token, with its loops and what it stands for, and at last how many tokens left after each loop."""
+    for token, loops in zip(text.tokens, text.loops, strict=True):
+        yield f"{loops:5d}  {tokenizer.decode([int(token)])!r}"
+    if len(text.loops):
+        counts = sorted(Counter(text.loops.tolist()).items())
+        after = ", ".join(f"{count} after {loops}" for loops, count in counts)
+        yield f"{text.loops.mean():.2f} of {num_loops} loops a token: {after}"

@@ -1,0 +1,35 @@
+"""What generation gives back: new tokens, and the text they stand for."""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+
+
+class Written(NamedTuple):
+    """The new tokens of one row, without the end token, and what they cost."""
+
+    tokens: np.ndarray
+    """(N,) int32."""
+    loops: np.ndarray
+    """(N,) int32: after how many loops each of them was read."""
+
+
+class Continuation(str):
+    """A text that a model wrote, which also holds the tokens it was read from and the loops that each of them took."""
+
+    written: Written
+
+    def __new__(cls, text: str, written: Written) -> Self:
+        self = super().__new__(cls, text)
+        self.written = written
+        return self
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The new tokens, (N,) int32, without the end token."""
+        return self.written.tokens
+
+    @property
+    def loops(self) -> np.ndarray:
+        """After how many loops each of the tokens was read, (N,) int32."""
+        return self.written.loops
