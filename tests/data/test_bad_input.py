@@ -219,11 +219,11 @@ def test_copies_of_files_and_of_documents(build, tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_made(build, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(UserError, match=r"out .*/file/out cannot be written: .*/file is no folder; give ano"):
+    with pytest.raises(UserError, match=r"out .*/file/out cannot be written: .*/file is no folder"):
         train_tokenizer(["some text"], 280, tmp_path / "file/out")
     build({"a.txt": b"text"})
     tokenizer = TokenDataset.open(tmp_path / "out").tokenizer().path
-    with pytest.raises(UserError, match=r"out .*/file/out cannot be written: .*/file is no folder; give ano"):
+    with pytest.raises(UserError, match=r"out .*/file/out cannot be made: Not a directory; give another folder"):
         build_dataset([tmp_path / "in"], tokenizer, tmp_path / "file/out")
 
 
