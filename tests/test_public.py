@@ -32,6 +32,7 @@ SIGNATURES = {
         "max_tokens": 64,
         "temperature": 0.0,
         "seed": 0,
+        "kv": None,
         "messages": None,
     },
     LoadedLM.official_tensors: {"tree": REQUIRED},
