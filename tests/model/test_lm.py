@@ -51,7 +51,7 @@ VARIANTS = {
 def test_logits_gates_and_gradients_equal_a_plain_implementation(
     variant, model_config, random_params, run_model, tokens_BS
 ):
-    config, num_loops = model_config(**VARIANTS[variant]), 3
+    config, num_loops = model_config(**VARIANTS[variant]), 2
     lm = FunctionalLM(config)
     params = random_params(lm)
 
