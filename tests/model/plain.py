@@ -1,48 +1,94 @@
 """A second implementation of the looped model, written out with Python loops: what the engine is compared with.
 
-No scan, no stacking, no chunks, no masks but a triangle; parameters are read by name from the same nested dictionary.
+No scan, no stacking, no chunks, no masks but a square; parameters are read by name from the same nested dictionary. It
+computes in what it is given: with arrays of numpy in float64, with those of JAX so that it can be differentiated.
 """
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from looplm.config.schema import AddInjection, ConcatInjection, MixtureAttention, Model
-from looplm.model.functional import Params
+from looplm.config import schema
+from looplm.config.schema import Model
+
+Params = dict[str, Any]
+Array = Any
+"""Of numpy or of JAX."""
 
 
-def forward(config: Model, params: Params, tokens_S: jax.Array, num_loops: int) -> tuple[jax.Array, jax.Array | None]:
-    """One sequence. Returns (logits (R, S, V), gate logits (R, S) or None)."""
-    head_VD = params["embedding"]["table"] if config.tie_embeddings else params["head"]
-    e = params["embedding"]["table"][tokens_S]
+def forward(
+    config: Model, params: Params, tokens_S: Array, num_loops: int, drawn_SD: Array | None = None
+) -> tuple[Array, Array | None]:
+    """One sequence. Returns (logits (R, S, V), gate logits (R, S) or None).
+
+    drawn_SD: the first state, if it is drawn.
+    """
+    embedded = params["embedding"]["table"][tokens_S] * config.embedding_scale
+    xp = embedded.__array_namespace__()
+    if "position_table" in params:
+        embedded = embedded + params["position_table"]["table"][: len(tokens_S)]
     tables = params.get("value_embedding", {})
-    e = layers(config, params.get("prelude"), e, tables.get("prelude"), tokens_S)
-    state, logits, gates = e, [], []
-    for _ in range(num_loops):
-        core = params["core"]
-        if isinstance(config.injection, AddInjection):
-            x = state + e
-        elif isinstance(config.injection, ConcatInjection):
-            halves = core["injection"]["linear"]["kernel"]
-            x = jnp.concatenate([state, e], axis=-1) @ jnp.concatenate([halves[0], halves[1]], axis=0)
-            x += core["injection"].get("bias", 0)
-        else:
-            x = state
-        state = layers(config, core["block"], x, tables.get("block"), tokens_S)
+    e = layers(config, params.get("prelude"), embedded, tables.get("prelude"), tokens_S)
+    if config.prelude_norm:
+        e = norm(config, params.get("prelude_norm"), e)
+    starts = {"input": e, "embedding": embedded, "zeros": 0 * e, "normal": drawn_SD}
+    state, logits, gates, core = starts[config.state_init.kind], [], [], params["core"]
+    for number in range(num_loops):
+        x = inject(config, core, state, e)
+        if "conditioning" in core:
+            own = core["conditioning"]["vector"]
+            x = x + own[min(number, len(own) - 1)]
+        step = 1 / num_loops if config.residual_step == "inverse_loops" else 1
+        state = layers(config, core["block"], x, tables.get("block"), tokens_S, number, step)
         if config.norm_at_loop_end:
-            state = norm(config, core["end_norm"], state)
-        hidden = state @ params["read_out"]["kernel"] if config.read_out else state
-        hidden = layers(config, params.get("coda"), hidden, tables.get("coda"), tokens_S)
-        if config.final_norm:
-            hidden = norm(config, params["final_norm"], hidden)
-        logits.append(hidden @ head_VD.T + params.get("head_bias", 0))
+            state = norm(config, core.get("end_norm"), state)
+        logits.append(leave(config, params, state, tables.get("coda"), tokens_S))
         if config.exit_gate:
             gates.append((state @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
-    return jnp.stack(logits), jnp.stack(gates) if gates else None
+    return xp.stack(logits), xp.stack(gates) if gates else None
+
+
+def inject(config: Model, core: Params, state: Array, e: Array) -> Array:
+    xp, kind = e.__array_namespace__(), config.injection
+    match kind:
+        case schema.AddInjection():
+            return state + e
+        case schema.ConcatInjection():
+            halves = core["injection"]["linear"]["kernel"]
+            both = xp.concatenate([state, e], axis=-1) @ xp.concatenate([halves[0], halves[1]], axis=0)
+            return both + core["injection"].get("bias", 0)
+        case schema.DiagonalInjection():
+            p = core["injection"]
+            step = xp.log(1 + xp.exp(p["step_bias"]))
+            return xp.exp(-step * xp.exp(p["log_rate"])) * state + step * (e @ p["input"]["kernel"])
+    return state
+
+
+def leave(config: Model, params: Params, state: Array, tables: Array | None, tokens_S: Array) -> Array:
+    """Logits."""
+    xp = state.__array_namespace__()
+    hidden = state @ params["read_out"]["kernel"] if config.read_out else state
+    if config.norm_before_coda and config.final_norm:
+        hidden = norm(config, params.get("final_norm"), hidden)
+    hidden = layers(config, params.get("coda"), hidden, tables, tokens_S)
+    if config.final_norm:
+        hidden = norm(config, params.get("final_norm"), hidden)
+    head_VD = params["embedding"]["table"] if config.tie_embeddings else params["head"]
+    logits, cap = hidden @ head_VD.T + params.get("head_bias", 0), config.logit_softcap
+    return cap * xp.tanh(logits / cap) if cap else logits
 
 
 def layers(
-    config: Model, stack: Params | None, x_SD: jax.Array, tables: jax.Array | None, tokens_S: jax.Array
-) -> jax.Array:
+    config: Model,
+    stack: Params | None,
+    x_SD: Array,
+    tables: Array | None,
+    tokens_S: Array,
+    loop: int = 0,
+    step: float = 1,
+) -> Array:
+    """step: what every branch is multiplied with."""
     if stack is None:
         return x_SD
     num_layers, table = jax.tree.leaves(stack["layers"])[0].shape[0], 0
@@ -51,64 +97,169 @@ def layers(
         if config.value_embedding and (num_layers - 1 - i) % config.value_embedding.every == 0:
             embedded = (stack["value_gates"]["linear"]["kernel"][table], tables[table][tokens_S])
             table += 1
-        x_SD = layer(config, jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]), x_SD, embedded)
+        p = jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"])
+        attend = lambda x, h, p=p, embedded=embedded: attention(config, p["attention"], x, h, embedded)  # noqa: E731
+        x_SD = branch(config, p.get("attention_residual", {}), x_SD, attend, step)
+        transform = lambda x, h, p=p: feed_forward(config, p["feed_forward"], x, h, loop)  # noqa: E731
+        x_SD = branch(config, p.get("feed_forward_residual", {}), x_SD, transform, step)
     return x_SD
 
 
-def layer(config: Model, p: Params, x: jax.Array, embedded: tuple | None) -> jax.Array:
-    sandwich = config.norm_placement == "sandwich"
-    branch = attention(config, p["attention"], norm(config, p["attention_residual"]["norm"], x), embedded)
-    x = x + (norm(config, p["attention_residual"]["out_norm"], branch) if sandwich else branch)
-    h = norm(config, p["feed_forward_residual"]["norm"], x)
-    f = p["feed_forward"]
-    gate = h @ f["gate"]["kernel"]
-    branch = (gate / (1 + jnp.exp(-gate)) * (h @ f["up"]["kernel"])) @ f["down"]["kernel"]
-    return x + (norm(config, p["feed_forward_residual"]["out_norm"], branch) if sandwich else branch)
+def branch(config: Model, p: Params, x: Array, f: Any, step: float) -> Array:
+    """f(what values and experts read, what all else does)."""
+    before, after = (lambda x, name=name: norm(config, p.get(name), x) for name in ("norm", "out_norm"))
+    match config.norm_placement:
+        case "pre":
+            return x + step * f(before(x), before(x))
+        case "sandwich":
+            return x + step * after(f(before(x), before(x)))
+        case "sandwich_sum":
+            return after(x + step * f(before(x), before(x)))
+        case "peri":
+            return x + step * f(x, before(x))
+        case "post":
+            return before(x + step * f(x, x))
 
 
-def norm(config: Model, p: Params, x: jax.Array) -> jax.Array:
+def norm(config: Model, p: Params | None, x: Array) -> Array:
+    xp = x.__array_namespace__()
     if config.norm == "layer":
-        deviation = jnp.sqrt(jnp.var(x, axis=-1, keepdims=True) + config.norm_eps)
-        return (x - jnp.mean(x, axis=-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
-    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * p["scale"]
+        assert p is not None
+        deviation = xp.sqrt(xp.var(x, axis=-1, keepdims=True) + config.norm_eps)
+        return (x - xp.mean(x, axis=-1, keepdims=True)) / deviation * p["scale"] + p["bias"]
+    return over_root_mean_square(x, config.norm_eps) * (1 if p is None else p["scale"])
 
 
-def attention(config: Model, p: Params, x_SD: jax.Array, embedded: tuple | None) -> jax.Array:
-    length, N = x_SD.shape[0], config.num_heads
-    K = config.num_kv_heads or N
+def over_root_mean_square(x: Array, eps: float) -> Array:
+    xp = x.__array_namespace__()
+    return x / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + eps)
+
+
+def feed_forward(config: Model, p: Params, x: Array, routed: Array, loop: int) -> Array:
+    """One kind for all layers. routed: what a router reads, and what a feed-forward without one does."""
+    xp, kind = x.__array_namespace__(), config.feed_forward
+    if isinstance(kind, schema.MoE):
+        return mixture(kind, p, x, routed, loop)
+    up, down = routed @ p["up"]["kernel"], p["down"]["kernel"]
+    match kind:
+        case schema.SwiGLU():
+            return (silu(routed @ p["gate"]["kernel"]) * up) @ down
+        case schema.GELU():
+            return (up / 2 * (1 + xp.tanh((2 / np.pi) ** 0.5 * (up + 0.044715 * up**3)))) @ down
+        case schema.SquaredReLU():
+            return (kind.scale * xp.where(up > 0, up, 0) ** 2) @ down
+
+
+def mixture(kind: schema.MoE, p: Params, x: Array, routed: Array, loop: int) -> Array:
+    """Softmax scores of SwiGLU experts, renormalised; every loop has a row of the biases, later ones the last."""
+    row, router = min(loop, kind.loop_biases - 1), p["router"]
+    scores = softmax(routed @ router["kernel"] + router["loop_bias"][row])
+    wanted, out = scores + router["balance_bias"][row], 0.0
+    xp = x.__array_namespace__()
+    chosen = wanted >= xp.sort(wanted, axis=-1)[:, -kind.experts_per_token, None]
+    total = xp.sum(xp.where(chosen, scores, 0), axis=-1)
+    for e in range(kind.num_experts):
+        up, gate, down = (p["experts"][name][e] for name in ("up", "gate", "down"))
+        weight = xp.where(chosen[:, e], scores[:, e], 0) / total
+        out = out + weight[:, None] * ((silu(x @ gate) * (x @ up)) @ down)
+    return out
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + x.__array_namespace__().exp(-x))
+
+
+def softmax(x: Array) -> Array:
+    xp = x.__array_namespace__()
+    exponentials = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def attention(config: Model, p: Params, x_SD: Array, read_SD: Array, embedded: tuple | None) -> Array:
+    """read_SD: what queries, keys and routers read."""
+    xp, length, N = x_SD.__array_namespace__(), x_SD.shape[0], config.num_heads
+    K, H = config.kv_heads, config.head_size
+    distance = np.arange(length)[:, None] - np.arange(length)
+    seen = (distance >= 0) | (config.attention_mask == "full")
+    seen = seen & (np.abs(distance) < (config.attention_window or length))
+    queries, keys = (heads(config, p[name], read_SD) for name in ("query", "key"))
     out = 0.0
     for n in range(N):
-        q = rotate(config, x_SD @ p["query"]["project"]["kernel"][:, n])
-        k = rotate(config, x_SD @ p["key"]["project"]["kernel"][:, n // (N // K)])
-        v = project(config, p, "value", n // (N // K), x_SD, x_SD)
+        q, k = queries[n], keys[n // (N // K)]
+        v = project(config, p, "value", n // (N // K), x_SD, read_SD)
         if embedded is not None:
             gate_CK, rows_SKH = embedded
-            gate_S = 2 / (1 + jnp.exp(-x_SD[:, : len(gate_CK)] @ gate_CK[:, n // (N // K)]))
-            v += gate_S[:, None] * rows_SKH[:, n // (N // K)]
-        scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
-        out += project(config, p, "output", n, jax.nn.softmax(scores, axis=-1) @ v, x_SD)
+            gate_S = 2 * sigmoid(x_SD[:, : len(gate_CK)] @ gate_CK[:, n // (N // K)])
+            v = v + gate_S[:, None] * rows_SKH[:, n // (N // K)]
+        scores = q @ k.T
+        if "relative" in p:
+            of = {name: leaf[..., n, :] for name, leaf in p["relative"].items()}
+            by_distance = (q + of["position"]) @ (sinusoids(length, config.dim) @ of["kernel"]).T
+            scores = (q + of["content"]) @ k.T + xp.stack(
+                [by_distance[s, np.maximum(distance[s], 0)] for s in range(length)]
+            )
+        weights = softmax(xp.where(seen, scores / H**0.5, -np.inf))
+        out = out + project(config, p, "output", n, weights @ v, read_SD)
     return out
 
 
-def project(config: Model, p: Params, name: str, head: int, x_SH: jax.Array, routed_SD: jax.Array) -> jax.Array:
+def heads(config: Model, p: Params, x_SD: Array) -> list[Array]:
+    """Queries or keys of every head."""
+    xp, kernel = x_SD.__array_namespace__(), p["project"]["kernel"]
+    found = [x_SD @ kernel[:, n] + (p["bias"][n] if config.qk_bias else 0) for n in range(kernel.shape[1])]
+    if config.qk_norm and not config.qk_norm_scale:
+        found = [over_root_mean_square(h, float(np.finfo(np.float32).eps)) for h in found]
+    elif config.qk_norm and config.qk_norm_over == "head":
+        found = [over_root_mean_square(h, config.norm_eps) * p["norm"]["scale"] for h in found]
+    elif config.qk_norm:
+        together = over_root_mean_square(xp.concatenate(found, axis=-1), config.norm_eps)
+        found = [h * p["norm"]["scale"][n] for n, h in enumerate(xp.split(together, len(found), axis=-1))]
+    return [rotate(config.rope, h) for h in found] if isinstance(config.positions, schema.RotaryPositions) else found
+
+
+def project(config: Model, p: Params, name: str, head: int, x_SH: Array, routed_SD: Array) -> Array:
     """The values of a head, or what it adds to the output."""
-    mixture, values = config.attention, name == "value"
-    if not isinstance(mixture, MixtureAttention) or (values and mixture.num_experts == 1):
+    kind, values, xp = config.attention, name == "value", x_SH.__array_namespace__()
+    if not isinstance(kind, schema.MixtureAttention) or (values and kind.num_experts == 1):
         return x_SH @ (p[name]["kernel"][:, head] if values else p[name]["kernel"][head])
-    score_SE = 1 / (1 + jnp.exp(-routed_SD @ p[f"{name}_router"]["kernel"][:, head]))
-    least_S1 = jnp.sort(score_SE, axis=-1)[:, -mixture.experts_per_token, None]
+    score_SE = sigmoid(routed_SD @ p[f"{name}_router"]["kernel"][:, head])
+    least_S1 = xp.sort(score_SE, axis=-1)[:, -kind.experts_per_token, None]
     out = 0.0
-    for e in range(mixture.num_experts):
-        weight_S1 = jnp.where(score_SE >= least_S1, score_SE, 0)[:, e, None]
+    for e in range(kind.num_experts):
+        weight_S1 = xp.where(score_SE >= least_S1, score_SE, 0)[:, e, None]
         matrix = p[name]["experts"]["kernel"][e]
-        out += weight_S1 * (x_SH @ (matrix[:, head] if values else matrix[head]))
+        out = out + weight_S1 * (x_SH @ (matrix[:, head] if values else matrix[head]))
     return out
 
 
-def rotate(config: Model, x_SH: jax.Array) -> jax.Array:
-    """Pairs (i, i + H/2) as complex numbers, turned by position * theta^(-2i/H); H dims of a head turn."""
-    size = int(config.rope.fraction * x_SH.shape[1])
-    half = size // 2
-    turn = jnp.exp(1j * jnp.outer(jnp.arange(len(x_SH)), config.rope.theta ** (-2 * jnp.arange(half) / size)))
-    turned = (x_SH[:, :half] + 1j * x_SH[:, half:size]) * turn
-    return jnp.concatenate([turned.real, turned.imag, x_SH[:, size:]], axis=1)
+def rotate(rope: schema.Rope, x_SH: Array) -> Array:
+    """Pairs (i, i + H/2) or (2i, 2i + 1) as complex numbers, turned by position times frequency; H dims turn."""
+    xp, size = x_SH.__array_namespace__(), 2 * int(rope.fraction * x_SH.shape[1] / 2)
+    firsts = np.arange(size // 2) if rope.layout == "half" else np.arange(0, size, 2)
+    seconds = firsts + (size // 2 if rope.layout == "half" else 1)
+    frequencies = [frequency(rope, rope.theta ** (-2 * i / size)) for i in range(size // 2)]
+    turn = xp.exp(1j * xp.asarray(np.outer(np.arange(len(x_SH)), frequencies)))
+    turned = (x_SH[:, firsts] + 1j * x_SH[:, seconds]) * turn
+    places = np.argsort(np.concatenate([firsts, seconds]))
+    return xp.concatenate([xp.concatenate([turned.real, turned.imag], axis=1)[:, places], x_SH[:, size:]], axis=1)
+
+
+def frequency(rope: schema.Rope, plain: float) -> float:
+    """Scaled, as Llama 3.1 was published: waves shorter than a quarter of the original length stay."""
+    scaling = rope.scaling
+    if isinstance(scaling, schema.LinearScaling):
+        return plain / scaling.factor
+    if not isinstance(scaling, schema.RampScaling):
+        return plain
+    turns = scaling.original_length * plain / (2 * np.pi)
+    kept = min(max((turns - 1) / (4 - 1), 0), 1)
+    return kept * plain + (1 - kept) * plain / scaling.factor
+
+
+def sinusoids(length: int, dim: int) -> np.ndarray:
+    angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, dim, 2) / dim)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

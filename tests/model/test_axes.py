@@ -1,5 +1,6 @@
-"""Every value of every axis works with every value of every other."""
+"""Every value of every axis works with every value of every other: as the plain implementation computes it."""
 
+import functools
 import itertools
 
 import jax
@@ -16,12 +17,15 @@ from looplm.model.functional import FunctionalLM
 from looplm.model.report import Reporting
 from looplm.objective import build_objective, evaluate
 from looplm.ops.attention import self_mask
+from looplm.ops.cross_entropy import IGNORED
+from tests.model import plain
 
 MOE = schema.MoE(
     num_experts=5, experts_per_token=2, expert_dim=8, loop_biases=2,
     balance=schema.Balance(bias_rate=0.01, auxiliary_weight=0.01, z_loss_weight=0.001),
 )  # fmt: skip
-B, S, VOCAB = 4, 8, 31
+B, S, R, VOCAB = 4, 8, 3, 31
+STATE_KEY = jax.random.key(2)
 AXES = {
     "injection": [
         schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(),
@@ -103,10 +107,12 @@ def test_the_cases_hold_every_pair_of_values() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_every_pair_of_values_learns(case) -> None:
+def test_every_pair_of_values_gives_its_numbers_and_learns(case, random_params) -> None:
     chosen = {name: AXES[name][value] for name, value in case.items()}
     objective = build_objective(chosen.pop("objective"))
     remat, varies = chosen.pop("remat"), chosen.pop("depth")
+    if isinstance(chosen["conditioning"], schema.VectorConditioning) and varies == "sequence":
+        varies = "batch"  # config.check refuses the pair
     # A state that stays zero has a gradient that every norm multiplies with 1 / sqrt(eps): at 1e-6 it overflows.
     lm = FunctionalLM(
         Model(
@@ -114,27 +120,64 @@ def test_every_pair_of_values_learns(case) -> None:
             exit_gate=schema.ExitGate(), norm_eps=0.1, **chosen,
         )
     )  # fmt: skip
-    tokens_BS = jax.random.randint(jax.random.key(0), (B, S), 0, VOCAB)
+    params, tokens_BS = random_params(lm), jax.random.randint(jax.random.key(0), (B, S), 0, VOCAB)
+    labels_BS = jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(IGNORED)
     trained = {"fixed": None, "batch": jnp.int32(2), "sequence": jnp.array([1, 3, 2, 3])}[varies]
     detached = {"fixed": 0, "batch": jnp.int32(0), "sequence": jnp.array([0, 2, 0, 1])}[varies]
+    depth = Depth(R, trained, detached)
 
     def loss(params):
         context = Context(
             jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)), remat,
-            key=jax.random.key(2), sequence_B=jnp.arange(B), reporting=Reporting(routing=True),
+            key=STATE_KEY, sequence_B=jnp.arange(B), reporting=Reporting(routing=True),
         )  # fmt: skip
-        depth = Depth(3, trained, detached)
         forward = Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, with_statistics=True)
-        return evaluate(objective, forward, tokens_BS, jax.random.key(1))[0].objective
+        sums, _ = evaluate(objective, forward, labels_BS, jax.random.key(1))
+        return sums.objective, sums
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(lm.init(jax.random.key(3)))
+    (value, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert np.isfinite(value)
+    assert_equal_to_plain(sums, objective, lm.config, params, np.asarray(tokens_BS), depth)
     for path, leaf in jax.tree.leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)
         assert np.all(np.isfinite(leaf)), name
         # A key's bias shifts all scores of a query alike unless it is rotated; the first token's rotation is none.
         if learns(name, lm.config, objective):
             assert np.any(leaf), name
+
+
+def assert_equal_to_plain(sums, objective, config, params, tokens_BS, depth) -> None:
+    """Loop by loop from the last one, as far as all sequences run it; which heads were drawn is found out."""
+    ran_B, trained_B = (np.broadcast_to(x, B) for x in (depth.num_loops, depth.num_loops - depth.num_detached))
+    exact, nll_BR, exit_R = jax.tree.map(np.float64, params), [], np.zeros(R)
+    for b, tokens_S in enumerate(tokens_BS):
+        drawn_SD = drawn_state(config, b) if isinstance(config.state_init, schema.NormalState) else None
+        logits_tSV, gates_tS = plain.forward(config, exact, tokens_S, ran_B[b], drawn_SD)
+        logits_tSV, gates_tS = logits_tSV[-trained_B[b] :, :-1], gates_tS[-trained_B[b] :, :-1]
+        nll_tS = np.log(np.exp(logits_tSV).sum(axis=-1)) - logits_tSV[:, range(S - 1), tokens_S[1:]]
+        nll_BR.append(np.pad(nll_tS.sum(axis=1), (R - trained_B[b], 0), constant_values=np.nan))
+        in_S = np.ones(S - 1)
+        for t, gate_S in enumerate(gates_tS, R - trained_B[b]):
+            leave_S = 1 / (1 + np.exp(-gate_S)) if t < R - 1 else 1
+            exit_R[t] += np.sum(in_S * leave_S)
+            in_S = in_S * (1 - leave_S)
+    nll_R = np.sum(nll_BR, axis=0)  # not a number for loops that some sequence did not run
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
+    sampled = getattr(objective.config, "sampled_heads", None)
+    close(sums.loss, nll_R[-1] if sampled is None else nll_R[np.nanargmin(np.abs(nll_R - sums.loss))])
+    if "train/loss_loop" in sums.extra:
+        found_R = np.where(np.isnan(nll_R), np.nan, sums.extra["train/loss_loop"])
+        close(found_R, nll_R)
+    if "gate/exit" in sums.extra:
+        close(sums.extra["gate/exit"], exit_R, atol=1e-5)
+    assert sums.tokens == B * (S - 1)
+
+
+def drawn_state(config: Model, sequence: int) -> np.ndarray:
+    """A token's own key is that of the step, folded with its sequence and its position."""
+    key = jax.random.fold_in(STATE_KEY, sequence)
+    rows = [jax.random.truncated_normal(jax.random.fold_in(key, s), -3.0, 3.0, (config.dim,)) for s in range(S)]
+    return config.state_init.std * np.float64(rows)
 
 
 def learns(name: str, config: Model, objective: object) -> bool:
