@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Model
+from looplm.errors import UserError
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
@@ -100,7 +101,15 @@ class FunctionalLM:
 
 
 def compute_dtype(config: Model, platform: str | None = None) -> jnp.dtype:
-    """Return the type of matrix products on a platform ("cpu", "gpu", "tpu"); None means the present one."""
+    """Return the type of matrix products on a platform ("cpu", "gpu", "tpu"); None means the present one.
+
+    Raises UserError for float64 where JAX would compute in float32 instead.
+    """
+    if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError(
+            "model.dtype=float64 needs the 64-bit mode of JAX, which is off and only Python can switch on "
+            "(jax_enable_x64); use float32"
+        )
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
     return jnp.dtype(jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16)

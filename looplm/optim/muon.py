@@ -5,6 +5,7 @@ what optax leaves open: the size of the update, and where the iterations run whe
 """
 
 import math
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
 from looplm.model.functional import Params
+from looplm.sharding.collective import on_each_device
 
 UPDATE_RMS = 0.2
 """Root mean square of the entries of an update of full rank, about that of AdamW's: one learning rate and one weight
@@ -35,12 +37,21 @@ def scale_by_muon(momentum: float, newton_schulz_steps: int, dims: dict[str, Any
         del params
         whole_updates = jax.tree.map(make_whole, updates, dims)
         whole_state = state._replace(mu=jax.tree.map(make_whole, state.mu, dims))
-        directions, whole_state = muon.update(whole_updates, whole_state)
+        directions, whole_state = _where_they_lie(muon.update, whole_updates, whole_state)
         directions = jax.tree.map(split_again, directions, updates, dims)
         mu = jax.tree.map(split_again, whole_state.mu, state.mu, dims)
         return jax.tree.map(_scale, directions, dims), whole_state._replace(mu=mu)
 
     return optax.GradientTransformation(muon.init, update)
+
+
+def _where_they_lie(update: Callable[..., tuple[Any, Any]], updates: Params, state: Any) -> tuple[Params, Any]:
+    """Runs an update of whole matrices on each device alone. Explicit mode would refuse optax's reshapes of a stack of
+    stacks, the experts of every layer."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return update(updates, state)
+    layouts = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (updates, state))
+    return on_each_device(update, updates, state, out_specs=layouts)
 
 
 def make_whole(matrices: jax.Array, dims: MuonDimensionNumbers) -> jax.Array:

@@ -147,8 +147,8 @@ def _unmarked(vector: jax.Array) -> jax.Array:
     return jax.sharding.reshard(vector, PartitionSpec(*jax.typeof(vector).sharding.spec.partitions))
 
 
-def on_each_device(function: Callable[..., Any], *arrays: jax.Array, out_specs: Any) -> Any:
-    """Run `jax.shard_map` over the whole mesh; parameters among the arrays may be marked `reduced`."""
+def on_each_device(function: Callable[..., Any], *arrays: Any, out_specs: Any) -> Any:
+    """Run `jax.shard_map` over the whole mesh; parameters among the (trees of) arrays may be marked `reduced`."""
     return jax.shard_map(function, out_specs=out_specs)(*arrays)
 
 

@@ -16,8 +16,11 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             {"model.dim": 18, "model.num_heads": 4},
             "model.num_heads=4 does not divide model.dim=18; use one of 1, 2, 3, 6, 9, 18 or set model.head_dim",
         ),
-        ({"model.dim": 18, "model.num_heads": 6}, "the head size 3 is odd; rotary positions need an even one"),
-        ({"model.head_dim": 5}, "the head size 5 is odd; rotary positions need an even one"),
+        (
+            {"model.dim": 18, "model.num_heads": 6},
+            "model.dim=18 over model.num_heads=6 is a head of 3 dims, which is odd; rotary positions need an even one",
+        ),
+        ({"model.head_dim": 5}, "model.head_dim=5 is odd; rotary positions need an even one"),
         (
             {"model.attention": {"kind": "mixture", "num_experts": 2, "experts_per_token": 3}},
             "model.attention.experts_per_token=3 is more than num_experts=2; use at most that",

@@ -27,7 +27,10 @@ def _heads(run: Run) -> Iterator[str]:
     elif not isinstance(model.positions, RotaryPositions):
         pass
     elif (head_dim := model.head_size) % 2:
-        yield f"the head size {head_dim} is odd; rotary positions need an even one"
+        name = f"model.head_dim={head_dim}"
+        if model.head_dim is None:
+            name = f"model.dim={model.dim} over model.num_heads={model.num_heads} is a head of {head_dim} dims, which"
+        yield f"{name} is odd; rotary positions need an even one"
     elif not model.rope.turned(head_dim):
         yield (
             f"model.rope.fraction={model.rope.fraction} of a head of {head_dim} dims leaves no pair to turn; "

@@ -1,0 +1,120 @@
+"""Programs of whatever config the rules accept are traced and lowered, and a step is that of one device."""
+
+from random import Random
+
+import jax
+import numpy as np
+import pytest
+
+from looplm.config.load import override
+from looplm.data.window import PADDING
+from looplm.eval.score import Scorer
+from looplm.infer.cache import parse_policy
+from looplm.infer.exit_rule import parse_exit
+from looplm.infer.generate import Sampling, _generate
+from looplm.ops.cross_entropy import IGNORED
+from looplm.sharding.mesh import build_mesh
+from looplm.sharding.rules import MESH_AXES, placement
+from looplm.train.program import Program
+from tests.system.any_config import PLACE, AnyConfig, Choice, Draw, all_choices, any_config
+
+NUM_SEEDS, NUM_QUICK = 1000, 40
+NUM_STEPS, NUM_QUICK_STEPS = 40, 2
+ALWAYS_REFUSED = {
+    ("Model", "attention_mask", "prefix"),  # a token dataset holds no prefixes
+    ("Model", "dtype", "float64"),  # outside of JAX's 64-bit mode
+    ("Checkpoint", "best_metric", "str"),  # no metric has the name that is drawn
+}
+EXITS = ("kl:0.001,patience=2", "latent:0.03+entropy:1.5", "argmax:2,min=2", "confidence:0.9|kl:0.1")
+KEYS_SEEN = (None, "each", "last", "ring:2")
+
+
+def seeds(count: int, quick: int) -> list:
+    return [pytest.param(seed, marks=[] if seed < quick else pytest.mark.slow) for seed in range(count)]
+
+
+@pytest.mark.parametrize("seed", seeds(NUM_SEEDS, NUM_QUICK))
+def test_programs_are_lowered(seed: int) -> None:
+    config = accepted(seed)
+    program = Program(config.run, config.mesh)
+    program.lower()
+    if seed % 2:
+        lower_scoring(program)
+    else:
+        lower_generation(program, Random(seed))
+
+
+def lower_scoring(program: Program) -> None:
+    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=placement(program.mesh, "batch"))
+             for name, rows in tokens_of(program).items()}  # fmt: skip
+    with jax.set_mesh(program.mesh):
+        score = Scorer(program.lm, program.mesh, program.run.loop.num_loops)
+        score._score.lower(program.lm.abstract(program.mesh), batch)
+
+
+def lower_generation(program: Program, random: Random) -> None:
+    model, num_loops = program.run.model, program.run.loop.num_loops
+    exit = random.choice((None, *EXITS, *["gate:0.5"] * (model.exit_gate is not None)))
+    keys_seen, greedy = parse_policy(random.choice(KEYS_SEEN), num_loops), random.random() < 0.5
+    sampling = Sampling(num_loops, parse_exit(exit, model), keys_seen, 2, greedy, num_ids=model.vocab_size)
+    rows = jax.ShapeDtypeStruct((random.choice((1, 2)),), np.int32)
+    prompts = jax.ShapeDtypeStruct((*rows.shape, 32), np.int32)
+    streams = jax.ShapeDtypeStruct(rows.shape, np.uint32)
+    _generate.lower(program.lm, sampling, program.lm.shapes, prompts, rows, 1.0, streams, np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("seed", seeds(NUM_STEPS, NUM_QUICK_STEPS))
+def test_a_step_equals_that_on_one_device(seed: int) -> None:
+    config = accepted(seed)
+    run = override(config.run, {"model.dtype": "float32", "loop.unroll": False})
+    alone = override(run, {f"mesh.{axis}": 1 for axis in MESH_AXES})
+    found = step_of(Program(run, config.mesh))
+    expected = step_of(Program(alone, build_mesh(alone.mesh, jax.devices()[:1])))
+    assert found.keys() == expected.keys()
+    assert np.isfinite(expected["train/loss"])
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def step_of(program: Program) -> dict[str, np.ndarray]:
+    _, metrics = program.compile()(program.create_state(), tokens_of(program), 0)
+    return jax.device_get(metrics)
+
+
+def tokens_of(program: Program) -> dict[str, np.ndarray]:
+    """Rows of a batch: two documents each, and padding where there is room for it."""
+    data, random = program.run.data, np.random.default_rng(0)
+    shape = (data.batch_tokens // data.sequence_length, data.sequence_length)
+    positions = np.broadcast_to(np.arange(data.sequence_length), shape)
+    segments = 1 + (positions > data.sequence_length // 2)
+    segments[:, 3:] = np.where(random.random(shape) < 0.2, PADDING, segments)[:, 3:]
+    tokens, labels = random.integers(0, program.run.model.vocab_size, (2, *shape))
+    labels = np.where(segments == PADDING, IGNORED, labels)
+    rows = {"tokens": tokens, "labels": labels, "segments": segments, "positions": positions}
+    return {name: value.astype(np.int32) for name, value in rows.items()}
+
+
+def test_every_choice_is_drawn() -> None:
+    chosen: set[Choice] = set()
+    for seed in range(NUM_SEEDS):
+        draw = Draw(seed)
+        draw.tree(num_devices=8)
+        chosen |= draw.chosen
+    assert chosen == all_choices()
+
+
+@pytest.mark.slow
+def test_every_choice_is_accepted_but_for_a_few() -> None:
+    accepted = [config for config in map(any_config, range(NUM_SEEDS)) if config is not None]
+    assert len(accepted) >= 0.98 * NUM_SEEDS
+    assert {choice for config in accepted for choice in config.chosen} == all_choices() - ALWAYS_REFUSED
+    for config in accepted:
+        for line in config.refused:
+            assert "\n" not in line
+            assert PLACE.search(line)
+
+
+def accepted(seed: int) -> AnyConfig:
+    config = any_config(seed)
+    assert config is not None, "too many draws were refused"
+    return config
