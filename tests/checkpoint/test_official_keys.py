@@ -172,6 +172,16 @@ def test_what_no_model_of_looplm_computes_is_refused_by_name(name: str, change: 
         understood(config_of(GOLDEN / name) | change)
 
 
+def test_keys_that_are_missing_are_told_once_with_the_remedy() -> None:
+    config = config_of(GOLDEN / "ouro_a")
+    del config["hidden_size"], config["num_attention_heads"]
+    with pytest.raises(UserError) as refusal:
+        understood(config)
+    assert str(refusal.value) == (
+        "has no hidden_size, num_attention_heads, which its kind of model needs; download it again"
+    )
+
+
 def test_rotary_settings_in_the_layout_of_transformers_5() -> None:
     config = config_of(GOLDEN / "ouro_a")
     table = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}

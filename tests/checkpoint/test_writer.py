@@ -1,6 +1,7 @@
 """What a run leaves on the disk, and how it gets on with a disk that does not do its part."""
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from looplm.checkpoint import folder as names
 from looplm.checkpoint import seal as seal_module
 from looplm.checkpoint import writer as writer_module
 from looplm.checkpoint.digest import digests, leaves_of
-from looplm.checkpoint.reader import CheckpointReader
+from looplm.checkpoint.reader import CheckpointReader, first_line
 from looplm.checkpoint.seal import digest_file, list_files, read_seal
 from looplm.checkpoint.writer import CheckpointWriter
 from looplm.config.schema import Checkpoint
@@ -69,6 +70,28 @@ def test_arrays_are_digested_before_they_are_written(
     restored = CheckpointReader(tmp_path / "checkpoints", lines.append).restore(small)
     assert restored.seal.step == 1
     assert lines == ["checkpoint 2 is passed over: params core.kernel holds other values than were saved"]
+
+
+@pytest.mark.parametrize("lacking", [os.W_OK, os.X_OK], ids=["write", "enter"])
+def test_a_folder_that_may_not_be_written_or_entered_is_no_place_for_a_checkpoint(
+    lacking: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, who may do everything: what the system would answer is answered here."""
+    assert names.refusal(tmp_path, 0) == ""
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & lacking)
+    assert names.refusal(tmp_path, 0) == f"{tmp_path} cannot be written to"
+
+
+@pytest.mark.parametrize(
+    ("error", "gist"),
+    [
+        (ValueError("\n  one thing\nand its stack"), "one thing"),
+        (KeyError(), "KeyError"),
+        (RuntimeError("it failed\n[OS error 28: full]"), "No space left on device (it failed)"),
+    ],
+)
+def test_the_gist_of_an_error_of_a_library_is_one_line(error: Exception, gist: str) -> None:
+    assert first_line(error) == gist
 
 
 def test_retention_goes_on_with_what_is_there(writer_of: Callable[..., CheckpointWriter], small, tmp_path) -> None:

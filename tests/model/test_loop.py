@@ -83,6 +83,16 @@ def test_skipped_iterations_come_first_and_are_marked():
     assert states[3] == last
 
 
+@pytest.mark.parametrize(
+    ("depth", "may_skip"),
+    [(Depth(4), False), (Depth(4, 4), False), (Depth(4, 3), True), (Depth(4, jnp.int32(4)), True)],
+)
+def test_iterations_are_marked_only_where_one_of_them_may_be_skipped(depth, may_skip):
+    """A program that always runs all of them has no condition."""
+    assert depth.always_full != may_skip
+    assert (depth.active_RB is not None) == may_skip
+
+
 @pytest.mark.parametrize(("detached", "trained"), [(0, 3), (0, 2), (1, 3), (4, 3)])
 def test_each_loop_gets_its_own_slice_by_its_number_and_reports(detached, trained):
     """Of tables of 5 loops; loops beyond the end get the last row."""

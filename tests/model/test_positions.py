@@ -62,6 +62,14 @@ def test_relative_scores_of_one_query_on_a_cache_are_those_of_the_whole(relative
         )
 
 
+def test_relative_scores_have_the_type_of_the_queries(relative):
+    """A table of sinusoids in float32 would make every product of the scores one in float32."""
+    config, module = relative
+    q_BSNH = jnp.ones((2, 5, config.num_heads, config.head_size), jnp.bfloat16)
+    for array in module(q_BSNH, self_mask(config, jnp.zeros((2, 5), jnp.int32))):
+        assert array.dtype == jnp.bfloat16
+
+
 def test_sinusoids_of_an_odd_width():
     assert sinusoids(3, 5).shape == (3, 5)
 

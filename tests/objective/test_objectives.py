@@ -132,6 +132,12 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
         rate = leave_RBS[t, b, s]
         expected -= (go_on * np.log(1 - rate) + (1 - go_on) * np.log(rate)) / 3
     np.testing.assert_allclose(sums.objective, expected, rtol=1e-4)
+    np.testing.assert_allclose(sums.loss, nll_RBS[-1, :, :-1].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.extra["train/loss_loop"], nll_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
+    first_BS, second_BS = leave_RBS[0], (1 - leave_RBS[0]) * leave_RBS[1]
+    shares_RBS = np.stack([first_BS, second_BS, 1 - first_BS - second_BS])
+    np.testing.assert_allclose(sums.extra["gate/exit"], shares_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
+    assert sums.tokens == B * (S - 1)
 
     gradient = jax.grad(
         lambda p: run(lm, with_frozen(build_objective(config), lm, p), data, config, Depth(3))[0].objective

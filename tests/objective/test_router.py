@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import Balance, Model, MoE
+from looplm.config.schema import Balance, MixtureAttention, Model, MoE
 from looplm.model.cache import NO_CACHE
 from looplm.model.context import Context
 from looplm.model.depth import Depth
@@ -148,6 +148,40 @@ def test_the_official_entropy_of_moeut_over_all_repeats():
     assert found + 0.001 * attention == pytest.approx(io["reg_loss"].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 1), (4, 2)])
+def test_the_entropy_of_the_experts_of_heads_is_a_mean_over_the_heads_of_each_projection(num_heads, num_kv_heads):
+    mixture = MixtureAttention(num_experts=E, experts_per_token=K, entropy_weight=0.1)
+    config = Model(
+        vocab_size=8, dim=8, num_heads=num_heads, num_kv_heads=num_kv_heads, hidden_dim=8, block_layers=L,
+        attention=mixture,
+    )  # fmt: skip
+    num_groups = num_kv_heads + num_heads
+    logits_RBLSGE = np.random.default_rng(0).normal(size=(R, B, L, S, num_groups, E)).astype(np.float32)
+
+    def visit(logits_BSGE):
+        ids_BSGk = jax.lax.top_k(logits_BSGE, K)[1] + E * jnp.arange(num_groups)[:, None]
+        logits_BSE, ids_BSk = (x.reshape(*x.shape[:2], -1) for x in (logits_BSGE, ids_BSGk))
+        return summed(
+            logits_BSE, jax.nn.sigmoid(logits_BSE), ids_BSk, jnp.zeros(B, jnp.int32),
+            num_groups=num_groups, with_softmax=True, with_logits=False,
+        )  # fmt: skip
+
+    heads = jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1))(jnp.asarray(logits_RBLSGE))
+    trained_B = jnp.asarray(RAN.sum(axis=0))
+    depth = Depth(R, trained_B, R - trained_B)
+    found = router_loss(
+        config, Output(None, None, None, None, depth, None, {"block": Report(heads=heads)}, None, NO_CACHE), SCORED_B
+    )
+
+    expected = 0.0
+    for b in range(B):
+        mean_LGE = softmax(np.float64(logits_RBLSGE[RAN[:, b], b])).mean(axis=(0, 2))
+        entropy_LG = -(mean_LGE * np.log(mean_LGE)).sum(axis=-1)
+        values_L, outputs_L = entropy_LG[:, :num_kv_heads].mean(axis=1), entropy_LG[:, num_kv_heads:].mean(axis=1)
+        expected -= 0.1 * (values_L + outputs_L).sum() * SCORED_B[b]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
     config = model(Balance(bias_rate=0.1), loop_biases=2)
     sums = router_sums(config, output(config, logits_RBLSE))["block"]
@@ -163,6 +197,7 @@ def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     both = (chosen[1:, ..., :, None] == chosen[:-1, ..., None, :]).sum(axis=(2, 3, 4, 5)) * RAN[1:]
     found = router_sums(config, output(config, logits_RBLSE))["block"].kept_T
     np.testing.assert_array_equal(found, [0, *both.sum(axis=1)])
+    assert found.dtype == jnp.int32, "counts are subtracted from each other"
     assert both.any()
 
 

@@ -51,6 +51,21 @@ def parts_of(shape: tuple[int, ...], at: Callable[..., np.ndarray], places: tupl
     return [at((slice(None), slice(place * count, (place + 1) * count), *whole)) for place in places]
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_is_placed_is_what_the_step_was_compiled_for(wide: bool, tiny_run: Callable[..., Run]) -> None:
+    """In the 64-bit mode too, in which a number without a type of its own would have 64 bits."""
+    run = tiny_run(**{"mesh.data": 2, "mesh.fsdp": 1})
+    layout = BatchLayout(run.data, build_mesh(run.mesh, jax.devices()[:2]), per_sequence=True)
+    rows, length = run.data.batch_tokens // run.data.sequence_length, run.data.sequence_length
+    with jax.enable_x64(wide):
+        placed = layout.place(
+            dict.fromkeys(PER_TOKEN, np.zeros((rows, length), np.int32)), np.zeros((rows, 2), np.int32)
+        )
+    assert {name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in placed.items()} == {
+        name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in layout.abstract().items()
+    }
+
+
 @pytest.mark.parametrize("per_sequence", [False, True])
 def test_sequences_that_are_split_over_devices_stay_whole(per_sequence: bool, tiny_run: Callable[..., Run]) -> None:
     run = tiny_run(**{"data.accumulation_steps": 2, "mesh.data": 2, "mesh.context": 2, "mesh.fsdp": 1})
