@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from looplm.checkpoint.digest import Digest, Trees, compile_digests
 from looplm.checkpoint.folder import set_aside
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.schedule import SaveSchedule
-from looplm.checkpoint.seal import Seal
+from looplm.checkpoint.seal import Damaged, Seal, read_seal
 from looplm.checkpoint.writer import TIMEOUT_S, CheckpointWriter, Facts
 from looplm.config.load import to_json
 from looplm.data.mixture import Mixture
@@ -49,6 +50,13 @@ class Saving:
     def newest(self) -> int:
         """The newest step that may be gone on from; 0 when there is none."""
         return max(CheckpointReader(self.folder).steps(), default=0)
+
+    def check_data(self) -> None:
+        """Raises UserError when the newest checkpoint is of another dataset. One whose seal cannot be read is passed
+        over later, with a reason."""
+        if newest := self.newest():
+            with suppress(Damaged):
+                self._check_data(read_seal(self.folder / str(newest)))
 
     def restore_or_create(self) -> tuple[TrainState, int]:
         """Returns the state and how many steps it has behind it; from then on it can be saved.

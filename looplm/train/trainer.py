@@ -90,6 +90,7 @@ class Trainer:
         self.saving = Saving(
             self.program, self.mixture, self.workdir, self.events, self.console.print, self.num_batches
         )
+        self.saving.check_data()
         if run.init_from is not None and not self.saving.newest():
             check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
@@ -292,6 +293,8 @@ class Trainer:
                 f"checkpoint {self.last_saved}, the last that was saved, is not in {self.workdir.checkpoints} any "
                 f"more; the run goes on from step {self.saving.newest()}"
             )
+        for name, before, now in self.workdir.moved(self.run):
+            yield f"the data of {name} is read from {now} now; until here the run read it from {before}"
         wanted, known = self.run.model.vocab_size, self.mixture.vocab_size
         if wanted - known > known // 10:
             yield (

@@ -38,7 +38,7 @@ class Workdir:
 
     def check_ours(self, run: Run, batches_of: Callable[[int], int] = int, *, last_saved: int | None = None) -> None:
         """Raises UserError when the folder holds a run with another config, or its checkpoints are elsewhere; writes
-        nothing.
+        nothing. Where a dataset lies may change; whether it is the same one, `Saving` knows.
 
         Args:
             batches_of: how many batches have been read after so many steps; as many when left out.
@@ -72,6 +72,8 @@ class Workdir:
         if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
             self._check_read(before, run, batches_of(steps[-1]))
             changed.pop("data.train", None)
+        elif isinstance(run.data.train, str) and isinstance(before.data.train, str):
+            changed.pop("data.train", None)
         if changed:
             told = ", ".join(f"{key}={wanted!r} (stored: {stored!r})" for key, (stored, wanted) in changed.items())
             remedy = "give another --workdir, or the stored values to resume"
@@ -90,6 +92,16 @@ class Workdir:
                 f"keep its sources, and change a weight from here on as weight={{0: OLD, {batches}: NEW}} "
                 f"(a new source: {{{batches}: NEW}})"
             )
+
+    def moved(self, run: Run) -> Iterator[tuple[str, str, str]]:
+        """Sources that a resumed run reads from another place: their names, where they were, and where they are."""
+        if not checkpoint_steps(self.checkpoints):
+            return
+        before = {source.name: source.data for source in from_json(self.config).data.sources}
+        for source in run.data.sources:
+            old, new = before.get(source.name), source.data
+            if isinstance(old, str) and isinstance(new, str) and old != new:
+                yield source.name, old, new
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step is there, be it damaged and set aside."""

@@ -89,16 +89,19 @@ class Data(Section):
         return self.train if isinstance(self.train, tuple) else (Source(name="train", data=self.train),)
 
     def read_before(self, step: int) -> dict[str, Any]:
-        """What decides which examples the first `step` steps read, by source: equal means the same examples.
+        """What decides which examples the first `step` steps read, by source: equal means the same examples of the same
+        datasets.
 
-        A source that had no weight is left out, and so is what its weight is from `step` on.
+        A source that had no weight is left out, and so is what its weight is from `step` on. Where a dataset lies is
+        nothing to it: what it holds, its manifest says.
         """
         if not isinstance(self.train, tuple):
             return {}
         starts = sorted({begin for source in self.train for begin in source.changes if begin < step})
         weights = {source.name: {start: source.weight_at(start) for start in starts} for source in self.train}
         return {
-            source.name: source.model_dump(mode="json") | {"weight": weights[source.name]}
+            source.name: source.model_dump(mode="json", exclude={"data"} if isinstance(source.data, str) else None)
+            | {"weight": weights[source.name]}
             for source in sorted(self.train, key=lambda source: source.name)
             if any(weights[source.name].values())
         }
