@@ -38,6 +38,10 @@ class Part:
     """Of its order."""
     max_epochs: float | None = None
 
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Read the windows that have these numbers in the order of the source, as `Windows.read` gives them."""
+        return self.windows.read(shuffled(numbers, len(self.windows), self.seed))
+
     @property
     def limit(self) -> int | None:
         """The most examples that are read."""
@@ -129,19 +133,26 @@ class Mixture:
                 f"max_epochs of data.train leaves examples for {end // self.batch_size} steps, and num_steps="
                 f"{num_steps}; raise a max_epochs, or train at most so long"
             )
-        self._check_labels(min(num_steps, LOOKED_AT))
+        self._check_labels(num_steps)
 
     def _check_labels(self, num_steps: int) -> None:
-        """As a rule one batch is read, and none where every token is learnt."""
-        if not any(dataset.manifest.has_loss_mask for dataset in self.datasets):
+        """As a rule one batch is read, and one of every source, and none where every token is learnt."""
+        read = self._schedule.counts(num_steps * self.batch_size)
+        masked = [part for part, count in zip(self.parts, read, strict=True) if count and _masked(part)]
+        if not masked:
             return
-        every_row = slice(0, self.batch_size)
-        if all((self.batch(step, every_row)["labels"] == IGNORED).all() for step in range(num_steps)):
-            raise UserError(
-                f"data.train ({self.location}) has no label in its first {num_steps} batches, so nothing would be "
-                "learnt; give longer answers or shorter prompts, raise data.sequence_length or data.batch_tokens, or "
-                "look at it with `looplm data inspect`"
-            )
+        remedy = (
+            "so nothing would be learnt; give longer answers or shorter prompts, raise data.sequence_length or "
+            "data.batch_tokens, or look at it with `looplm data inspect`"
+        )
+        every_row, looked_at = slice(0, self.batch_size), min(num_steps, LOOKED_AT)
+        if not any(_has_label(self.batch(step, every_row)) for step in range(looked_at)):
+            raise UserError(f"data.train ({self.location}) has no label in its first {looked_at} batches, {remedy}")
+        for part in masked:
+            size = min(len(part.windows), LOOKED_AT * self.batch_size)
+            pieces = np.split(np.arange(size), range(self.batch_size, size, self.batch_size))
+            if not any(_has_label(part.read(numbers)) for numbers in pieces):
+                raise UserError(f"{part.name} of data.train has no label in its first {size} windows, {remedy}")
 
     def batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         """Read rows of the global batch of `step`, counted from 0: int32 (rows, S), as `Windows.read` gives them."""
@@ -150,8 +161,7 @@ class Mixture:
         batch: dict[str, np.ndarray] = {}
         for source in np.unique(source_B).tolist():
             here = np.flatnonzero(source_B == source)
-            part = self.parts[source]
-            read = part.windows.read(shuffled(number_B[here], len(part.windows), part.seed))
+            read = self.parts[source].read(number_B[here])
             if here.size == count:
                 return read
             for name, value in read.items():
@@ -187,6 +197,15 @@ class Mixture:
             metrics[f"data/tokens_{part.name}"] = round(count * self.sequence_length * (1 - part.windows.padding))
             metrics[f"data/epochs_{part.name}"] = epochs
         return metrics
+
+
+def _masked(part: Part) -> bool:
+    """Whether some of its tokens may not be learnt."""
+    return isinstance(part.windows, DatasetWindows) and part.windows.dataset.manifest.has_loss_mask
+
+
+def _has_label(batch: Mapping[str, np.ndarray]) -> bool:
+    return bool((batch["labels"] != IGNORED).any())
 
 
 def _mark(part: Part) -> str:

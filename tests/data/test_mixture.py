@@ -186,6 +186,51 @@ def test_a_run_that_wants_more_than_there_is(dataset: TokenDataset) -> None:
         mixture.check(vocab_size=600, num_steps=steps + 1)
 
 
+def labelled(write_dataset, *documents: int) -> str:
+    """The folder of a dataset of 100 documents of 16 tokens, of which these are learnt."""
+    return str(write_dataset([16] * 100, masks=[[int(number in documents)] * 16 for number in range(100)]).path)
+
+
+def test_every_source_must_have_something_to_learn(write_dataset, dataset: TokenDataset) -> None:
+    none, one = labelled(write_dataset), labelled(write_dataset, 70)
+    text = Source(name="text", data=str(dataset.path), weight={0: 1.0, 50: 0.0})
+
+    def check(*sources: Source, num_steps: int = 60) -> None:
+        open_mixture(data(*sources), seed=0).check(vocab_size=600, num_steps=num_steps)
+
+    later = Source(name="later", data=none, weight={50: 1.0})
+    with pytest.raises(UserError, match=r"^later of data.train has no label in its first 99 windows, so nothing"):
+        check(text, later)
+    check(text, later, num_steps=50)  # it is not read
+    check(text, later.model_copy(update={"data": one}))
+    with pytest.raises(UserError, match=r"^data.train \(.*\) has no label in its first 60 batches, so nothing would"):
+        check(Source(name="alone", data=none))
+    # Where all that is read has no label, though there are some.
+    with pytest.raises(UserError, match=r"has no label in its first 1 batches"):
+        check(Source(name="alone", data=one), num_steps=1)
+
+
+def test_stages_begin_where_shares_change_and_where_a_source_runs_dry(dataset: TokenDataset) -> None:
+    folder = str(dataset.path)
+    sources = (
+        Source(name="a", data=folder, weight={0: 1.0, 3: 0.5}),
+        Source(name="b", data=folder, weight={3: 0.5}),
+        Source(name="c", data=folder, weight={5: 1.0}, max_epochs=0.01),
+    )
+    mixture = open_mixture(data(*sources), seed=0)
+    assert mixture.parts[2].limit == 31 * 4, "half of the rows of so many steps"
+    end = 5 + 31
+    stages = [mixture.stage(step) for step in range(end + 3)]
+    assert [step for step in range(1, end + 3) if stages[step] != stages[step - 1]] == [3, 5, end]
+
+
+def test_where_a_dataset_lies_is_no_part_of_what_was_read() -> None:
+    a, b = Source(name="a", data="x", weight=0.5), Source(name="b", data=Addition(digits=2))
+    assert data(a, b).read_before(9) == data(a.model_copy(update={"data": "elsewhere/x"}), b).read_before(9)
+    assert data(a, b).read_before(9) != data(a, b.model_copy(update={"data": Addition(digits=3)})).read_before(9)
+    assert data(a, b).read_before(9) != data(a, b.model_copy(update={"data": "x"})).read_before(9)
+
+
 def test_history_is_what_decided_what_was_read() -> None:
     a, b = Source(name="a", data="x", weight=0.5), Source(name="b", data="y", weight=0.5)
     later = data(a, b.model_copy(update={"weight": {0: 0.5, 6: 2.0}}), Source(name="c", data="z", weight={6: 1.0}))
