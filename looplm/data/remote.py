@@ -24,6 +24,7 @@ from looplm.errors import UserError
 SCHEMES = ("s3", "gs", "http", "https")
 OPTIONS = ("endpoint", "region", "anonymous")
 """What may follow a `?` in an s3:// address."""
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 BLOCK_BYTES = 4 << 20
 READ_TOGETHER = 64
 """Blocks on the way at the same time, so that memory stays small."""
@@ -148,6 +149,7 @@ class RemoteFolder:
         if store is None:
             import tensorstore  # a fifth of a second, and only for data that is not local
 
+            _ask_this_machine_directly()
             # Its own cache would hold all of a block for the few bytes that were asked for.
             first = {} if self._reached else {f"{self._spec['driver']}_request_retries": FIRST_RETRIES}
             store = self._connected = tensorstore.KvStore.open(self._spec | {"context": first}).result()
@@ -262,6 +264,13 @@ def _block_file(folder: Path, number: int) -> Path:
 
 def _blocks_of(start: int, stop: int) -> range:
     return range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
+
+
+def _ask_this_machine_directly() -> None:
+    """A proxy reaches other machines, not a server on this one, as emulators of S3 and GCS are."""
+    listed = (_environment("no_proxy", "NO_PROXY") or "").split(",")
+    directly = ",".join(dict.fromkeys(filter(None, [*listed, *THIS_MACHINE])))
+    os.environ |= {"no_proxy": directly, "NO_PROXY": directly}  # curl looks into the first, others into the second
 
 
 def _environment(*names: str) -> str | None:

@@ -1,6 +1,7 @@
 """Datasets at addresses, read from a local server that speaks S3, and one that speaks plain HTTP."""
 
 import logging
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -310,3 +311,16 @@ def test_a_look_inside_and_the_two_files_of_a_hugging_face_tokenizer(
     here, there = (list(describe(path, 2, verify=True)) for path in (tmp_path / "with_hf", address))
     assert there[0].line.startswith(f"dataset {address}: ")
     assert there[1:] == here[1:]
+
+
+def test_no_proxy_is_asked_for_a_server_on_this_machine(server, write_dataset, tmp_path: Path, monkeypatch) -> None:
+    """As where a company's proxy is in the environment, and an emulator of S3 or GCS on localhost."""
+    local = write_dataset([40, 3])
+    address = server.upload(local.path)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    np.testing.assert_array_equal(TokenDataset.open(address, cache=tmp_path).tokens(0, 43), local.tokens(0, 43))
+    for name in ("no_proxy", "NO_PROXY"):
+        assert os.environ[name].split(",") == ["example.org", "localhost", "127.0.0.1", "::1"]
