@@ -18,6 +18,7 @@ from looplm.config.load import from_json
 from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
 from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
 from looplm.infer.continuation import Continuation
@@ -102,7 +103,7 @@ class LoadedLM:
     ):
         self.model, self.loop, self.objective, self.params = model, loop, objective, params
         self.run, self.tokenizer, self.step, self.adapter = run, tokenizer, step, adapter
-        """What only a run directory has (run, tokenizer, step), and how official names map, if there are any."""
+        """What only a run directory has (run, step) or a folder may have, and how official names map, if any do."""
         self.chat = Chat(tokenizer, template) if tokenizer is not None and template is not None else None
         """How the model is asked when it was trained on examples: `template` wrote them."""
         self.functional = FunctionalLM(model)
@@ -203,8 +204,16 @@ class LoadedLM:
         A character of which only the first bytes were written, when max_tokens are, is U+FFFD.
         """
         if self.tokenizer is None:
-            raise UserError("generate needs a tokenizer, and this model was loaded without one; use a run directory")
+            raise UserError(
+                "generate needs a tokenizer, and this model came without one; put a tokenizer.json into its folder"
+            )
         rows = ids_of_prompts(self.tokenizer, self.chat, prompts, messages)
+        largest = max(int(row.max()) for row in rows)
+        if largest >= self.model.vocab_size:
+            raise UserError(
+                f"a prompt holds the id {largest} of {self.tokenizer.path}, and the model has {self.model.vocab_size}; "
+                "the tokenizer is another model's"
+            )
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
@@ -220,8 +229,8 @@ class LoadedLM:
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            end_ids=[self.tokenizer.eos_id, *(self.chat.end_ids if self.chat else ())],
-            num_ids=self.tokenizer.vocab_size,
+            end_ids=[i for i in (self.tokenizer.eos_id, *(self.chat.end_ids if self.chat else ())) if i >= 0],
+            num_ids=min(self.tokenizer.vocab_size, self.model.vocab_size),
         )
         if messages is not None and self.chat is not None:
             texts = [self.chat.answer(one.tokens) for one in written]
@@ -324,16 +333,22 @@ def load(
     root = Path(path)
     change = {"dtype": dtype} if dtype else {}
     if is_official(root):
-        if ema:
-            raise UserError(f"ema=True needs a run of looplm, and {path} is an official checkpoint; leave it out")
+        for name, value in (("ema", ema or None), ("step", step)):
+            if value is not None:
+                raise UserError(
+                    f"{name}={value} needs a run of looplm, and {path} is an official checkpoint; leave it out"
+                )
         folder = HFFolder(root, allow_keys)
         model = folder.model().model_copy(update=change)
         params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
+        tokenizer = official_tokenizer(root)
         return LoadedLM(
             model,
             folder.loop(),
             folder.adapter.objective,
             jax.tree.map(jnp.asarray, params),
+            tokenizer=tokenizer,
+            template=tokenizer.chat_template if tokenizer else None,
             adapter=folder.adapter,
         )
     if allow_keys:

@@ -147,7 +147,7 @@ def generate(
 
     depth = f"{lm.loop.num_loops if loops is None else loops} loops"
     # Beside the text, not in it: standard output can be piped on.
-    weights = f"step {lm.step}{', averaged weights' * ema}"
+    weights = f"step {lm.step}{', averaged weights' * ema}" if lm.run else "official weights"
     told = f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}"
     if chat:
         require_template(lm.chat)

@@ -54,7 +54,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int] | np.ndarray) -
     unlike the author of a text in the training data. Ids are taken as they are. Raises UserError for what is neither.
     """
     if isinstance(prompt, str):
-        return np.concatenate(tokenizer.encode_document([prompt]))
+        return tokenizer.encode_prompt(prompt)
     ids = np.asarray(prompt)
     if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"a prompt of shape {ids.shape} and type {ids.dtype} must be a text, or at least one token id")

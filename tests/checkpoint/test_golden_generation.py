@@ -1,14 +1,20 @@
 """Generation with a cache writes the tokens that the authors' code writes (tests/golden/*/README.md)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 import looplm
 from looplm.config.schema import ZeroState
+from looplm.errors import UserError
 from looplm.infer.cache import new_cache
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
@@ -116,3 +122,56 @@ def test_ouro_cache_holds_the_official_keys_and_values(ouro, arrays):
     for ours_RLBTKH, name in ((block.keys, "prefill_k_cache"), (block.values, "prefill_v_cache")):
         slots = jnp.swapaxes(ours_RLBTKH.reshape(-1, *ours_RLBTKH.shape[2:]), 2, 3)
         np.testing.assert_allclose(slots, arrays["ouro_a"][name], atol=3e-5)
+
+
+PROMPT = "one two"
+
+
+@pytest.fixture(scope="module")
+def with_tokenizer(tmp_path_factory):
+    """The official folder with a tokenizer of its own: words, and a mark that the library puts before a text."""
+    folder = tmp_path_factory.mktemp("official") / "ouro"
+    shutil.copytree(GOLDEN / "ouro_a", folder)
+    words = ["<|begin|>", "<|turn|>", *(f"word{i}" for i in range(146)), "one", "two", "three"]
+    rules = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="one"))
+    rules.pre_tokenizer = WhitespaceSplit()
+    rules.add_special_tokens(["<|begin|>", "<|turn|>"])
+    rules.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    rules.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_an_official_folder_goes_on_from_what_the_library_makes_of_a_text(with_tokenizer, command):
+    """Without a run directory, and though no token ends a text."""
+    lm = looplm.load(with_tokenizer)
+    ids = tokenizers.Tokenizer.from_file(str(with_tokenizer / "tokenizer.json")).encode(PROMPT).ids
+    assert ids == [0, 148, 149]
+    (found,) = lm.generate([PROMPT], max_tokens=24)
+    np.testing.assert_array_equal(found.tokens, written(lm.model, lm.params, [np.int32(ids)], 4)[0])
+    shown = command("generate", with_tokenizer, "--prompt", PROMPT, "--max-tokens", 24)
+    assert (shown.code, shown.stdout) == (0, f"{PROMPT}{found}\n")
+    assert shown.stderr.splitlines() == ["official weights, 4 loops"]
+
+
+def test_an_official_chat_begins_with_what_its_template_writes(with_tokenizer):
+    turns = "{% for m in messages %}<|turn|> {{ m.content }} {% endfor %}"
+    template = turns + "{% if add_generation_prompt %}<|turn|>{% endif %}"
+    (with_tokenizer / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    lm = looplm.load(with_tokenizer)
+    assert lm.chat.prompt([{"role": "user", "content": "two"}]).tolist() == [1, 149, 1]
+
+
+def test_a_tokenizer_of_another_model_is_refused(with_tokenizer, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(with_tokenizer, folder)
+    rules = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rules.add_tokens(["four"])
+    rules.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"a prompt holds the id 151 of .*, and the model has 151"):
+        looplm.load(folder).generate(["four"])
+
+
+@pytest.mark.parametrize("asked", [{"step": 3}, {"ema": True}])
+def test_official_weights_have_neither_steps_nor_averages(asked):
+    with pytest.raises(UserError, match=r"(step=3|ema=True) needs a run of looplm"):
+        looplm.load(GOLDEN / "ouro_a", **asked)

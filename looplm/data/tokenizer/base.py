@@ -122,6 +122,10 @@ class Tokenizer(ABC):
         is_written = bool(ids) and ids[0].size and ids[0][0] == self.bos_id
         return [np.asarray([] if is_written else [self.bos_id], np.int32), *ids]
 
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Return the ids of a text to go on from: those of a document that begins with it, (num_tokens,) int32."""
+        return np.concatenate(self.encode_document([text]))
+
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`; special tokens give nothing. Raises UserError for an id that does not exist."""

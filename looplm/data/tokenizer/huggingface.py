@@ -27,6 +27,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json. Without a bos of its own, eos stands at both ends of a document, as for GPT-2."""
 
     file_name = "tokenizer.json"
+    needs_eos = True
+    """Whether it has to be known which token ends a document."""
 
     def __init__(self, files: dict[str, bytes], path: Path) -> None:
         """Parse the two files; `path` is only kept for messages. Raises UserError if they are broken."""
@@ -51,8 +53,8 @@ class HuggingFaceTokenizer(Tokenizer):
             self.bos_id = self.eos_id
 
     @classmethod
-    def read(cls, data: bytes, path: Path, *, bos: str | None, eos: str | None) -> "HuggingFaceTokenizer":
-        """Read what is beside tokenizer.json too. Raises UserError unless it is known which token ends a document."""
+    def read(cls, data: bytes, path: Path, *, bos: str | None = None, eos: str | None = None) -> "HuggingFaceTokenizer":
+        """Read what is beside tokenizer.json too. Raises UserError when it does not say what it has to."""
         config: dict[str, Any] = {}
         for beside in (path.with_name(name) for name in (_TOKENS_FILE, CONFIG_FILE)):
             if beside.is_file():
@@ -61,7 +63,7 @@ class HuggingFaceTokenizer(Tokenizer):
             config["chat_template"] = templates
         config |= {key: name for key, name in (("bos_token", bos), ("eos_token", eos)) if name is not None}
         kept = {key: value for key, value in config.items() if key in _KEPT or _is_token(key, value)}
-        if "eos_token" not in kept:
+        if cls.needs_eos and "eos_token" not in kept:
             raise UserError(f"{path} does not say which token ends a document; give --eos NAME, e.g. '<|endoftext|>'")
         return cls({cls.file_name: data, CONFIG_FILE: (json.dumps(kept, indent=2) + "\n").encode()}, path)
 
@@ -72,7 +74,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return [_ids(encoding) for encoding in self._call(self._plain, texts)]
 
     def encode_template(self, text: str) -> np.ndarray:
-        return _ids(self._call(self._template, [text])[0])
+        return self._ids_of(self._template, text)
+
+    def _ids_of(self, tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> np.ndarray:
+        return _ids(self._call(tokenizer, [text], add_special_tokens=add_special_tokens)[0])
 
     @cached_property
     def _template(self) -> Any:
@@ -115,9 +120,9 @@ class HuggingFaceTokenizer(Tokenizer):
         rules = json.loads(self._plain.to_str())
         return hashlib.sha256(json.dumps([rules, self.bos_id, self.eos_id], sort_keys=True).encode()).hexdigest()
 
-    def _call(self, tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    def _call(self, tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Any]:
         try:
-            return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise UserError("the text holds half of a surrogate pair, which UTF-8 lacks; read it as UTF-8") from None
 
