@@ -2,6 +2,7 @@
 
 import lzma
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from looplm.config.schema import FinalCrossEntropy, Mesh
 from looplm.data.dataset import TokenDataset
 from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
-from looplm.data.window import AllWindows
+from looplm.data.window import IGNORED, AllWindows
+from looplm.errors import UserError
 from looplm.eval.depth_sweep import Tally, depth_sweep, xz_bits_per_byte
 from looplm.eval.score import Scorer, TokenScores
 from looplm.sharding.mesh import build_mesh
@@ -30,13 +32,25 @@ def held_out(lm):
 
 
 @pytest.fixture(scope="module")
-def result(lm, held_out):
-    mesh = build_mesh(Mesh(data=4, fsdp=2))
-    params = jax.tree.map(jax.device_put, lm.params, jax.tree.map(lambda s: s.sharding, lm.functional.abstract(mesh)))
-    return depth_sweep(
-        Scorer(lm.functional, mesh, 5), params, HeldOut.of(held_out, 64), batch_size=32, depths=(1, 3, 5),
-        trained_depth=3, step=7,
-    )  # fmt: skip
+def score(lm):
+    """Scores a batch with the run's weights, on eight devices."""
+    return Scorer(lm.functional, build_mesh(Mesh(data=4, fsdp=2)), 5)
+
+
+@pytest.fixture(scope="module")
+def params(lm, score):
+    layout = jax.tree.map(lambda leaf: leaf.sharding, lm.functional.abstract(score.mesh))
+    return jax.tree.map(jax.device_put, lm.params, layout)
+
+
+@pytest.fixture(scope="module")
+def sweep(score, params):
+    return partial(depth_sweep, score, params, batch_size=32, depths=(1, 3, 5), trained_depth=3, step=7)
+
+
+@pytest.fixture(scope="module")
+def result(sweep, held_out):
+    return sweep(HeldOut.of(held_out, 64))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
@@ -128,6 +142,37 @@ def test_tokens_leave_before_the_last_loop_where_the_gate_says_so():
     np.testing.assert_array_equal(tally.sample["exit_depth"], [1])
     np.testing.assert_array_equal(tally.sample["tokens"], [5])
     np.testing.assert_array_equal(tally.sample["loss"], [nll_RBS[0, 0, 0]])
+
+
+class OneDocument(AllWindows):
+    """Windows in which all labels but those of one document are missing."""
+
+    def __init__(self, dataset, sequence_length, number):
+        super().__init__(dataset, sequence_length)
+        self.number = number
+
+    def read(self, window_ids_B):
+        batch = super().read(window_ids_B)
+        return batch | {"labels": np.where(batch["documents"] == self.number, batch["labels"], IGNORED)}
+
+
+def test_windows_without_labels_are_no_part_of_a_score(held_out, score, params, sweep):
+    """The last document alone: most windows have no label, and whole batches have none."""
+    last = held_out.num_documents - 1
+    whole, windows = Tally(held_out.num_documents, 5, None), OneDocument(held_out, 64, last)
+    batches = list(eval_batches(windows, batch_size=32, max_batches=None))
+    assert not (batches[0]["labels"] >= 0).any()
+    for batch in eval_batches(AllWindows(held_out, 64), batch_size=32, max_batches=None):
+        whole.add(batch, score(params, batch))
+    found = sweep(HeldOut("last", windows, held_out.num_documents, None))
+    assert (found.num_documents, found.num_tokens) == (1, whole.tokens_G[last])
+    np.testing.assert_allclose(found.loss, whole.nll_GR[last, [0, 2, 4]] / whole.tokens_G[last], rtol=1e-6)
+    assert sum(found.exit_histogram) == pytest.approx(1.0)
+
+
+def test_held_out_data_without_a_label_is_refused(held_out, sweep):
+    with pytest.raises(UserError, match=r"^held-out data none has no token with a label, so nothing can be scored"):
+        sweep(HeldOut("none", OneDocument(held_out, 64, -9), held_out.num_documents, None))
 
 
 def test_exits_are_a_distribution_over_the_trained_depth(result):

@@ -14,6 +14,7 @@ import pytest
 from looplm.config.schema import Balance, MoE, NormalState, Run
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
+from looplm.data.window import IGNORED
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
 from looplm.train.state import TrainState
@@ -40,6 +41,22 @@ def setting(tiny_run: Callable[..., Run]) -> Setting:
             "optim.schedule.warmup_steps": 4, "num_steps": 20,
         }
     )  # fmt: skip
+    return set_up(run)
+
+
+@pytest.fixture(scope="module")
+def accumulated(tiny_run: Callable[..., Run]) -> Setting:
+    """Two micro-batches of four rows, without experts, whose losses count every token."""
+    return set_up(tiny_run(**{"data.accumulation_steps": 2, "optim.optimizer.eps": 1e-4}))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run: Callable[..., Run]) -> Setting:
+    """Half of that batch as one."""
+    return set_up(tiny_run(**{"data.batch_tokens": 64, "optim.optimizer.eps": 1e-4}))
+
+
+def set_up(run: Run) -> Setting:
     program = Program(run, build_mesh(run.mesh, jax.devices()[:1]))
     compiled = program.compile()
     batch = next(train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0))
@@ -123,3 +140,27 @@ def test_numbers_of_loops_and_experts_are_among_those_of_a_step(setting: Setting
     assert -1 <= metrics["loop/update_cosine"] <= 1
     assert metrics["train/loss_loop"].shape == (setting.run.loop.num_loops,)
     assert metrics["train/loss"] == pytest.approx(float(metrics["train/loss_loop"][-1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(0, 8, 2)], ids=["a micro-batch", "rows of both"])
+def test_rows_without_a_label_change_nothing_of_a_step(accumulated: Setting, alone: Setting, rows: slice) -> None:
+    """The step is that over the rows with labels, also where one micro-batch has none of them."""
+    labels = np.full_like(accumulated.batch["labels"], IGNORED)
+    labels[rows] = accumulated.batch["labels"][rows]
+    after, metrics = accumulated.step(accumulated.state, accumulated.batch | {"labels": labels}, 0)
+    labelled = {name: leaf[rows] for name, leaf in accumulated.batch.items()}
+    wanted, expected = alone.step(accumulated.state, labelled, 0)
+    for name in ("train/loss", "train/objective", "train/tokens", "train/grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
+    for found, value in zip(*map(jax.tree.leaves, (after.params, wanted.params)), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_without_a_label_changes_nothing_and_is_counted(accumulated: Setting) -> None:
+    labels = np.full_like(accumulated.batch["labels"], IGNORED)
+    after, metrics = accumulated.step(accumulated.state, accumulated.batch | {"labels": labels}, 0)
+    assert bits((after.params, after.opt_state.optimizer)) == bits(
+        (accumulated.state.params, accumulated.state.opt_state.optimizer)
+    )
+    counted = {name: int(metrics[f"optim/{name}"]) for name in ("unlabelled", "skipped", "skipped_in_a_row")}
+    assert counted == {"unlabelled": 1, "skipped": 0, "skipped_in_a_row": 0}
