@@ -1,10 +1,12 @@
 """MoEUT with official weights gives the official numbers: experts in feed-forward and attention (tests/golden/moeut_a).
 
+Others of its sizes, in a folder that LOOPLM_GOLDEN names, are run too.
+
 Both are run in float32 against float32 at the tolerance named there, and in float64 at 1e-9.
 """
 
 import json
-from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +23,28 @@ from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
 from looplm.ops.attention import cached_mask, self_mask
-
-FOLDER = Path(__file__).parents[1] / "golden" / "moeut_a"
-R, L, HEADS, EXPERTS = 3, 2, 2, 4
+from tests.checkpoint.folders import config_of, folders
 
 
-@pytest.fixture(scope="module")
-def io():
-    return dict(np.load(FOLDER / "io.npz"))
+@pytest.fixture(scope="module", params=folders("moeut"), ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return looplm.load(FOLDER)
+def sizes(folder):
+    """The official config, by names that the repository gives its keys."""
+    return SimpleNamespace(**config_of(folder))
+
+
+@pytest.fixture(scope="module")
+def io(folder):
+    return dict(np.load(folder / "io.npz"))
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return looplm.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +60,24 @@ def chosen(scores, count):
     return np.sort(np.argsort(-scores, axis=-1)[..., :count], axis=-1)
 
 
-def test_logits_and_states(lm, out, io):
-    np.testing.assert_allclose(out.logits(R), io["logits"], atol=2e-5)
-    ends = io["layer_outputs"][L - 1 :: L]
+def test_logits_and_states(lm, out, io, sizes):
+    np.testing.assert_allclose(out.logits(sizes.n_repeats), io["logits"], atol=2e-5)
+    ends = io["layer_outputs"][sizes.group_size - 1 :: sizes.group_size]
     np.testing.assert_allclose(out.hidden_RBSD, lm.functional.bind(lm.params).final_norm(ends), atol=2e-5)
 
 
-def test_scores_and_choices_of_every_visit(out, io):
+def test_scores_and_choices_of_every_visit(out, io, sizes):
     """Of the routers of the feed-forward, and of those of values and outputs of every head."""
     scores = sigmoid(out.router_logits_RLBSE).reshape(io["ff_scores"].shape)
     np.testing.assert_allclose(scores, io["ff_scores"], atol=1e-5)
-    np.testing.assert_array_equal(chosen(scores, 3), io["ff_topk_index"])
-    both = sigmoid(out.attention_logits_RLBSE).reshape(*io["ff_scores"].shape[:3], 2, HEADS, EXPERTS)
+    np.testing.assert_array_equal(chosen(scores, sizes.ff_k), io["ff_topk_index"])
+    both = sigmoid(out.attention_logits_RLBSE).reshape(*io["ff_scores"].shape[:3], 2, *io["att_v_scores"].shape[-2:])
     for i, name in enumerate(("v", "o")):
         np.testing.assert_allclose(both[..., i, :, :], io[f"att_{name}_scores"], atol=1e-5)
-        np.testing.assert_array_equal(chosen(both[..., i, :, :], 2), io[f"att_{name}_topk_index"])
+        np.testing.assert_array_equal(chosen(both[..., i, :, :], sizes.att_k), io[f"att_{name}_topk_index"])
 
 
-def test_every_layer_from_the_state_before_it(lm, io):
+def test_every_layer_from_the_state_before_it(lm, io, sizes):
     """Of a model that has this layer alone and gives its state."""
     alone = FunctionalLM(lm.model.model_copy(update={"block_layers": 1, "final_norm": False}))
     tokens_BS = jnp.asarray(io["input_ids"])
@@ -82,13 +93,14 @@ def test_every_layer_from_the_state_before_it(lm, io):
         return Forward(alone.bind(params), tokens_BS, context, Depth(1), jnp.float32, start=state_BSD)().read[0]
 
     states = [np.asarray(lm.params["embedding"]["table"])[io["input_ids"]], *io["layer_outputs"]]
-    for visit in range(R * L):
-        layer = jax.tree.map(lambda leaf, i=visit % L: leaf[i : i + 1], lm.params["core"]["block"]["layers"])
+    layers = lm.params["core"]["block"]["layers"]
+    for visit in range(sizes.n_layers):
+        layer = jax.tree.map(lambda leaf, i=visit % sizes.group_size: leaf[i : i + 1], layers)
         np.testing.assert_allclose(run(layer, states[visit]), states[visit + 1], atol=5e-5)
 
 
-def assert_gradients(named, relative):
-    expected = load_file(FOLDER / "grads.safetensors")
+def assert_gradients(folder, named, relative):
+    expected = load_file(folder / "grads.safetensors")
     assert set(named) == set(expected)
     for name, theirs in expected.items():
         scale = np.abs(theirs).max()
@@ -100,23 +112,23 @@ def loss_and_gradients(lm, io):
     return loss, lm.official_tensors(grads)
 
 
-def test_loss_with_both_entropies_and_all_gradients(lm, io):
+def test_loss_with_both_entropies_and_all_gradients(folder, lm, io):
     loss, named = loss_and_gradients(lm, io)
     assert loss == pytest.approx(io["ce"] + io["reg_loss"].item(), abs=1e-6)
-    assert_gradients(named, 1e-4)
+    assert_gradients(folder, named, 1e-4)
 
 
-def test_float64_agrees_to_nine_digits(io):
+def test_float64_agrees_to_nine_digits(folder, io, sizes):
     with jax.enable_x64(True):
-        lm = looplm.load(FOLDER, dtype="float64")
-        np.testing.assert_allclose(jax.jit(lm)(io["input_ids"]).logits(R), io["logits_f64"], atol=1e-9)
+        lm = looplm.load(folder, dtype="float64")
+        np.testing.assert_allclose(jax.jit(lm)(io["input_ids"]).logits(sizes.n_repeats), io["logits_f64"], atol=1e-9)
 
 
-def test_a_cache_gives_the_same_logits_token_by_token(lm, io):
+def test_a_cache_gives_the_same_logits_token_by_token(lm, io, sizes):
     """The official one does not: it rotates every query as the first."""
     tokens_BS = jnp.asarray(io["input_ids"])
     B, S = tokens_BS.shape
-    model = lm.functional.bind(lm.params)
+    model, R = lm.functional.bind(lm.params), sizes.n_repeats
     cache = new_cache(lm.model, batch_size=B, length=S, slots=R, dtype=jnp.float32)
 
     @jax.jit
@@ -131,8 +143,8 @@ def test_a_cache_gives_the_same_logits_token_by_token(lm, io):
         np.testing.assert_allclose(logits_BV, io["logits"][:, position], atol=2e-5)
 
 
-def test_weights_go_back_to_their_official_names(lm):
-    stored = load_file(FOLDER / "model.safetensors")
+def test_weights_go_back_to_their_official_names(folder, lm):
+    stored = load_file(folder / "model.safetensors")
     named = lm.official_tensors(lm.params)
     assert set(named) == set(stored)
     for name, value in stored.items():
@@ -140,8 +152,8 @@ def test_weights_go_back_to_their_official_names(lm):
 
 
 @pytest.mark.parametrize("change", [{"dropout": 0.1}, {"att_expert_dropout": 0.05}])
-def test_dropout_is_refused(tmp_path, change):
-    config = json.loads((FOLDER / "config.json").read_text())
+def test_dropout_is_refused(folder, tmp_path, change):
+    config = config_of(folder)
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=f"{next(iter(change))}=.*looplm drops nothing"):
         looplm.load(tmp_path)

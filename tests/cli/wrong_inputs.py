@@ -7,6 +7,7 @@ from pathlib import Path
 from looplm.config.load import override, to_json
 from looplm.config.schema import Run
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 READS_JSON = "from pathlib import Path\nfrom looplm.config.load import from_json\n\n\ndef config():\n"
 CONFIGS = {
     "config.py": READS_JSON + "    return from_json(Path(__file__).with_suffix('.json'))\n",
@@ -37,6 +38,9 @@ def make_wrong_inputs(folder: Path, data: Path, run: Path, config: Run) -> None:
     (folder / "texts" / "a.txt").write_text("a few words\n" * 20)
     make_datasets(folder / "dataset", folder / "data")
     make_runs(folder)
+    (folder / "unknown_official").mkdir()
+    official = json.loads((GOLDEN / "ouro_a" / "config.json").read_text()) | {"surprise": 1, "wonder": 2}
+    (folder / "unknown_official" / "config.json").write_text(json.dumps(official))
 
 
 def make_datasets(folder: Path, data: Path) -> None:
