@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import Balance, MixtureAttention, Model, MoE
+from looplm.config.schema import Balance, ExitGate, FinalCrossEntropy, GateImprovement, MixtureAttention, Model, MoE
 from looplm.model.cache import NO_CACHE
 from looplm.model.context import Context
 from looplm.model.depth import Depth
@@ -17,8 +17,10 @@ from looplm.model.functional import FunctionalLM
 from looplm.model.output import Output
 from looplm.model.report import Report, Reporting
 from looplm.model.routing import summed, unless_padding
+from looplm.objective import build_objective, evaluate
 from looplm.objective.router import router_loss, router_sums
 from looplm.ops.attention import self_mask
+from looplm.ops.cross_entropy import IGNORED
 
 R, B, L, S, E, K = 3, 2, 2, 5, 6, 2
 GOLDEN = Path(__file__).parents[1] / "golden" / "moeut_a"
@@ -217,6 +219,46 @@ def test_an_expert_that_no_token_would_take_leaves_the_entropy_finite(logits_RBL
 def test_without_a_visit_routers_add_nothing(over, logits_RBLSE):
     config = model(Balance(auxiliary_weight=0.1, auxiliary_over=over, entropy_weight=0.1, z_loss_weight=0.1))
     assert router_loss(config, output(config, logits_RBLSE, np.zeros_like(RAN)), SCORED_B) == 0
+
+
+def test_a_stack_that_was_not_asked_for_its_choices_adds_nothing():
+    config = model(Balance(auxiliary_weight=0.1, entropy_weight=0.1, z_loss_weight=0.1))
+    report = Report(memory_BSD=jnp.zeros((R, B, L, S, config.dim)))
+    silent = Output(None, None, None, None, Depth(R), None, {"block": report}, None, NO_CACHE)
+    assert router_loss(config, silent, SCORED_B) == 0
+    assert router_sums(config, silent) == {}
+
+
+@pytest.mark.parametrize("kind", [FinalCrossEntropy(), GateImprovement()], ids=lambda kind: kind.kind)
+def test_a_model_that_learns_also_gets_the_losses_of_its_routers(kind):
+    """The z-loss, from the logits of all routers; where the gate alone learns, choices are only counted."""
+    moe = MoE(num_experts=E, experts_per_token=K, expert_dim=4, balance=Balance(z_loss_weight=0.5))
+    lm = FunctionalLM(
+        Model(
+            vocab_size=8, dim=8, num_heads=2, num_kv_heads=1, hidden_dim=8, block_layers=L, exit_gate=ExitGate(),
+            feed_forward=moe, attention=MixtureAttention(num_experts=E, experts_per_token=K),
+        )
+    )  # fmt: skip
+    objective, tokens_BS = build_objective(kind), jax.random.randint(jax.random.key(1), (B, S), 0, 8)
+    labels_BS = jnp.where(jnp.arange(S) < SCORED_B[:, None], tokens_BS, IGNORED)
+    context = Context(
+        jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros((B, S), jnp.int32)),
+        reporting=Reporting(routing=True, router_logits=True),
+    )  # fmt: skip
+
+    @jax.jit
+    def both(params):
+        forward = Forward(lm.bind(params), tokens_BS, context, Depth(R), jnp.float32)
+        alone, _ = objective(forward, labels_BS, jax.random.key(2))
+        sums, output = evaluate(objective, forward, labels_BS, jax.random.key(2))
+        return alone.objective, sums, output.reports["block"].experts.logits_BSE
+
+    alone, sums, logits_RBLSE = both(lm.init(jax.random.key(0)))
+    z_B = (np.log(np.exp(np.float64(logits_RBLSE)).sum(axis=-1)) ** 2).mean(axis=(0, 2, 3))
+    added = 0.5 * z_B @ SCORED_B if objective.trains is None else 0.0
+    assert sums.objective - alone == pytest.approx(added, abs=1e-4)
+    visits = R * B * L * S * K
+    assert (sums.routers["block"].load_TLE.sum(), sums.heads["block"].load_TLE.sum()) == (visits, 3 * visits)
 
 
 def test_the_coda_counts_only_reads_of_loops_that_ran():
