@@ -79,6 +79,7 @@ def test_final_loss_is_that_of_the_last_loop(lm, params, data):
     nll_BS = cross_entropy(model.logits(output.read[-1]), data[1])[0]
     np.testing.assert_allclose(sums.loss, jnp.sum(nll_BS[:, :-1]), rtol=1e-6)
     assert sums.objective == sums.loss
+    assert sums.tokens == B * (S - 1)
 
 
 def test_model_and_gate_both_learn(lm, params, data):
