@@ -19,6 +19,7 @@ Coordinator = Annotated[
 NumProcesses = Annotated[int | None, typer.Option(help="Processes of the whole job.")]
 ProcessId = Annotated[int | None, typer.Option(help="Number of this process, from 0.")]
 Workdir = Annotated[Path, typer.Argument(help="Run directory of `looplm train`.")]
+RunOrOfficial = Annotated[Path, typer.Argument(help="Run directory of `looplm train`, or an official model's folder.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")]
 Compiled = Annotated[
     Path | None, typer.Option(help="Folder of compiled programs; `compiled` beside the run when left out.")

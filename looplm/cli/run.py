@@ -16,6 +16,7 @@ from looplm.cli.options import (
     NumProcesses,
     Overrides,
     ProcessId,
+    RunOrOfficial,
     Step,
     Workdir,
 )
@@ -94,7 +95,7 @@ def eval(
 
 
 def generate(
-    workdir: Workdir,
+    workdir: RunOrOfficial,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; with --chat the user's message.")] = None,
     chat: Annotated[
         bool,
