@@ -34,7 +34,9 @@ EXPERTS = {
     "objective": "final",
 }
 SETTINGS = {
-    "one-sequence": ONE_SEQUENCE | MULTI_QUERY,
+    "one-sequence": ONE_SEQUENCE,
+    "one-sequence-and-key-value-head": ONE_SEQUENCE | MULTI_QUERY,
+    "one-key-value-head": {"optim.optimizer.eps": 1e-4, "num_steps": NUM_STEPS} | MULTI_QUERY,
     "accumulated-down-to-one": ONE_SEQUENCE | MULTI_QUERY | {"data.batch_tokens": 32, "data.accumulation_steps": 2},
     "experts-with-one-sequence": ONE_SEQUENCE | EXPERTS,
     "limited-experts-with-one-sequence": ONE_SEQUENCE | {
@@ -44,7 +46,7 @@ SETTINGS = {
         "loop.depth_per": "sequence",
     },
 }  # fmt: skip
-QUICK = ("one-sequence", "experts-with-one-sequence")
+QUICK = ("one-sequence-and-key-value-head", "experts-with-one-sequence")
 """Run by default; the others are slow tests."""
 ALONE = {f"mesh.{axis}": 1 for axis in MESH_AXES}
 
@@ -84,7 +86,8 @@ def without_mesh(program: Program) -> tuple[TrainState, Callable]:
 def test_steps_equal_those_without_a_mesh(tiny_run: Callable[..., Run], settings: dict[str, Any]) -> None:
     run = tiny_run(**settings | ALONE)
     expected = trained(run, with_mesh=False)
-    for mesh in ({}, {"mesh.context": 8}):
+    rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
+    for mesh in ({}, {"mesh.context": 8} if rows == 1 else {"mesh.data": 2, "mesh.fsdp": 4}):
         found = trained(tiny_run(**settings | ALONE | mesh))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
