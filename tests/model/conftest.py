@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from looplm.config.schema import ConcatInjection, ExitGate, Model
@@ -31,13 +32,16 @@ def model_config() -> Callable[..., Model]:
 
 @pytest.fixture(scope="session")
 def random_params() -> Callable[[FunctionalLM], Params]:
-    """Like `init`, but with norm scales off 1, and gates and biases off 0."""
+    """Noise in every tensor: norm scales off 1, gates and biases off 0. `init` would have to be compiled."""
 
     def draw(lm: FunctionalLM) -> Params:
-        leaves, tree = jax.tree.flatten(lm.init(jax.random.key(0)))
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(tree, noisy)
+        noise = np.random.default_rng(1)
+
+        def tensor(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            mean = 1.0 if path[-1].key == "scale" else 0.0
+            return jnp.asarray(noise.normal(mean, 0.15, leaf.shape), leaf.dtype)
+
+        return jax.tree.map_with_path(tensor, lm.shapes)
 
     return draw
 

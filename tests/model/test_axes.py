@@ -106,9 +106,10 @@ def test_the_cases_hold_every_pair_of_values() -> None:
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_every_pair_of_values_gives_its_numbers_and_learns(case, random_params) -> None:
-    chosen = {name: AXES[name][value] for name, value in case.items()}
+@pytest.fixture(params=CASES, ids=range(len(CASES)))
+def case(request, random_params):
+    """A model of a case with random parameters, its loss as a function of them, and what the loss is made of."""
+    chosen = {name: AXES[name][value] for name, value in request.param.items()}
     objective = build_objective(chosen.pop("objective"))
     remat, varies = chosen.pop("remat"), chosen.pop("depth")
     if isinstance(chosen["conditioning"], schema.VectorConditioning) and varies == "sequence":
@@ -120,29 +121,40 @@ def test_every_pair_of_values_gives_its_numbers_and_learns(case, random_params) 
             exit_gate=schema.ExitGate(), norm_eps=0.1, **chosen,
         )
     )  # fmt: skip
-    params, tokens_BS = random_params(lm), jax.random.randint(jax.random.key(0), (B, S), 0, VOCAB)
-    labels_BS = jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(IGNORED)
+    tokens_BS = np.random.default_rng(0).integers(0, VOCAB, (B, S))
+    labels_BS = np.roll(tokens_BS, -1, axis=1)
+    labels_BS[:, -1] = IGNORED
     trained = {"fixed": None, "batch": jnp.int32(2), "sequence": jnp.array([1, 3, 2, 3])}[varies]
     detached = {"fixed": 0, "batch": jnp.int32(0), "sequence": jnp.array([0, 2, 0, 1])}[varies]
     depth = Depth(R, trained, detached)
 
     def loss(params):
         context = Context(
-            jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)), remat,
+            jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros((B, S), jnp.int32)), remat,
             key=STATE_KEY, sequence_B=jnp.arange(B), reporting=Reporting(routing=True),
         )  # fmt: skip
-        forward = Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, with_statistics=True)
-        sums, _ = evaluate(objective, forward, labels_BS, jax.random.key(1))
+        forward = Forward(lm.bind(params), jnp.asarray(tokens_BS), context, depth, jnp.float32, with_statistics=True)
+        sums, _ = evaluate(objective, forward, jnp.asarray(labels_BS), jax.random.key(1))
         return sums.objective, sums
 
-    (value, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return lm.config, random_params(lm), tokens_BS, depth, objective, loss
+
+
+def test_every_pair_of_values_gives_its_numbers(case) -> None:
+    config, params, tokens_BS, depth, objective, loss = case
+    value, sums = jax.jit(loss)(params)
     assert np.isfinite(value)
-    assert_equal_to_plain(sums, objective, lm.config, params, np.asarray(tokens_BS), depth)
-    for path, leaf in jax.tree.leaves_with_path(gradient):
+    assert_equal_to_plain(sums, objective, config, params, tokens_BS, depth)
+
+
+@pytest.mark.slow
+def test_every_pair_of_values_learns(case) -> None:
+    config, params, *_, objective, loss = case
+    for path, leaf in jax.tree.leaves_with_path(jax.jit(jax.grad(loss, has_aux=True))(params)[0]):
         name = jax.tree_util.keystr(path)
         assert np.all(np.isfinite(leaf)), name
         # A key's bias shifts all scores of a query alike unless it is rotated; the first token's rotation is none.
-        if learns(name, lm.config, objective):
+        if learns(name, config, objective):
             assert np.any(leaf), name
 
 
