@@ -45,7 +45,7 @@ from looplm.train.preemption import Preemption
 from looplm.train.program import Program
 from looplm.train.rewind import Batches
 from looplm.train.saving import Saving, last_saved
-from looplm.train.skipped import IN_A_ROW, SkippedUpdates, Spoiled, is_lone_spike, why
+from looplm.train.skipped import IN_A_ROW, UNLABELLED, SkippedUpdates, Spoiled, is_lone_spike, why
 from looplm.train.stages import Stages, enter
 from looplm.train.state import TrainState
 from looplm.train.watchdog import Watchdog
@@ -223,6 +223,8 @@ class Trainer:
                 if stops and not is_last:
                     self.events.note("preempted", step=step, reason=self.preemption.reason)
                     raise Preempted(f"{self.preemption.reason}: saved after step {step}; start again to go on")
+        if unlabelled := int(row[UNLABELLED]):
+            self.console.print(f"{unlabelled} of {step} steps had no label and changed nothing", highlight=False)
         if row[IN_A_ROW] and not is_lone_spike(row):
             raise StoppedItself(f"the last {row[IN_A_ROW]:.0f} updates of the run were not made: {why(row)}")
         return state

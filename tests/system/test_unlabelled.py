@@ -75,6 +75,7 @@ def test_a_stage_in_which_few_steps_have_labels(train: Callable[[Path], tuple[An
     first = labelled.index(False) + 1
     assert shown.count("no token of the batch has a label") == 1
     assert f"note: step {first}: no token of the batch has a label" in shown
+    assert f"{labelled.count(False)} of {NUM_STEPS} steps had no label and changed nothing" in shown
     assert int(whole.opt_state.guard.num_good) == sum(labelled)
 
     with pytest.MonkeyPatch.context() as patch:
