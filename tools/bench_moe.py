@@ -17,9 +17,9 @@ from rich.table import Table
 
 from looplm.config.load import override
 from looplm.config.schema import Balance, Data, FeedForward, Loop, Model, MoE, Optim, Run, SwiGLU
-from looplm.metrics.flops import training_flops
 from looplm.ops.grouped_matmul import BACKENDS, grouped_matmul
 from looplm.sharding.mesh import build_mesh
+from looplm.train.flops import step_flops
 from looplm.train.program import Program
 
 STEPS = {
@@ -59,10 +59,7 @@ def step_of(run: Run) -> tuple[Callable[[], None], float]:
         state[0], metrics = step(state[0], batch, 0)
         jax.block_until_ready(metrics)
 
-    flops = training_flops(
-        run.model, run.objective, sequence_length=256, num_loops=run.loop.num_loops, trained_loops=run.loop.num_loops
-    )
-    return once, flops.total
+    return once, step_flops(program.trace().jaxpr).at(0).model / run.data.batch_tokens
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:

@@ -39,8 +39,8 @@ from looplm.config.schema import (
     Rope,
     Run,
 )
-from looplm.metrics.flops import training_flops
 from looplm.sharding.mesh import build_mesh
+from looplm.train.flops import step_flops
 from looplm.train.program import Program
 
 Step = Callable[[], float]
@@ -180,11 +180,12 @@ def main(
             seconds[name].append(time.perf_counter() - started)
     rates = {name: batch * length / statistics.median(times) for name, times in seconds.items()}
     ratio = statistics.median(b / a for a, b in zip(seconds["looplm"], seconds[peer], strict=True))
-    flops = training_flops(run.model, run.objective, sequence_length=length, num_loops=loops, trained_loops=loops)
+    program = Program(run, build_mesh(Mesh(), jax.devices()[:1]))
+    flops = step_flops(program.trace().jaxpr).at(0).model / (batch * length)
     print(f"jax {jax.__version__}, {peer}{' compiled' if compiled else ''}, {rounds} rounds, {sizes}")
     print(f"losses {', '.join(f'{name} {loss:.3f}' for name, loss in losses.items())}")
     print(
-        f"looplm {rates['looplm']:.0f} tokens/s ({rates['looplm'] * flops.total / 1e9:.0f} GFLOP/s), "
+        f"looplm {rates['looplm']:.0f} tokens/s ({rates['looplm'] * flops / 1e9:.0f} GFLOP/s), "
         f"{peer} {rates[peer]:.0f} tokens/s, looplm is {ratio:.2f} times as fast (median of pairs)"
     )
 

@@ -35,8 +35,8 @@ from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
-from looplm.metrics.flops import training_flops
 from looplm.sharding.mesh import build_mesh
+from looplm.train.flops import step_flops
 from looplm.train.program import Program
 from looplm.train.state import create_state
 
@@ -116,10 +116,7 @@ def main() -> None:
             loss, seconds = train(program, step, score, run_of(kind, arguments, seed))
             losses[kind].append(loss)
             console.print(f"{kind}, seed {seed}: {loss:.4f} nats, {seconds:.3f} s a step")
-        flops = training_flops(
-            run.model, run.objective, sequence_length=run.data.sequence_length, num_loops=run.loop.num_loops,
-            trained_loops=run.loop.num_loops,
-        ).total  # fmt: skip
+        flops = step_flops(program.trace().jaxpr).at(0).model / run.data.batch_tokens
         table.add_row(
             kind, f"{program.lm.num_params:,}", f"{program.lm.num_active_params:,}", f"{flops:,.0f}",
             *(f"{loss:.4f}" for loss in losses[kind]), f"{np.mean(losses[kind]):.4f}",

@@ -11,6 +11,7 @@ import jax
 from looplm.compile.hlo import Module
 from looplm.errors import UserError
 from looplm.ops.rounds import LATER_ROUNDS
+from looplm.train.flops import Flops, step_flops
 from looplm.train.memory import Memory, memory_of
 from looplm.train.program import Program
 
@@ -26,6 +27,8 @@ class CompiledStep(NamedTuple):
     module: Module | None
     """None where the compiler stopped because the program does not fit."""
     memory: Memory
+    flops: Flops
+    """At the mean depth."""
 
 
 def compile_step(program: Program) -> CompiledStep:
@@ -33,7 +36,9 @@ def compile_step(program: Program) -> CompiledStep:
 
     Raises UserError where the compiler gives up for lack of another memory than the device's main one.
     """
-    lowered = program.lower()
+    traced = program.trace()
+    detached = mean_detached_loops(program)
+    flops, lowered = step_flops(traced.jaxpr).at(detached), traced.lower()
     # The text is taken from the compiler's own dump: programs of a libtpu that is newer than jaxlib cannot be read back
     # (`as_text` fails on asynchronous slices).
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +46,7 @@ def compile_step(program: Program) -> CompiledStep:
             compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
             if (memory := memory_needed(program, error)) is not None:
-                return CompiledStep(None, memory)
+                return CompiledStep(None, memory, flops)
             if OUT_OF_MEMORY not in str(error):
                 raise
             kind = program.mesh.devices.flat[0].device_kind
@@ -50,7 +55,7 @@ def compile_step(program: Program) -> CompiledStep:
             ) from error
         (path,) = Path(folder).glob("*train_step*after_optimizations.txt")
         text = path.read_text()
-    return CompiledStep(Module(text, mean_detached_loops(program), never=LATER_ROUNDS), memory_of(compiled))
+    return CompiledStep(Module(text, detached, never=LATER_ROUNDS), memory_of(compiled), flops)
 
 
 def memory_needed(program: Program, error: Exception) -> Memory | None:

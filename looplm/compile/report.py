@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from looplm.compile.collectives import Collective, collectives
-from looplm.compile.compiled import CompiledStep, compile_step, mean_detached_loops
+from looplm.compile.compiled import CompiledStep, compile_step
 from looplm.compile.remedies import Remedy, remedies
 from looplm.compile.roofline import Roofline, roofline
 from looplm.compile.traffic import memory_traffic
-from looplm.config.schema import Run
 from looplm.hardware import find
-from looplm.metrics.flops import Flops, rematerialised, training_flops
 from looplm.model.experts import ROOM
 from looplm.ops.rounds import LATER_ROUNDS
 from looplm.train.memory import Memory, available_bytes, gib, memory_line
@@ -38,7 +36,7 @@ class CompileReport:
     flops_per_token: float
     """Model FLOPs of training, causal attention counted once; at the mean depth."""
     hardware_flops_per_token: float
-    """Also what is recomputed, and what attention computes before it masks."""
+    """Also what is recomputed, what attention computes before it masks, and the optimizer."""
     tokens_per_step: int
     memory_traffic: float | None
     """Bytes a device moves between memory and chip in a step; an estimate."""
@@ -75,15 +73,14 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
     run, mesh = program.run, program.mesh
     kind = mesh.devices.flat[0].device_kind
     device, sent = find(kind), None
-    model, hardware = (_flops(program, causal=causal) for causal in (True, False))
     traffic = time = mfu = None
     if step.module:
         sent = collectives(step.module, mesh.shape)
         traffic = memory_traffic(step.module)
         if device:
-            device_flops = hardware.hardware * run.data.batch_tokens / mesh.size
+            device_flops = step.flops.hardware / mesh.size
             time = roofline(device, mesh, device_flops=device_flops, traffic_bytes=traffic, collectives=sent)
-            mfu = model.total * run.data.batch_tokens / mesh.size / device.peak_flops / time.step_s
+            mfu = step.flops.model / mesh.size / device.peak_flops / time.step_s
     available = available_bytes(device) if device else None
     too_large = available is not None and step.memory.total > available
     return CompileReport(
@@ -98,8 +95,8 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         num_active_params=program.lm.num_active_params,
         memory=step.memory,
         memory_available=available,
-        flops_per_token=model.total,
-        hardware_flops_per_token=hardware.hardware,
+        flops_per_token=step.flops.model / run.data.batch_tokens,
+        hardware_flops_per_token=step.flops.hardware / run.data.batch_tokens,
         tokens_per_step=run.data.batch_tokens,
         memory_traffic=traffic,
         collectives=None if sent is None else _together([c for c in sent if c.executions]),
@@ -146,17 +143,6 @@ def lines(result: CompileReport) -> Iterator[str]:
         for remedy in result.remedies:
             changes = " ".join(f"--set {setting}" for setting in remedy.settings)
             yield f"  {changes}  (about {gib(remedy.predicted_bytes)}; {remedy.costs})"
-
-
-def _flops(program: Program, *, causal: bool) -> Flops:
-    run: Run = program.run
-    window = int(program.depths.window)
-    num_loops = window + int(mean_detached_loops(program))
-    flops = training_flops(
-        run.model, run.objective, sequence_length=run.data.sequence_length, num_loops=num_loops, trained_loops=window,
-        causal=causal,
-    )  # fmt: skip
-    return rematerialised(flops, run.model, run.objective, run.loop.remat, num_loops=num_loops)
 
 
 def _together(found: list[Collective]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
 from looplm.ops.ragged_exchange import exchange, windows
 from looplm.ops.rounds import sum_of_rounds
+from looplm.ops.scopes import done, needed
 from looplm.sharding.collective import on_each_device, use, vary
 from looplm.sharding.rules import activation_spec, num_shards, splitting
 
@@ -126,7 +127,9 @@ class Experts(nnx.Module):
             there, back, sizes_h = windows(sizes_pE, index, r * size, size)
             rows = exchange(rows, there, back, size, EXPERT)
             weights = exchange(weights, there, back, size, EXPERT, gathered=True)
-            return exchange(self._grouped(sizes_h, rows, weights, kernels), back, there, M, EXPERT)
+            with done(M / size):
+                rows = self._grouped(sizes_h, rows, weights, kernels)
+            return exchange(rows, back, there, M, EXPERT)
 
         where = sizes_pE, jax.lax.axis_index(EXPERT)
         return sum_of_rounds(one_round, -(-jnp.max(arriving_p) // size), where, rows_MD, weights_M1, *kernels)
@@ -174,7 +177,8 @@ class Experts(nnx.Module):
         rows_BMD = jax.vmap(spread)(x_BSD, token_BM, places_BSk)
         weights_BM1 = jax.vmap(spread)(weights_BSk.reshape(B, S * k, 1), choice_BM, places_BSk.reshape(B, S * k, 1))
         product = partial(jnp.einsum, "EMD,EDF->EMF")
-        y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), kernels)
+        with needed(min(1.0, S * k / (E * C))):
+            y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), kernels)
         dropped_B = jnp.sum((places_BSk == E * C) & (ids_BSk < E), axis=(1, 2), dtype=jnp.int32)
         return jax.vmap(collect)(home(y_EMD), token_BM, places_BSk), dropped_B
 

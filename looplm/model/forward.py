@@ -16,6 +16,7 @@ from looplm.model.lm import LoopLM
 from looplm.model.loop import run_loops
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
+from looplm.ops.scopes import WINDOW
 from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
 
 LOOKBACK = 2
@@ -91,7 +92,8 @@ class Forward:
             wanted_RBSD, read_active_TB = h_RBSD, depth.active_RB
             if not isinstance(reads, str):
                 wanted_RBSD, read_active_TB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, read_active_TB))
-            made, _, left = jax.lax.map(make if context.remat == "none" else jax.checkpoint(make), wanted_RBSD)
+            with jax.named_scope(WINDOW):
+                made, _, left = jax.lax.map(make if context.remat == "none" else jax.checkpoint(make), wanted_RBSD)
         else:
             made, coda_cache, left = make(halting.finish(last.halt, read(last.state)), cache.coda)
             made, left = jax.tree.map(lambda leaf: leaf[None], (made, left))

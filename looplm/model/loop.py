@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from looplm.model.depth import Depth, Loop
+from looplm.ops.scopes import DETACHED, WINDOW, done
 
 Tree = Any
 Remat = Literal["none", "layer", "loop", "names", "offload"]
@@ -66,7 +67,8 @@ def run_loops(
             new, _ = step(frozen_parameters, carry, frozen_inputs, loop)
             return new if detached_B.size == 1 else select(t < detached_B, new, carry)
 
-        advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(carry))
+        with done(depth.num_detached) if isinstance(depth.num_detached, int) else jax.named_scope(DETACHED):
+            advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(carry))
         # With a drawn count of 0 the first carry keeps its gradient.
         always = isinstance(depth.num_detached, int)
         carry = advanced if always else select(detached_B > 0, advanced, carry)
@@ -93,7 +95,8 @@ def run_loops(
     elif remat == "offload":
         body = with_carries_on_host(iterate)
     xs = (depth.active_RB, depth.numbers_RB, slices_of_window(per_loop, depth))
-    carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
+    with jax.named_scope(WINDOW):
+        carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
     return Ran(carry, kept, reports)
 
 

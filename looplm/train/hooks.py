@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looplm.config.schema import Run
 from looplm.data.held_out import HeldOut
 from looplm.errors import warn
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
-from looplm.metrics.flops import training_flops
 from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import Sink
 from looplm.metrics.sweep import Sweep
-from looplm.model.functional import Params, compute_dtype
+from looplm.model.functional import Params
 from looplm.optim.ema import ema_params
 from looplm.train.corruption import Digests
+from looplm.train.flops import StepFlops
 from looplm.train.metrics import readable
 from looplm.train.program import Program
 from looplm.train.state import TrainState
@@ -44,8 +43,10 @@ class Dispatched(NamedTuple):
 class StepLog:
     """Writes the numbers of one step after the other."""
 
-    def __init__(self, run: Run, sinks: Sequence[Sink], loads: LoadLog | None, extra: dict[str, float]):
-        self.run, self.sinks, self.loads = run, sinks, loads
+    def __init__(
+        self, program: Program, flops: StepFlops, sinks: Sequence[Sink], loads: LoadLog | None, extra: dict[str, float]
+    ):
+        self.program, self.flops, self.sinks, self.loads = program, flops, sinks, loads
         self.extra = extra
         """For the next line only."""
         self.restart_clock()
@@ -63,7 +64,7 @@ class StepLog:
         metrics |= {
             "perf/step_s": seconds,
             "perf/tokens_per_s": metrics["train/tokens"] / seconds,
-            **efficiency(self.run, dispatched.drawn, seconds),
+            **efficiency(self.program, self.flops, dispatched.drawn, seconds),
             **dispatched.data,
             **self.extra,
         }
@@ -75,23 +76,14 @@ class StepLog:
         return metrics
 
 
-def efficiency(run: Run, drawn: np.ndarray, seconds: float) -> dict[str, float]:
+def efficiency(program: Program, flops: StepFlops, drawn: np.ndarray, seconds: float) -> dict[str, float]:
     """Model FLOP/s of a step: the work that is needed, so what is computed twice does not count."""
-    depths, counts = np.unique(np.atleast_2d(drawn), axis=0, return_counts=True)
-    per_token = [
-        training_flops(
-            run.model,
-            run.objective,
-            sequence_length=run.data.sequence_length,
-            num_loops=int(detached + trained),
-            trained_loops=int(trained),
-        ).total
-        for detached, trained in depths
-    ]
-    rate = np.average(per_token, weights=counts) * run.data.batch_tokens / seconds / jax.device_count()
+    detached, trained = np.atleast_2d(drawn).mean(axis=0)
+    devices = program.mesh.devices
+    rate = flops.at(detached, trained / program.depths.window).model / seconds / devices.size
     metrics = {"perf/tflops_per_device": float(rate) / 1e12}
-    device = find_device(jax.devices()[0].device_kind)
-    if device is not None and compute_dtype(run.model) == jnp.bfloat16:  # the peak is one of bfloat16
+    device = find_device(devices.flat[0].device_kind)
+    if device is not None and program.dtype == jnp.bfloat16:  # the peak is one of bfloat16
         metrics["perf/mfu"] = float(rate) / device.peak_flops
     return metrics
 

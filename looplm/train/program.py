@@ -60,14 +60,18 @@ class Program:
     def abstract_state(self) -> TrainState:
         return abstract_state(self.lm, self.optimizer, self.mesh)
 
-    def lower(self) -> jax.stages.Lowered:
+    def trace(self) -> jax.stages.Traced:
         """The training step with the state donated; allocates nothing."""
         step = build_train_step(
             self.run, self.lm, self.optimizer, self.depths, dtype=self.dtype, per_layer=self.gathers_per_layer
         )
         arguments = (self.abstract_state(), self.batch.abstract(), self.batch.abstract_drawn())
         with jax.set_mesh(self.mesh):
-            return jax.jit(step, donate_argnums=0).lower(*arguments)
+            return jax.jit(step, donate_argnums=0).trace(*arguments)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The traced step in XLA's language."""
+        return self.trace().lower()
 
     def compile(self) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, Metrics]]:
         """Returns step(state, rows, index): training step `index` (from 0) on this process's rows; takes the state."""

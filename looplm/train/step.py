@@ -18,6 +18,7 @@ from looplm.model.report import Reporting
 from looplm.objective import Sums, build_objective, evaluate, with_frozen
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
+from looplm.ops.scopes import OPTIMIZER
 from looplm.optim.guard import GuardState, limits
 from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
@@ -101,9 +102,10 @@ def build_train_step(
 
         loss, grad_norm = total.loss / scored, optax.tree.norm(gradient)
         before: GuardState = state.opt_state.guard
-        updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm, tokens=total.tokens
-        )
+        with jax.named_scope(OPTIMIZER):
+            updates, opt_state = optimizer.update(
+                gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm, tokens=total.tokens
+            )
         params: Any = optax.apply_updates(state.params, updates)
         after: GuardState = opt_state.guard
         max_loss, max_grad_norm = limits(before, run.optim.guard)

@@ -37,6 +37,7 @@ from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.corruption import CorruptionCheck, Digests
 from looplm.train.depth import DepthSchedule
+from looplm.train.flops import StepFlops, step_flops
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
 from looplm.train.memory import memory_line, memory_of
@@ -56,9 +57,10 @@ NOTE_EVERY_S = 60.0
 
 
 class Compiled(NamedTuple):
-    """The training step, and how long it took to compile."""
+    """The training step, what it costs, and how long it took to compile."""
 
     step: jax.stages.Compiled
+    flops: StepFlops
     seconds: float
 
 
@@ -160,7 +162,8 @@ class Trainer:
     def run_steps(self, state: TrainState, done: int, sinks: list[Sink], loads: LoadLog | None) -> TrainState:
         batches = self.batches.read(self.loader, done + 1)
         log = StepLog(
-            self.run,
+            self.program,
+            self.compiled.flops,
             sinks,
             loads,
             {
@@ -254,8 +257,9 @@ class Trainer:
     @cached_property
     def compiled(self) -> Compiled:
         started = time.perf_counter()
-        step = self.program.lower().compile()
-        return Compiled(step, time.perf_counter() - started)
+        traced = self.program.trace()
+        flops, step = step_flops(traced.jaxpr), traced.lower().compile()
+        return Compiled(step, flops, time.perf_counter() - started)
 
     def open_sinks(self, first_step: int) -> list[Sink]:
         """Only one process writes."""

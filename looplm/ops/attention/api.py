@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from looplm.ops.attention import reference
 from looplm.ops.attention.mask import Mask
+from looplm.ops.scopes import needed
 
 
 def attention(
@@ -19,8 +20,10 @@ def attention(
     Returns:
         (B, S, N, H).
     """
-    if q_BSNH.dtype == jnp.float64:
-        # jax.nn takes the softmax in float32 whatever the inputs are.
-        return reference.attention(q_BSNH, k_BTKH, v_BTKH, mask, bias_BNST)
-    seen_B1ST = mask.dense(q_BSNH.shape[1])[:, None]
-    return jax.nn.dot_product_attention(q_BSNH, k_BTKH, v_BTKH, bias_BNST, seen_B1ST)
+    num_queries, num_keys = q_BSNH.shape[1], k_BTKH.shape[1]
+    with needed(mask.mean_keys(num_queries) / num_keys):
+        if q_BSNH.dtype == jnp.float64:
+            # jax.nn takes the softmax in float32 whatever the inputs are.
+            return reference.attention(q_BSNH, k_BTKH, v_BTKH, mask, bias_BNST)
+        seen_B1ST = mask.dense(num_queries)[:, None]
+        return jax.nn.dot_product_attention(q_BSNH, k_BTKH, v_BTKH, bias_BNST, seen_B1ST)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from looplm.config.schema import Model
 from looplm.sharding.collective import lay_out
@@ -57,6 +58,14 @@ class Mask:
         if place_BS is None:
             place_BS = jnp.arange(self.num_keys - num_queries, self.num_keys)[None]
         return place_BS[:, :, None] - jnp.arange(self.num_keys)
+
+    def mean_keys(self, num_queries: int) -> float:
+        """Returns how many keys a query sees on average in one document without a prefix, the queries being the last of
+        the keys."""
+        place_S = np.arange(self.num_keys - num_queries, self.num_keys)
+        window = self.num_keys if self.window is None else self.window
+        past_S, future_S = np.minimum(place_S + 1, window), np.minimum(self.num_keys - 1 - place_S, window - 1)
+        return float(np.mean(past_S + (future_S if self.kind == "full" else 0)))
 
     def _pairs(self, num_queries: int) -> jax.Array:
         distance_BST = self.distances(num_queries)

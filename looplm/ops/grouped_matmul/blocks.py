@@ -7,11 +7,14 @@ is overwritten; where rows are summed up they are masked.
 import jax
 import jax.numpy as jnp
 
+from looplm.ops.scopes import done
+
 SMALLEST, LARGEST = 16, 128
 
 
 def of_rows(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False) -> jax.Array:
     block = _block_size(x_MD, sizes_E)
+    blocks_of_a_group = x_MD.shape[0] / (block * sizes_E.shape[0])
     padded_MD = jnp.pad(x_MD, ((0, block), (0, 0)))
     contracted = (((1,), (1 if transposed else 0,)), ((), ()))
     width = w_EDF.shape[1 if transposed else 2]
@@ -24,7 +27,8 @@ def of_rows(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed
             rows = jax.lax.dynamic_slice_in_dim(padded_MD, first, block)
             return jax.lax.dynamic_update_slice_in_dim(y, jax.lax.dot_general(rows, w_DF, contracted), first, axis=0)
 
-        return jax.lax.fori_loop(0, -(-size // block), one, y), None
+        with done(blocks_of_a_group):
+            return jax.lax.fori_loop(0, -(-size // block), one, y), None
 
     ends_E = jnp.cumsum(sizes_E)
     y, _ = jax.lax.scan(
@@ -36,6 +40,7 @@ def of_rows(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed
 
 def of_matrices(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     block = _block_size(x_MD, sizes_E)
+    blocks_of_a_group = x_MD.shape[0] / (block * sizes_E.shape[0])
     padded_MD, padded_MF = (jnp.pad(rows, ((0, block), (0, 0))) for rows in (x_MD, y_MF))
 
     def group(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
@@ -52,7 +57,9 @@ def of_matrices(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Arr
         # Summed over blocks in float32, whatever the type of the rows.
         wide = jnp.promote_types(x_MD.dtype, jnp.float32)
         zeros_DF = jnp.zeros_like(x_MD, wide, shape=(x_MD.shape[1], y_MF.shape[1]))
-        return None, jax.lax.fori_loop(0, -(-size // block), one, zeros_DF).astype(x_MD.dtype)
+        with done(blocks_of_a_group):
+            total_DF = jax.lax.fori_loop(0, -(-size // block), one, zeros_DF)
+        return None, total_DF.astype(x_MD.dtype)
 
     return jax.lax.scan(group, None, (jnp.cumsum(sizes_E) - sizes_E, sizes_E))[1]
 

@@ -1,7 +1,6 @@
-"""How many FLOPs a token costs, in closed form: what MFU is computed from, and where the FLOPs go.
+"""How many FLOPs a token costs, in closed form: what `looplm/train/flops.py` has to count in a traced step.
 
 Only matrix products are counted, a multiplication and an addition each; everything is per token of a sequence.
-XLA's own count is no use: it counts the body of a scan once (5-35 % of a looped model).
 
     layer      a = 2 (D (N + K) H + w + f) + 4 N H k           k keys that a query meets
     values, outputs  w = D (N + K) H, with E_a experts a head D (N + K) (E_a H + E_a): experts and routers
@@ -23,17 +22,13 @@ of the last t. The gate-only objective costs one product backward, for the gate'
 k is S for a kernel that masks what it has computed (`causal=False`: the XLA reference), and the mean number of keys in
 sight for one that skips the rest (`causal=True`). MFU takes the latter; figures without the causal half are higher.
 
-The tests hold this equal to a count of the traced training step at fixed depth. Known deviations from what runs:
-- Norms, softmax, rotary positions, the optimizer and the padding of the chunked head are not counted.
-- The experts of an attention are all computed, whichever a token chose, and all counted; with one expert the values
-  have no router.
-- With a capacity the experts' products are over all places, empty ones too: capacity_factor times what is counted.
-- Packed documents see less than the causal half, a prefix more; neither is known here.
-- At less depth than the window, the program still reads the skipped loops where it reads all. Sequences of different
-  depth all run the window; average these counts over them for what was useful.
-- Of a user's own parts nothing is known: an injection counts nothing, a core as the shipped one, halting as if nobody
-  left, an objective as if it read all loops of the window.
-- Where no gradient reaches the prelude, the program still sends zeros through it: 2 A(prelude) of idle work.
+Of the shipped parts only, and not of:
+- norms, softmax, rotary positions, the optimizer and the padding of the chunked head;
+- the empty places of a capacity: a capacity_factor times what is counted is done;
+- packed documents and prefixes. The experts of an attention are all computed, whichever a token chose, and all counted;
+  with one expert the values have no router;
+- idle work: with a drawn depth, zeros go back through a prelude that no gradient reaches (2 A(prelude)), and the loops
+  that a shallow step skips are read where all are.
 
 Source: the stack as in arXiv 2203.15556, appendix F; the loop terms are derived.
 """
