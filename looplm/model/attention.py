@@ -5,13 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import zeros
 
 from looplm.config import schema
 from looplm.config.schema import MixtureAttention, Model, RotaryPositions
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
 from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
-from looplm.model.init import initializers
+from looplm.model.init import Init
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.model.positions import RelativePositions
 from looplm.model.routing import Routing
@@ -26,17 +27,15 @@ Mix = Callable[[jax.Array, jax.Array], jax.Array]
 class Heads(nnx.Module):
     """Queries or keys: projection, then learned bias, norm and rotation as the config has them."""
 
-    def __init__(self, config: Model, num_heads: int, axis: str, *, rngs: nnx.Rngs):
-        init, H = initializers(config), config.head_size
+    def __init__(self, config: Model, num_heads: int, axis: str, init: Init, *, rngs: nnx.Rngs):
+        H = config.head_size
         self.rope = config.rope if isinstance(config.positions, RotaryPositions) else None
         self.project = Linear(
-            rngs, init["linear"], "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
+            rngs, init.matrix, "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
             ("batch", "sequence", axis, "head_dim"),
         )  # fmt: skip
         self.bias = (
-            parameter(rngs, init["attention_bias"], (num_heads, H), (axis, "head_dim"), elementwise=True)
-            if config.qk_bias
-            else None
+            parameter(rngs, zeros, (num_heads, H), (axis, "head_dim"), elementwise=True) if config.qk_bias else None
         )
         self.norm = head_norm(config, num_heads, H, axis, rngs=rngs) if config.qk_norm else None
 
@@ -54,39 +53,40 @@ def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: 
     if not config.qk_norm_scale:
         return UnitNorm()
     if config.qk_norm_over == "all_heads":
-        return HeadsNorm(rngs, initializers(config)["norm"], (num_heads, head_dim), config.norm_eps, axis)
-    return RMSNorm(rngs, initializers(config)["norm"], head_dim, config.norm_eps, axis="head_dim")
+        return HeadsNorm(rngs, (num_heads, head_dim), config.norm_eps, axis)
+    return RMSNorm(rngs, head_dim, config.norm_eps, axis="head_dim")
 
 
 class Attention(nnx.Module):
     """Self-attention of one layer, from what it reads to what it adds to the residual stream."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, init: Init, *, rngs: nnx.Rngs):
         D, N = config.dim, config.num_heads
         K, H = config.kv_heads, config.head_size
-        init = initializers(config)
-        self.query = Heads(config, N, "heads", rngs=rngs)
-        self.key = Heads(config, K, "kv_heads", rngs=rngs)
+        self.query = Heads(config, N, "heads", init, rngs=rngs)
+        self.key = Heads(config, K, "kv_heads", init, rngs=rngs)
         self.relative = (
-            RelativePositions(config, rngs=rngs) if isinstance(config.positions, schema.RelativePositions) else None
+            RelativePositions(config, init, rngs=rngs)
+            if isinstance(config.positions, schema.RelativePositions)
+            else None
         )
         self.mixture = mixture = config.attention if isinstance(config.attention, MixtureAttention) else None
         choosing = mixture if mixture and mixture.routed_values else None
-        self.value_router = HeadRouter(config, choosing, K, rngs=rngs) if choosing else None
-        self.output_router = HeadRouter(config, mixture, N, rngs=rngs) if mixture else None
+        self.value_router = HeadRouter(config.dim, choosing, K, init, rngs=rngs) if choosing else None
+        self.output_router = HeadRouter(config.dim, mixture, N, init, rngs=rngs) if mixture else None
         self.value: nnx.Module = (
-            ValueExperts(config, choosing, K, H, rngs=rngs)
+            ValueExperts(config, choosing, init, rngs=rngs)
             if choosing
             else Unrouted(
-                rngs, init["linear"], "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
+                rngs, init.matrix, "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
                 ("batch", "sequence", "kv_heads", "head_dim"),
             )
         )  # fmt: skip
         self.output: nnx.Module = (
-            OutputExperts(config, mixture, H, rngs=rngs)
+            OutputExperts(config, mixture, init, rngs=rngs)
             if mixture
             else Unrouted(
-                rngs, init["residual_output"], "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
+                rngs, init.output, "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
                 ("batch", "sequence", "embed"),
             )
         )  # fmt: skip

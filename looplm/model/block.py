@@ -14,6 +14,7 @@ from looplm.model.attention import Attention, Mix
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
 from looplm.model.feed_forward import build_dense
+from looplm.model.init import Init
 from looplm.model.layers import in_group, stacked
 from looplm.model.mixed import places_among, scan_layers, take
 from looplm.model.moe import MoE
@@ -32,14 +33,14 @@ KEPT_NAMES = ("attention_out", "feed_forward_out")
 class Layer(nnx.Module):
     """Attention, then feed-forward, each a branch of the residual stream."""
 
-    def __init__(self, config: Model, feed_forward: FeedForward, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, feed_forward: FeedForward, init: Init, *, rngs: nnx.Rngs):
         residual = PLACEMENTS[config.norm_placement]
-        self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, rngs=rngs)
+        self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, init, rngs=rngs)
         self.feed_forward_residual = residual(config, rngs=rngs)
         self.feed_forward = (
-            MoE(config, feed_forward, rngs=rngs)
+            MoE(config, feed_forward, init, rngs=rngs)
             if isinstance(feed_forward, schema.MoE)
-            else build_dense(config, feed_forward, rngs=rngs)
+            else build_dense(config, feed_forward, init, rngs=rngs)
         )
 
     def __call__(
@@ -90,11 +91,11 @@ class Stack(nnx.Module):
     does not grow with the number of layers; dense layers among layers with experts have a stack of their own."""
 
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
-        feed_forward, num_layers = config.feed_forward_of(place), config.layers_of(place)
+        feed_forward, num_layers, init = config.feed_forward_of(place), config.layers_of(place), Init.of(config)
         dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
-            return stacked(lambda rngs: Layer(config, feed_forward, rngs=rngs), count, rngs)
+            return stacked(lambda rngs: Layer(config, feed_forward, init, rngs=rngs), count, rngs)
 
         self.layers = in_group("layers", layers(feed_forward, num_layers - len(dense)), place)
         self.dense_layers = (

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from looplm.config import schema
 from looplm.config.schema import Model
-from looplm.model.init import initializers, of_each
+from looplm.model.init import Init, of_each
 from looplm.model.layers import parameter
 from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
@@ -55,19 +56,19 @@ Work = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
 class Experts(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), f being SwiGLU or relu(x W_up) W_down."""
 
-    def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
-        init, D, E = initializers(config), config.dim, moe.num_experts
+    def __init__(self, config: Model, moe: schema.MoE, init: Init, *, rngs: nnx.Rngs):
+        D, E = config.dim, moe.num_experts
         F = moe.expert_dim or config.hidden_dim
         self.moe = moe
 
         used = moe.experts_per_token, E
 
-        def kernel(role: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
-            return parameter(rngs, of_each(init[role]), (E, *shape), ("experts", *axes), gathers_itself=True, used=used)
+        def kernel(rule: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+            return parameter(rngs, of_each(rule), (E, *shape), ("experts", *axes), gathers_itself=True, used=used)
 
-        self.up = kernel("linear", (D, F), ("embed", "hidden"))
-        self.gate = kernel("linear", (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None
-        self.down = kernel("residual_output", (F, D), ("hidden", "embed"))
+        self.up = kernel(init.matrix, (D, F), ("embed", "hidden"))
+        self.gate = kernel(init.matrix, (D, F), ("embed", "hidden")) if moe.expert == "swiglu" else None
+        self.down = kernel(init.output, (F, D), ("hidden", "embed"))
 
     def __call__(
         self, x_BSD: jax.Array, ids_BSk: jax.Array, weights_BSk: jax.Array, *, with_capacity: bool

@@ -1,11 +1,13 @@
 """The exit gate and the distribution over loops that it defines (arXiv 2510.25741)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import constant, zeros
 
-from looplm.config.schema import Model
-from looplm.model.init import initializers
+from looplm.config import schema
 from looplm.model.layers import parameter
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import per_channel, use
@@ -15,10 +17,10 @@ from looplm.sharding.rules import activation_spec
 class ExitGate(nnx.Module):
     """logit(lambda) = w . h + b for every token; lambda is the probability of leaving, given one is still in."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        init = initializers(config)
-        self.kernel = parameter(rngs, init["gate"], (config.dim, 1), ("embed", "one"), wide=True)
-        self.bias = parameter(rngs, init["gate_bias"], (1,), ("one",), elementwise=True)
+    def __init__(self, dim: int, kind: schema.ExitGate, *, rngs: nnx.Rngs):
+        p = kind.initial_exit_probability
+        self.kernel = parameter(rngs, zeros, (dim, 1), ("embed", "one"), wide=True)
+        self.bias = parameter(rngs, constant(math.log(p / (1 - p))), (1,), ("one",), elementwise=True)
 
     def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
         """Return logits (B, S), float32 at least. hidden_BSD: what `Core.read` gives of a state."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.config.schema import MixtureAttention, Model
-from looplm.model.init import initializers, of_each
+from looplm.model.init import Init, of_each
 from looplm.model.layers import Linear, parameter
 from looplm.model.router import best
 from looplm.model.routing import Routing, summed, unless_padding
@@ -36,11 +36,9 @@ class Choice(NamedTuple):
 class HeadRouter(nnx.Module):
     """Scores the experts of every head for every token by a sigmoid and takes the best; float32 at least."""
 
-    def __init__(self, config: Model, mixture: MixtureAttention, num_heads: int, *, rngs: nnx.Rngs):
-        self.count, shape = mixture.experts_per_token, (config.dim, num_heads, mixture.num_experts)
-        self.kernel = parameter(
-            rngs, initializers(config)["head_router"], shape, ("embed", "routes", "routes"), wide=True
-        )
+    def __init__(self, dim: int, mixture: MixtureAttention, num_heads: int, init: Init, *, rngs: nnx.Rngs):
+        self.count, shape = mixture.experts_per_token, (dim, num_heads, mixture.num_experts)
+        self.kernel = parameter(rngs, init.matrix, shape, ("embed", "routes", "routes"), wide=True)
 
     def __call__(self, x_BSD: jax.Array) -> Choice:
         """Choose the experts of every head. x_BSD: in the layout of the residual stream."""
@@ -58,10 +56,10 @@ class HeadRouter(nnx.Module):
 class ValueExperts(nnx.Module):
     """sum over the experts of a head of weight * x W_e."""
 
-    def __init__(self, config: Model, mixture: MixtureAttention, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, mixture: MixtureAttention, init: Init, *, rngs: nnx.Rngs):
+        shape = mixture.num_experts, config.dim, config.kv_heads, config.head_size
         self.experts = Linear(
-            rngs, of_each(initializers(config)["linear"]), "BSD,EDKH->BSEKH",
-            (mixture.num_experts, config.dim, num_heads, head_dim), ("head_experts", "embed", "kv_heads", "head_dim"),
+            rngs, of_each(init.matrix), "BSD,EDKH->BSEKH", shape, ("head_experts", "embed", "kv_heads", "head_dim"),
             ("batch", "sequence", "head_experts", "kv_heads", "head_dim"), used=share_of(mixture),
         )  # fmt: skip
 
@@ -74,10 +72,10 @@ class ValueExperts(nnx.Module):
 class OutputExperts(nnx.Module):
     """sum over heads and their experts of weight * x W_e."""
 
-    def __init__(self, config: Model, mixture: MixtureAttention, head_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, mixture: MixtureAttention, init: Init, *, rngs: nnx.Rngs):
+        shape = mixture.num_experts, config.num_heads, config.head_size, config.dim
         self.experts = Linear(
-            rngs, of_each(initializers(config)["residual_output"], summed=False), "BSENH,ENHD->BSD",
-            (mixture.num_experts, config.num_heads, head_dim, config.dim),
+            rngs, of_each(init.output, summed=False), "BSENH,ENHD->BSD", shape,
             ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"), used=share_of(mixture),
         )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""First values of all parameters: one table, read by the modules that declare them."""
+"""First values: five rules for the matrices of a model, and the laws that they are made of.
+
+A parameter that needs none of the rules (norms, biases, gates) has its first value where it is declared.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,12 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, constant, normal, ones, variance_scaling, zeros
+from jax.nn.initializers import Initializer, normal, zeros
 
 from looplm.config.schema import (
-    ConcatInjection,
     DepthScaledInit,
-    DiagonalInjection,
     FanInInit,
     Model,
     NormalInit,
@@ -22,49 +23,42 @@ from looplm.config.schema import (
 ORTHOGONAL_STEPS = 40
 
 
-def initializers(config: Model) -> dict[str, Any]:
-    """Return the initialiser, (key, shape, dtype) -> array, of every role that a parameter can have."""
-    own: dict[str, Any] = {}
-    match config.init:
-        case NormalInit(std=std):
-            matrix = output = normal(std)
-        case ZeroOutputInit(std=std):
-            matrix, output = normal(std), zeros
-        case DepthScaledInit(effective_depth=depth):
-            std = math.sqrt(2 / (5 * config.dim))
-            matrix, output = truncated_normal(std), truncated_normal(std / math.sqrt(2 * depth))
-        case OrthogonalInit():
-            matrix, output = orthogonal(math.sqrt(2 / (5 * config.dim))), zeros
-        case FanInInit(effective_depth=depth):
-            scale, width = math.sqrt(2 / depth), 1 / math.sqrt(config.dim)
-            matrix, output = normal(scale * width), FanInNormal(scale)
-            within = uniform_within(width)  # the default of torch.nn.Linear
-            rows = same_length(matrix)
-            own = {"embedding": normal(width), "router": rows, "head": within, "head_bias": within}
-    return {
-        "embedding": matrix,
-        "linear": matrix,
-        "residual_output": output,
-        "head": matrix,
-        "router": matrix,
-        "head_router": matrix,
-        "router_bias": zeros,
-        "norm": ones,
-        "norm_bias": zeros,
-        "head_bias": zeros,
-        "attention_bias": zeros,
-        "loop_vector": zeros,
-        "value_embedding": normal(1.0),
-        "value_gate": variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(channels)
-        "read_out": identity if config.read_out and config.read_out.init == "identity" else matrix,
-        "concat": _concat(config, matrix),
-        "concat_bias": zeros,
-        "diagonal_input": identity,
-        "diagonal_rate": zeros,
-        "diagonal_step": constant(_diagonal_step(config)),
-        "gate": zeros,
-        "gate_bias": constant(_gate_bias(config)),
-    } | own
+@dataclass(frozen=True)
+class Init:
+    """What the matrices of a model start from; made once and handed to the modules."""
+
+    matrix: Initializer
+    """Of what has no rule of its own."""
+    output: Initializer
+    """Of what writes into the residual stream."""
+    embedding: Initializer
+    router: Initializer
+    """Of the experts of a feed-forward."""
+    head: Initializer
+    head_bias: Initializer = zeros
+
+    @classmethod
+    def of(cls, config: Model) -> "Init":
+        """Make the rules that the config names."""
+        match config.init:
+            case NormalInit(std=std):
+                return cls.alike(normal(std))
+            case ZeroOutputInit(std=std):
+                return cls.alike(normal(std), output=zeros)
+            case DepthScaledInit(effective_depth=depth):
+                std = math.sqrt(2 / (5 * config.dim))
+                return cls.alike(truncated_normal(std), output=truncated_normal(std / math.sqrt(2 * depth)))
+            case OrthogonalInit():
+                return cls.alike(orthogonal(math.sqrt(2 / (5 * config.dim))), output=zeros)
+            case FanInInit(effective_depth=depth):
+                scale, width = math.sqrt(2 / depth), 1 / math.sqrt(config.dim)
+                matrix, within = normal(scale * width), uniform_within(width)  # torch.nn.Linear's default
+                return cls(matrix, FanInNormal(scale), normal(width), same_length(matrix), within, within)
+
+    @classmethod
+    def alike(cls, matrix: Initializer, output: Initializer | None = None) -> "Init":
+        """Make one rule for all matrices, but for those that write into the residual stream if `output` is given."""
+        return cls(matrix, matrix if output is None else output, embedding=matrix, router=matrix, head=matrix)
 
 
 def truncated_normal(std: float) -> Initializer:
@@ -97,9 +91,7 @@ def orthogonal(std: float) -> Initializer:
     return draw  # type: ignore[return-value]
 
 
-def identity(
-    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
-) -> jax.Array:
+def identity(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
     """Start a matrix as the identity."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
@@ -153,30 +145,3 @@ def of_each(matrix: Initializer, *, summed: bool = True) -> Initializer:
         return jax.vmap(lambda key: of_one(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
 
     return draw  # type: ignore[return-value]
-
-
-def _concat(config: Model, matrix: Initializer) -> Initializer:
-    """Start the map of [state; input], (2, D, D), at random, or as the identity on one of its halves."""
-    injection = config.injection
-    if not isinstance(injection, ConcatInjection) or injection.init == "random":
-        return matrix
-    passed = 0 if injection.init == "state" else 1
-
-    def one_half(
-        key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32, out_sharding: None = None
-    ) -> jax.Array:
-        return jnp.zeros(shape, dtype).at[passed].set(identity(key, shape[1:], dtype))
-
-    return one_half  # type: ignore[return-value]
-
-
-def _gate_bias(config: Model) -> float:
-    """Return the logit of the exit probability that every loop starts with."""
-    probability = config.exit_gate.initial_exit_probability if config.exit_gate else 0.5
-    return math.log(probability / (1 - probability))
-
-
-def _diagonal_step(config: Model) -> float:
-    """Return b such that exp(-softplus(b)) is the initial decay, the rate being exp(0)."""
-    decay = config.injection.initial_decay if isinstance(config.injection, DiagonalInjection) else 0.5
-    return math.log(math.expm1(-math.log(decay)))

@@ -1,11 +1,15 @@
 """Injections: how the input enters every loop."""
 
+import math
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer, constant, zeros
 
 from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, Model, NoInjection, OwnInjection
-from looplm.model.init import initializers
+from looplm.model.init import Init, identity
 from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import per_channel, use
@@ -42,12 +46,11 @@ class Concat(Injection):
     """One linear map of [state; input] (arXiv 2502.05171); the kernel is kept as two (D, D) halves, [state, input]."""
 
     def __init__(self, config: Model, kind: ConcatInjection, *, rngs: nnx.Rngs):
-        D, init = config.dim, initializers(config)
+        D, init = config.dim, Init.of(config).matrix if kind.init == "random" else one_half(kind.init)
         self.linear = Linear(
-            rngs, init["concat"], "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"),
-            ("batch", "residual", "embed"),
-        )  # fmt: skip
-        self.bias = parameter(rngs, init["concat_bias"], (D,), ("embed",), elementwise=True) if kind.bias else None
+            rngs, init, "iBSD,iDE->BSE", (2, D, D), ("one", "embed", "embed_out"), ("batch", "residual", "embed")
+        )
+        self.bias = parameter(rngs, zeros, (D,), ("embed",), elementwise=True) if kind.bias else None
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         mixed_BSD = self.linear(jnp.stack([state_BSD, input_BSD]))
@@ -62,14 +65,14 @@ class Diagonal(Injection):
     The decay is below 1 whatever is learned, so the loop contracts; nothing here is weight-decayed.
     """
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        D, init = config.dim, initializers(config)
+    def __init__(self, D: int, kind: DiagonalInjection, *, rngs: nnx.Rngs):
         self.input = Linear(
-            rngs, init["diagonal_input"], "BSD,DE->BSE", (D, D), ("embed", "embed_out"),
-            ("batch", "residual", "embed"), decays=False,
-        )  # fmt: skip
-        self.log_rate = parameter(rngs, init["diagonal_rate"], (D,), ("embed",), elementwise=True)
-        self.step_bias = parameter(rngs, init["diagonal_step"], (D,), ("embed",), elementwise=True)
+            rngs, identity, "BSD,DE->BSE", (D, D), ("embed", "embed_out"), ("batch", "residual", "embed"), decays=False
+        )
+        # exp(-softplus(b)) is the initial decay, the rate being exp(0).
+        step_bias = constant(math.log(math.expm1(-math.log(kind.initial_decay))))
+        self.log_rate = parameter(rngs, zeros, (D,), ("embed",), elementwise=True)
+        self.step_bias = parameter(rngs, step_bias, (D,), ("embed",), elementwise=True)
 
     def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
         def mix(log_rate: jax.Array, step_bias: jax.Array, state_BSD: jax.Array, written_BSD: jax.Array) -> jax.Array:
@@ -91,6 +94,16 @@ def decay(step_D: jax.Array, log_rate_D: jax.Array) -> jax.Array:
     return jnp.exp(-step_D * jnp.exp(log_rate_D))
 
 
+def one_half(passed: Literal["state", "input"]) -> Initializer:
+    """Start the map of [state; input], (2, D, D), as the identity on one of its halves."""
+
+    def draw(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        half = 0 if passed == "state" else 1
+        return jnp.zeros(shape, dtype).at[half].set(identity(key, shape[1:], dtype))
+
+    return draw
+
+
 def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
     """Make the injection that the config names."""
     match config.injection:
@@ -100,7 +113,7 @@ def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
             return Add()
         case ConcatInjection() as kind:
             return Concat(config, kind, rngs=rngs)
-        case DiagonalInjection():
-            return Diagonal(config, rngs=rngs)
+        case DiagonalInjection() as kind:
+            return Diagonal(config.dim, kind, rngs=rngs)
         case OwnInjection() as own:
             return own.build(config, rngs=rngs)

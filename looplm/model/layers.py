@@ -6,10 +6,9 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer
+from jax.nn.initializers import Initializer, ones, zeros
 
 from looplm.config.schema import Model, Place
-from looplm.model.init import initializers
 from looplm.ops.norm import layer_norm, rms_norm
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
@@ -107,9 +106,9 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """RMSNorm over the last dim, with a learned scale."""
 
-    def __init__(self, rngs: nnx.Rngs, init: Initializer, dim: int, eps: float, axis: str = "embed"):
+    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, axis: str = "embed"):
         self.eps = eps
-        self.scale = parameter(rngs, init, (dim,), (axis,), elementwise=True)
+        self.scale = parameter(rngs, ones, (dim,), (axis,), elementwise=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
@@ -119,10 +118,10 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last dim, with a learned scale and bias."""
 
-    def __init__(self, rngs: nnx.Rngs, scale: Initializer, bias: Initializer, dim: int, eps: float):
+    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float):
         self.eps = eps
-        self.scale = parameter(rngs, scale, (dim,), ("embed",), elementwise=True)
-        self.bias = parameter(rngs, bias, (dim,), ("embed",), elementwise=True)
+        self.scale = parameter(rngs, ones, (dim,), ("embed",), elementwise=True)
+        self.bias = parameter(rngs, zeros, (dim,), ("embed",), elementwise=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -142,20 +141,19 @@ class UnitNorm(nnx.Module):
 
 def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm | UnitNorm:
     """Make a norm of the residual stream, of the kind that the config names."""
-    init = initializers(config)
     if config.norm == "unit":
         return UnitNorm(config.norm_eps)
     if config.norm == "layer":
-        return LayerNorm(rngs, init["norm"], init["norm_bias"], config.dim, config.norm_eps)
-    return RMSNorm(rngs, init["norm"], config.dim, config.norm_eps)
+        return LayerNorm(rngs, config.dim, config.norm_eps)
+    return RMSNorm(rngs, config.dim, config.norm_eps)
 
 
 class HeadsNorm(nnx.Module):
     """RMSNorm over the last two dims together, with a learned scale."""
 
-    def __init__(self, rngs: nnx.Rngs, init: Initializer, shape: tuple[int, int], eps: float, axis: str):
+    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, int], eps: float, axis: str):
         self.eps = eps
-        self.scale = parameter(rngs, init, shape, (axis, "head_dim"), elementwise=True)
+        self.scale = parameter(rngs, ones, shape, (axis, "head_dim"), elementwise=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))

@@ -27,7 +27,7 @@ from looplm.model.core import Inputs, build_core
 from looplm.model.depth import Loop
 from looplm.model.gates import ExitGate
 from looplm.model.halting import Halting, build_halting
-from looplm.model.init import initializers
+from looplm.model.init import Init, identity
 from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
 from looplm.model.output import Carry
@@ -66,34 +66,42 @@ class LoopLM(nnx.Module):
     """The parameters of a looped language model, and its three stages: enter, body, leave."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        init = initializers(config)
+        init = Init.of(config)
 
         def stack(place: Place) -> Stack | None:
             return Stack(config, place, rngs=rngs) if config.layers_of(place) else None
 
         self.config = config
-        self.embedding = Embedding(rngs, init["embedding"], config.vocab_size, config.dim)
+        self.embedding = Embedding(rngs, init.embedding, config.vocab_size, config.dim)
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
         self.position_table = (
-            PositionTable(config, config.positions, rngs=rngs)
+            PositionTable(config.dim, config.positions, init, rngs=rngs)
             if isinstance(config.positions, LearnedPositions)
             else None
         )
         self.prelude, self.coda = stack("prelude"), stack("coda")
         self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
         self.core, self.halting = build_core(config, rngs=rngs), build_halting(config, rngs=rngs)
-        self.gate = in_group("gate", ExitGate(config, rngs=rngs)) if config.exit_gate else None
+        self.gate = in_group("gate", ExitGate(config.dim, config.exit_gate, rngs=rngs)) if config.exit_gate else None
         D, out = config.dim, ("batch", "residual", "embed")
         self.read_out = (
-            Linear(rngs, init["read_out"], "BSD,DE->BSE", (D, D), ("embed", "embed_out"), out, decays=False)
+            Linear(
+                rngs,
+                identity if config.read_out.init == "identity" else init.matrix,
+                "BSD,DE->BSE",
+                (D, D),
+                ("embed", "embed_out"),
+                out,
+                decays=False,
+            )
             if config.read_out
             else None
         )
         self.final_norm = build_norm(config, rngs=rngs) if config.final_norm else None
         shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
-        self.head = None if config.tie_embeddings else parameter(rngs, init["head"], shape, axes)
+        self.head = None if config.tie_embeddings else parameter(rngs, init.head, shape, axes)
         self.head_bias = (
-            parameter(rngs, init["head_bias"], shape[:1], axes[:1], elementwise=True) if config.head_bias else None
+            parameter(rngs, init.head_bias, shape[:1], axes[:1], elementwise=True) if config.head_bias else None
         )
 
     def enter(

@@ -8,6 +8,7 @@ from looplm.config.schema import Model
 from looplm.model.context import Context
 from looplm.model.experts import Experts
 from looplm.model.feed_forward import SwiGLU
+from looplm.model.init import Init
 from looplm.model.router import Router
 from looplm.model.routing import Routing, summed, unless_padding
 from looplm.sharding.collective import lay_out
@@ -16,10 +17,10 @@ from looplm.sharding.collective import lay_out
 class MoE(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), + f_shared(x)."""
 
-    def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
+    def __init__(self, config: Model, moe: schema.MoE, init: Init, *, rngs: nnx.Rngs):
         self.moe = moe
-        self.router, self.experts = Router(config, moe, rngs=rngs), Experts(config, moe, rngs=rngs)
-        self.shared = SwiGLU(config, rngs=rngs, hidden_dim=moe.shared_dim) if moe.shared_dim else None
+        self.router, self.experts = Router(config.dim, moe, init, rngs=rngs), Experts(config, moe, init, rngs=rngs)
+        self.shared = SwiGLU(config.dim, moe.shared_dim, init, rngs=rngs) if moe.shared_dim else None
 
     def __call__(self, x_BSD: jax.Array, routed_BSD: jax.Array, context: Context) -> tuple[jax.Array, Routing | None]:
         """Send every token to its experts. Returns (out (B, S, D), what the router chose; None where nobody asks).

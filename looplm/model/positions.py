@@ -5,9 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import zeros
 
 from looplm.config.schema import LearnedPositions, Model
-from looplm.model.init import initializers
+from looplm.model.init import Init
 from looplm.model.layers import parameter
 from looplm.ops.attention import Mask
 from looplm.ops.precision import at_least_fp32
@@ -21,13 +22,13 @@ class RelativePositions(nnx.Module):
     """Scores by distance: a key at distance d has the score (q + u) k + (q + v) r_d, u and v being learned per head and
     r_d a learned projection of sinusoids (arXiv 1901.02860, section 3.3)."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        N, H, init = config.num_heads, config.head_size, initializers(config)
+    def __init__(self, config: Model, init: Init, *, rngs: nnx.Rngs):
+        N, H = config.num_heads, config.head_size
         shape, axes = (config.dim, N, H), ("embed", "heads", "head_dim")
-        self.kernel = parameter(rngs, init["linear"], shape, axes, gathers_itself=True)
+        self.kernel = parameter(rngs, init.matrix, shape, axes, gathers_itself=True)
 
         def vector() -> nnx.Param:
-            return parameter(rngs, init["attention_bias"], (N, H), ("heads", "head_dim"), elementwise=True)
+            return parameter(rngs, zeros, (N, H), ("heads", "head_dim"), elementwise=True)
 
         self.content, self.position = vector(), vector()
 
@@ -61,10 +62,8 @@ def _by_distance(q_BSNH: jax.Array, kernel_DNH: jax.Array, distance_BST: jax.Arr
 class PositionTable(nnx.Module):
     """A learned vector per position, to be added to the embedding."""
 
-    def __init__(self, config: Model, positions: LearnedPositions, *, rngs: nnx.Rngs):
-        self.table = parameter(
-            rngs, initializers(config)["embedding"], (positions.length, config.dim), ("one", "embed")
-        )
+    def __init__(self, dim: int, positions: LearnedPositions, init: Init, *, rngs: nnx.Rngs):
+        self.table = parameter(rngs, init.embedding, (positions.length, dim), ("one", "embed"))
 
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """Look positions up: (B, S, D), laid out like the residual stream. Beyond the table: its last vector."""

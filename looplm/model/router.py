@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import zeros
 
 from looplm.config import schema
-from looplm.config.schema import Model
-from looplm.model.init import initializers
+from looplm.model.init import Init
 from looplm.model.layers import parameter
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import on_each_device, per_channel, use
@@ -19,14 +19,13 @@ TINY = 1e-18
 class Router(nnx.Module):
     """Scores all experts for every token and takes the best; float32 at least."""
 
-    def __init__(self, config: Model, moe: schema.MoE, *, rngs: nnx.Rngs):
-        init, E, rows = initializers(config), moe.num_experts, max(moe.loop_biases, 1)
+    def __init__(self, dim: int, moe: schema.MoE, init: Init, *, rngs: nnx.Rngs):
+        E, rows = moe.num_experts, max(moe.loop_biases, 1)
         self.moe = moe
-        self.kernel = parameter(rngs, init["router"], (config.dim, E), ("embed", "routes"), wide=True)
+        self.kernel = parameter(rngs, init.router, (dim, E), ("embed", "routes"), wide=True)
 
         def table(*, balances: bool) -> nnx.Param:
-            init_bias, axes = init["router_bias"], ("one", "routes")
-            return parameter(rngs, init_bias, (rows, E), axes, elementwise=True, balances=balances)
+            return parameter(rngs, zeros, (rows, E), ("one", "routes"), elementwise=True, balances=balances)
 
         self.loop_bias = table(balances=False) if moe.loop_biases else None
         self.balance_bias = table(balances=True) if moe.balance.bias_rate else None

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal, variance_scaling
 
 from looplm.config.schema import Model
-from looplm.model.init import initializers
 from looplm.model.layers import Linear, parameter
 from looplm.sharding.collective import use
 from looplm.sharding.rules import activation_spec
@@ -36,7 +36,7 @@ class ValueEmbedding(nnx.Module):
         def tables(num_layers: int) -> nnx.Param | None:
             shape = (len(embedded_layers(config, num_layers)), config.vocab_size, K, H)
             axes = ("layers", "value_vocab", "kv_heads", "head_dim")
-            return parameter(rngs, initializers(config)["value_embedding"], shape, axes) if num_layers else None
+            return parameter(rngs, normal(1.0), shape, axes) if num_layers else None
 
         self.prelude, self.block = tables(config.prelude_layers), tables(config.block_layers)
         self.coda = tables(config.coda_layers)
@@ -56,8 +56,9 @@ class ValueGate(nnx.Module):
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         assert config.value_embedding is not None
         self.channels, K = config.value_embedding.gate_channels, config.kv_heads
+        within = variance_scaling(1 / 3, "fan_in", "uniform")  # 1 / sqrt(channels)
         self.linear = Linear(
-            rngs, initializers(config)["value_gate"], "BSC,CK->BSK", (self.channels, K), ("channels", "kv_heads"),
+            rngs, within, "BSC,CK->BSK", (self.channels, K), ("channels", "kv_heads"),
             ("batch", "sequence", "kv_heads"),
         )  # fmt: skip
 

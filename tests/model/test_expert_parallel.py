@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from looplm.config.schema import Balance, Mesh, Model, MoE
 from looplm.model.context import Context
 from looplm.model.experts import ROOM
+from looplm.model.init import Init
 from looplm.model.moe import MoE as Layer
 from looplm.model.report import Reporting
 from looplm.ops.attention import Mask
@@ -62,7 +63,7 @@ def layer(kind, **changes):
         balance=Balance(bias_rate=0.1), **changes,
     )  # fmt: skip
     model = Model(vocab_size=8, dim=D, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
-    return nnx.split(nnx.eval_shape(lambda: Layer(model, moe, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Layer(model, moe, Init.of(model), rngs=nnx.Rngs(0))))
 
 
 def numbers(graph, state, bias):

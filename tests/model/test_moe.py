@@ -12,6 +12,7 @@ from flax import nnx
 from looplm.config.schema import Balance, Model, MoE
 from looplm.model.context import Context
 from looplm.model.depth import Loop
+from looplm.model.init import Init
 from looplm.model.moe import MoE as Layer
 from looplm.model.report import Reporting
 from looplm.model.router import Router
@@ -51,7 +52,7 @@ class Built(NamedTuple):
 
 
 def build(moe, seed=0):
-    graph, state = nnx.split(Layer(model(moe), moe, rngs=nnx.Rngs(seed)))
+    graph, state = nnx.split(Layer(model(moe), moe, Init.of(model(moe)), rngs=nnx.Rngs(seed)))
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) * 0.7, nnx.to_pure_dict(state))
     return Built(graph, params, jax.random.normal(next(keys), (B, S, D)))
@@ -202,7 +203,7 @@ def test_scores_that_underflow_do_not_make_nan():
     """Sigmoids of -200 are 0 in float32, and so is their sum."""
     moe = MoE(num_experts=4, experts_per_token=2, expert_dim=4, scores="sigmoid", renormalise=True)
     model = Model(vocab_size=8, dim=4, num_heads=2, hidden_dim=8, block_layers=1, feed_forward=moe)
-    router = Router(model, moe, rngs=nnx.Rngs(0))
+    router = Router(model.dim, moe, Init.of(model), rngs=nnx.Rngs(0))
     router.kernel.set_value(jnp.full((4, 4), -50.0))
 
     def total(x_BSD):

@@ -10,6 +10,7 @@ from looplm.config.schema import LearnedPositions, NoPositions, RelativePosition
 from looplm.infer.generate import generate
 from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM
+from looplm.model.init import Init
 from looplm.model.positions import RelativePositions as Relative
 from looplm.model.positions import sinusoids
 from looplm.ops.attention import cached_mask, self_mask
@@ -26,7 +27,7 @@ def scores(relative, config, q_BSNH, k_BTNH, mask):
 @pytest.fixture(scope="module")
 def relative(model_config):
     config = model_config(num_kv_heads=None)
-    module = Relative(config, rngs=nnx.Rngs(0))
+    module = Relative(config, Init.of(config), rngs=nnx.Rngs(0))
     for i, vector in enumerate((module.content, module.position)):
         vector.set_value(jax.random.normal(jax.random.key(i), vector.get_value().shape))
     return config, module
