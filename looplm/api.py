@@ -322,7 +322,7 @@ def load(
 
     Args:
         path: a run directory of `looplm train`, one of its checkpoints (RUN/checkpoints/12), or a folder with an
-            official config.json and safetensors files.
+            official config.json and safetensors files, and its tokenizer if it is to write.
         step: which checkpoint of a run; the newest when None.
         dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
         ema: take the moving average of the run's weights.
