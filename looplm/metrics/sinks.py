@@ -88,9 +88,14 @@ def read_metrics(path: Path, *, lists: bool = False) -> list[dict[str, Any]]:
 
     Raises UserError for a missing file or a broken line before the last, naming the line.
     """
+    return list(each_row(path, lists=lists))
+
+
+def each_row(path: Path, *, lists: bool = False) -> Iterator[dict[str, Any]]:
+    """As `read_metrics`, one row after the other: a long run's do not fit into memory."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; `looplm train` writes it from the first step on")
-    return [row for _, row in _rows(path, lists)]
+    yield from (row for _, row in _rows(path, lists))
 
 
 class TensorBoardSink:

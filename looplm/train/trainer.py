@@ -31,13 +31,14 @@ from looplm.errors import Preempted, StoppedItself
 from looplm.hardware import find as find_device
 from looplm.metrics.events import Events
 from looplm.metrics.loads import LoadLog
-from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, each_row
 from looplm.metrics.timing import Timekeeper, line
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.corruption import CorruptionCheck, Digests
 from looplm.train.depth import DepthSchedule
 from looplm.train.flops import StepFlops, step_flops
+from looplm.train.health import Health
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
 from looplm.train.memory import memory_line, memory_of
@@ -274,7 +275,7 @@ class Trainer:
         ]
         if run.log.tensorboard:
             sinks.append(TensorBoardSink(self.workdir.tensorboard, resume_step=first_step))
-        return sinks
+        return [*sinks, Health(run, self.said, each_row(self.workdir.metrics))]
 
     def open_loads(self, first_step: int) -> LoadLog | None:
         if jax.process_index() != 0:
