@@ -1,4 +1,4 @@
-"""When held-out data is scored."""
+"""When held-out data is scored, and with which weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Run
+from looplm.train import hooks
 from looplm.train.flops import Flops, StepFlops
 from looplm.train.hooks import Evaluation, efficiency
 
@@ -39,3 +40,23 @@ def test_efficiency_is_that_of_the_loops_that_were_drawn(drawn: Any, flops: floa
     metrics = efficiency(program, step, np.array(drawn, np.int32), seconds=0.5)
     assert metrics["perf/tflops_per_device"] == pytest.approx(flops / 0.5 / 2)
     assert metrics["perf/mfu"] == pytest.approx(flops / 0.5 / 2 / 275)
+
+
+def test_the_weights_and_their_average_are_scored_under_names_of_their_own(
+    tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program: Any = SimpleNamespace(run=tiny_run())
+    state: Any = SimpleNamespace(params="weights", opt_state="average")
+    asked: list[tuple[str, bool]] = []
+    losses = {"weights": 2.0, "average": 1.5}
+
+    def sweep(params: str, step: int, *, ema: bool) -> Any:
+        asked.append((params, ema))
+        row = SimpleNamespace(depth=3, loss=losses[params], bits_per_byte=None)
+        return SimpleNamespace(rows=[row], save=lambda folder: None)
+
+    evaluation = Evaluation(program, None, Path("eval"))
+    monkeypatch.setattr(evaluation, "sweep", sweep)
+    monkeypatch.setattr(hooks, "ema_params", lambda opt_state: opt_state)
+    assert evaluation(state, 4, []) == {"eval/loss_depth_3": 2.0, "eval/ema_loss_depth_3": 1.5}
+    assert asked == [("weights", False), ("average", True)]
