@@ -51,7 +51,7 @@ def test_a_collapse_is_told_once_over_a_restart(tiny_run: Callable[..., Run], tm
     assert "; model.norm_at_loop_end=true, or a lower optim.learning_rate (now 1) usually helps\n" in output.getvalue()
 
 
-@pytest.mark.parametrize("restarted_at", [0, 1, 19, 20, 22])
+@pytest.mark.parametrize("restarted_at", [0, 1, 19, 22, 202, 330])
 def test_a_restart_changes_no_judgement(restarted_at: int, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     rows = [{"step": float(step)} | dict(row) for step, row in enumerate(rows_of("high_rate"), start=1)]
     events, console = Events(tmp_path / "events.jsonl"), Console(file=io.StringIO())
@@ -60,7 +60,7 @@ def test_a_restart_changes_no_judgement(restarted_at: int, tiny_run: Callable[..
         for row in rows[first:last]:
             health.write(int(row["step"]), row)
         health.close()
-    assert told(tmp_path) == [(STATE, 20), (EXITS, 24)]
+    assert told(tmp_path) == [(STATE, 20), (EXITS, 24), ("health/tokens", 227), ("health/loss", 400)]
 
 
 def test_the_setting_that_helps_is_one_that_is_not_set(tiny_run: Callable[..., Run]) -> None:
