@@ -90,7 +90,7 @@ def by_definition(wants):
 
 def run(rule):
     """Call the rule after every loop. Returns (the loop of every token's exit from 1, what is read of it)."""
-    gate = ExitGate(CONFIG, rngs=nnx.Rngs(0))
+    gate = ExitGate(D, GateConfig(), rngs=nnx.Rngs(0))
     gate.kernel.set_value(jnp.asarray(GATE_D[:, None], jnp.float32))
     gate.bias.set_value(jnp.zeros(1))
     halting = parse_exit(rule, CONFIG).build(SimpleNamespace(gate=gate, config=CONFIG))
