@@ -41,7 +41,7 @@ def message(trainer: Trainer, text: str) -> str:
 
 
 def test_at_run_time_the_line_holds_the_cheapest_remedies(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer.__dict__["compiled"] = Compiled(None, 0.0)  # type: ignore[arg-type]
+    trainer.__dict__["compiled"] = Compiled(None, None, 0.0)  # type: ignore[arg-type]
     memory = Memory(3 * GIB, 15 * GIB, 0, 0)
     monkeypatch.setattr("looplm.compile.out_of_memory.memory_of", lambda compiled: memory)
     text = message(trainer, AT_RUN)
