@@ -165,9 +165,14 @@ class LoadedLM:
 
         def mean(params: Params) -> jax.Array:
             forward = self._forward(
-                with_frozen(loss, self.functional, params), tokens_BS, num_loops, num_detached, initial_state, None,
+                with_frozen(loss, self.functional, params),
+                tokens_BS,
+                num_loops,
+                num_detached,
+                initial_state,
+                None,
                 with_capacity=True,
-            )  # fmt: skip
+            )
             sums, _ = evaluate(loss, forward, labels_BS, jax.random.key(0))
             return sums.objective / jnp.maximum(sums.tokens, 1)
 

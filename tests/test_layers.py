@@ -1,10 +1,12 @@
 """The layout of looplm: who imports whom, how large files are, what they are called, and what they may not know."""
 
 import ast
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from statistics import median
 
-from tools.layers import FILES, imports, may_import, module_name, part, relative, top
+from tools.layers import FILES, PACKAGE, imports, may_import, module_name, part, relative, top
 
 WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors", "looplm.masking")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -56,8 +58,68 @@ def test_files_are_short() -> None:
     assert median(length for length in lengths.values() if length) <= 150
 
 
+def test_the_model_is_short() -> None:
+    """It reads like the paper: three stages, and no call that does not fit on a screen."""
+    assert len((PACKAGE / "model" / "lm.py").read_text().splitlines()) <= 200
+    calls = [
+        (relative(path), node.end_lineno - node.lineno + 1)
+        for path in FILES
+        if part(module_name(path)) == "looplm.model"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "__call__" and node.end_lineno
+    ]
+    assert len(calls) > 20
+    assert [found for found in calls if found[1] > 60] == []
+
+
 def test_files_are_named_for_what_they_hold() -> None:
     assert [relative(path) for path in FILES if path.stem.strip("_") in {"utils", "util", "helpers", "misc"}] == []
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    """What modules keep of themselves, by name."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    return {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "self"}
+
+
+def paths_in_strings(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of every string outside docstrings in which two of the names follow each other as a path, and of
+    every chain of two such keys."""
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            for text in re.findall(r"\w+(?:[/.]\w+)+", node.value):
+                if any(set(pair) <= names for pair in pairwise(re.split(r"[/.]", text))):
+                    yield node.lineno, text
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Subscript):
+            keys = [ast.unparse(key).strip("'") for key in (node.value.slice, node.slice)]
+            if set(keys) <= names:
+                yield node.lineno, "/".join(keys)
+
+
+def test_nobody_but_the_adapters_knows_where_a_parameter_is() -> None:
+    """Parts say in their declaration what they are; who asks by a path breaks when a part is moved."""
+    trees = {relative(path): ast.parse(path.read_text()) for path in FILES}
+    names = set().union(*(attributes(tree) for path, tree in trees.items() if path.startswith("model/")))
+    assert {"core", "block", "gate", "table"} <= names
+    assert [
+        (path, *found)
+        for path, tree in trees.items()
+        if not path.startswith("checkpoint/adapters/")
+        for found in paths_in_strings(tree, names)
+    ] == []
+
+
+def test_a_path_in_a_string_is_found() -> None:
+    text = """
+'''About core/block.'''
+def f(params):
+    '''Of core/block.'''
+    if path.startswith("core/block/layers"): pass
+    return params["core"]["gate"], params["core"]["loss"], f"{x}/core.block", "gate/exit"
+"""
+    found = [path for _, path in paths_in_strings(ast.parse(text), {"core", "block", "gate"})]
+    assert sorted(found) == ["core.block", "core/block/layers", "core/gate"]
 
 
 def named_models(tree: ast.AST) -> Iterator[tuple[int, str]]:

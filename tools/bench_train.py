@@ -83,8 +83,8 @@ def looplm_step(run: Run, tokens_BS: np.ndarray) -> Step:
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, rows, 0)
-        return float(metrics["train/loss"])
+        state, output = compiled(state, rows, 0)
+        return float(output.means["train/loss"])
 
     return step
 

@@ -24,7 +24,7 @@ def spoil_steps(steps: Collection[int], *, factor: float = float("nan"), patch: 
 
 def spoil_batches(numbers: Collection[int], *, patch: Patch = setattr) -> None:
     """These batches (from 0) hold nothing but token 0, and such a batch gives NaN."""
-    _spoil(lambda micro_batch, number: jnp.all(micro_batch["tokens"] == 0), float("nan"), patch)
+    _spoil(lambda micro_batch, number: jnp.all(micro_batch.tokens == 0), float("nan"), patch)
     load = trainer.train_loader
 
     def load_badly(*arguments: Any, start_step: int, **named: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looplm.checkpoint.adapters import Adapter, find, kind_of
-from looplm.checkpoint.adapters.base import Official, to_params
+from looplm.checkpoint.adapters.base import Official, name_of_embeddings, to_params
 from looplm.checkpoint.adapters.config import OfficialConfig
 from looplm.checkpoint.weight_files import Stored, read, refuse_pointer, stored_tensors, without_wrappers
 from looplm.config.schema import Loop, Model
@@ -75,7 +75,7 @@ class HFFolder:
             if name in named:
                 self._check_buffer(named[name], expected(model, named[name].shape))
         if model.tie_embeddings and HEAD in named:
-            self._check_tied(named[HEAD], named[_table(tensors)])
+            self._check_tied(named[HEAD], named[name_of_embeddings(tensors)])
         return to_params(tensors, lambda name: _finite(named[name]), FunctionalLM(model).shapes, dtype)
 
     def check(self, model: Model) -> list[Official]:
@@ -145,11 +145,6 @@ def _finite(stored: Stored) -> np.ndarray:
             "the model is broken, or the file was damaged: download it again"
         )
     return array
-
-
-def _table(tensors: list[Official]) -> str:
-    """The official name of the embeddings."""
-    return next(tensor.name for tensor in tensors if tensor.parts[0].path == "embedding.table")
 
 
 def _some(names: set[str]) -> str:

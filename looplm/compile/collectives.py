@@ -88,9 +88,15 @@ def _collective(
     wire = array_bytes(shapes) * _sent(kind, size)
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return Collective(
-        kind, tuple(sorted(dtypes(shapes))), tuple(axis for axis, d in zip(mesh, differ, strict=True) if d), size, wire,
-        loop_depth, executions, source[1] if source else "",
-    )  # fmt: skip
+        kind,
+        tuple(sorted(dtypes(shapes))),
+        tuple(axis for axis, d in zip(mesh, differ, strict=True) if d),
+        size,
+        wire,
+        loop_depth,
+        executions,
+        source[1] if source else "",
+    )
 
 
 def _sent(kind: str, size: int) -> float:

@@ -102,10 +102,16 @@ def generate(
     sampling = Sampling(num_loops, exit, policy, max_tokens, greedy=temperature == 0, num_ids=num_ids)
     written_BM, loops_BM, num_written_B = jax.device_get(
         _generate(
-            lm, sampling, params, tokens_BP, lengths_B, temperature or 1.0, streams(prompts, seed),
+            lm,
+            sampling,
+            params,
+            tokens_BP,
+            lengths_B,
+            temperature or 1.0,
+            streams(prompts, seed),
             np.asarray(end_ids, np.int32),
         )
-    )  # fmt: skip
+    )
     rows = zip(written_BM, loops_BM, num_written_B, strict=True)
     return [Written(tokens[:count], loops[:count]) for tokens, loops, count in rows]
 
@@ -178,9 +184,15 @@ def _generate(
 
     def step(progress: Progress) -> Progress:
         one = decode(
-            model, progress.token_B[:, None], context(progress.position_B[:, None]), sampling.num_loops, dtype=dtype,
-            halting=halting, cache=progress.cache, exact=sampling.kv.exact,
-        )  # fmt: skip
+            model,
+            progress.token_B[:, None],
+            context(progress.position_B[:, None]),
+            sampling.num_loops,
+            dtype=dtype,
+            halting=halting,
+            cache=progress.cache,
+            exact=sampling.kv.exact,
+        )
         moved = progress._replace(cache=one.cache, position_B=progress.position_B + 1)
         return advance(moved, logits(one.hidden_B1D), one.exit_B1[:, 0] + 1)
 

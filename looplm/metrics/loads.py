@@ -6,16 +6,18 @@ the block are its loops), layers (those with experts) and experts. For experts o
 `moe/`: the experts of the first head's values, of the next one's, ..., then those of the outputs.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from looplm.metrics.routers import BRANCHES, LOAD
 from looplm.metrics.sinks import JsonlSink, read_metrics
 
-BLOCK = "block"
+if TYPE_CHECKING:  # the report uses this file, and starts without jax
+    from looplm.metrics.step import Routers
+
+LOAD = "/load/"
+"""Between `moe` or `attention` and the section, in the names of a line."""
 
 
 class LoadLog:
@@ -26,18 +28,21 @@ class LoadLog:
         self._every_steps, self._last_step = every_steps, last_step
         self._lines = self._opened() if path.exists() else None
 
-    def write(self, step: int, metrics: Mapping[str, np.ndarray], drawn: np.ndarray) -> None:
-        """Takes what a step returned, and the loops that it ran; see `train.metrics.readable`."""
-        loads = {name: load for name, load in metrics.items() if name.startswith(tuple(f"{b}{LOAD}" for b in BRANCHES))}
-        if not loads or not self._every_steps or (step % self._every_steps and step not in (1, self._last_step)):
+    def write(self, step: int, routers: "Routers", drawn: np.ndarray) -> None:
+        """Takes what the routers of a step did, and the loops that it ran; see `train.metrics.readable`."""
+        if not any(routers) or not self._every_steps or (step % self._every_steps and step not in (1, self._last_step)):
             return
         row: dict[str, Any] = {"loops": []}
+        ran = slice(None)
         if drawn.ndim == 1:
             detached, trained = (int(n) for n in drawn)
-            row["loops"] = list(range(detached + 1, detached + trained + 1))
-            loads = {name: load[-trained:] if name.endswith(BLOCK) else load for name, load in loads.items()}
+            row["loops"], ran = list(range(detached + 1, detached + trained + 1)), slice(-trained, None)
+        for branch, stacks in routers._asdict().items():
+            for place, sums in stacks.items():
+                load_TLE = sums.load_TLE[ran] if place == "block" else sums.load_TLE
+                row[f"{branch}{LOAD}{place}"] = load_TLE.astype(np.int64).tolist()
         self._lines = self._lines or self._opened()
-        self._lines.write(step, row | {name: load.astype(np.int64).tolist() for name, load in loads.items()})
+        self._lines.write(step, row)
 
     def close(self) -> None:
         if self._lines is not None:

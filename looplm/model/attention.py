@@ -20,8 +20,8 @@ from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import lay_out, per_channel, use
 
-Mix = Callable[[jax.Array, jax.Array], jax.Array]
-"""Adds something to the values: (values, the attention's input) -> values."""
+AddEmbedding = Callable[[jax.Array, jax.Array], jax.Array]
+"""Adds a value embedding: (values, the attention's input) -> values."""
 
 
 class Heads(nnx.Module):
@@ -31,9 +31,13 @@ class Heads(nnx.Module):
         H = config.head_size
         self.rope = config.rope if isinstance(config.positions, RotaryPositions) else None
         self.project = Linear(
-            rngs, init.matrix, "BSD,DNH->BSNH", (config.dim, num_heads, H), ("embed", axis, "head_dim"),
+            rngs,
+            init.matrix,
+            "BSD,DNH->BSNH",
+            (config.dim, num_heads, H),
+            ("embed", axis, "head_dim"),
             ("batch", "sequence", axis, "head_dim"),
-        )  # fmt: skip
+        )
         self.bias = (
             parameter(rngs, zeros, (num_heads, H), (axis, "head_dim"), elementwise=True) if config.qk_bias else None
         )
@@ -78,18 +82,26 @@ class Attention(nnx.Module):
             ValueExperts(config, choosing, init, rngs=rngs)
             if choosing
             else Unrouted(
-                rngs, init.matrix, "BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"),
+                rngs,
+                init.matrix,
+                "BSD,DKH->BSKH",
+                (D, K, H),
+                ("embed", "kv_heads", "head_dim"),
                 ("batch", "sequence", "kv_heads", "head_dim"),
             )
-        )  # fmt: skip
+        )
         self.output: nnx.Module = (
             OutputExperts(config, mixture, init, rngs=rngs)
             if mixture
             else Unrouted(
-                rngs, init.output, "BSNH,NHD->BSD", (N, H, D), ("heads", "head_dim", "embed"),
+                rngs,
+                init.output,
+                "BSNH,NHD->BSD",
+                (N, H, D),
+                ("heads", "head_dim", "embed"),
                 ("batch", "sequence", "embed"),
             )
-        )  # fmt: skip
+        )
 
     def __call__(
         self,
@@ -99,7 +111,7 @@ class Attention(nnx.Module):
         context: Context,
         cache: KVCache | None,
         visit: Visit | None,
-        mix: Mix | None = None,
+        add_embedding: AddEmbedding | None = None,
         memory_BMD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, Routing | None]:
         """Attend over x, over the cache after x's keys and values were written into it, or over a memory and x.
@@ -109,7 +121,7 @@ class Attention(nnx.Module):
             read_BSD: what queries and keys are made of: x, or its norm where values read it without one (`peri`).
             routed_BSD: what routers read: `read_BSD` in the layout of the residual stream.
             visit: where in the cache this visit reads and writes; None without a cache.
-            mix: adds value embeddings.
+            add_embedding: adds a value embedding to the values.
             memory_BMD: what keys and values are also made of, from before the sequence.
 
         Returns (out (B, S, D), cache, what the routers chose; None where there are none, or nobody asks).
@@ -122,8 +134,8 @@ class Attention(nnx.Module):
             keys_of_BTD, values_of_BTD = (jnp.concatenate([memory_BMD, own], axis=1) for own in (read_BSD, x_BSD))
         k_BTKH = self.key(keys_of_BTD, context.positions_BS)
         v_BTKH = self.value(values_of_BTD, value_choice)
-        if mix is not None:
-            v_BTKH = mix(v_BTKH, x_BSD)
+        if add_embedding is not None:
+            v_BTKH = add_embedding(v_BTKH, x_BSD)
         if cache is not None:
             assert visit is not None, "a cache comes with a visit"
             k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
@@ -137,9 +149,11 @@ class Attention(nnx.Module):
         if output_choice is not None and self.mixture and context.reporting.routing:
             choices = [choice for choice in (value_choice, output_choice) if choice is not None]
             routing = routing_of(
-                choices, context.counted_BS,
-                with_softmax=self.mixture.entropy_weight > 0, with_logits=context.reporting.router_logits,
-            )  # fmt: skip
+                choices,
+                context.counted_BS,
+                with_softmax=self.mixture.entropy_weight > 0,
+                with_logits=context.reporting.router_logits,
+            )
         return self.output(out_BSNH, output_choice), cache, routing
 
 

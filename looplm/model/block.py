@@ -10,13 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from looplm.config import schema
 from looplm.config.schema import FeedForward, Model, Place
-from looplm.model.attention import Attention, Mix
+from looplm.model.attention import AddEmbedding, Attention
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
 from looplm.model.feed_forward import build_dense
 from looplm.model.init import Init
 from looplm.model.layers import in_group, stacked
-from looplm.model.mixed import places_among, scan_layers, take
+from looplm.model.mixed import places_among, rows_at, scan_layers
 from looplm.model.moe import MoE
 from looplm.model.report import Report
 from looplm.model.residual import PLACEMENTS
@@ -24,10 +24,10 @@ from looplm.model.routing import Routing
 from looplm.model.value_embedding import ValueGate, embedded_layers
 from looplm.sharding.collective import gather_sequence, split_sequence
 
-Carry = tuple[jax.Array, KVCache | None]
+LayerCarry = tuple[jax.Array, KVCache | None]
 """What goes from layer to layer: (the residual stream, the cache)."""
-KEPT_NAMES = ("attention_out", "feed_forward_out")
-"""What `remat = names` keeps of every layer."""
+SAVED_NAMES = ("attention_out", "feed_forward_out")
+"""What `remat = names` saves of every layer for the backward pass."""
 
 
 class Layer(nnx.Module):
@@ -49,7 +49,7 @@ class Layer(nnx.Module):
         context: Context,
         cache: KVCache | None,
         visit: Visit | None,
-        mix: Mix | None = None,
+        add_embedding: AddEmbedding | None = None,
         memory_BMD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, Report]:
         """Run the layer once, which is called a visit; see `Attention` for the arguments after the context.
@@ -60,8 +60,10 @@ class Layer(nnx.Module):
         def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
             whole_BSD = gather_sequence(h_BSD)
             whole_read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
-            out_BSD, *more = self.attention(whole_BSD, whole_read_BSD, read_BSD, context, cache, visit, mix, memory_BMD)
-            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[0]), tuple(more)
+            out_BSD, *more = self.attention(
+                whole_BSD, whole_read_BSD, read_BSD, context, cache, visit, add_embedding, memory_BMD
+            )
+            return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[0]), tuple(more)
 
         def transform(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, Routing | None]:
             routing = None
@@ -69,7 +71,7 @@ class Layer(nnx.Module):
                 out_BSD, routing = self.feed_forward(gather_sequence(h_BSD), read_BSD, context)
             else:
                 out_BSD = self.feed_forward(gather_sequence(read_BSD))
-            return checkpoint_name(split_sequence(out_BSD), KEPT_NAMES[1]), routing
+            return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[1]), routing
 
         entered_BSD = jax.lax.stop_gradient(x_BSD) if context.reporting.memory else None
         x_BSD, (cache, heads) = self.attention_residual(x_BSD, attend, context.residual_scale)
@@ -84,6 +86,18 @@ class Kind(NamedTuple):
     """Whether it is a dense layer in a stack with experts."""
     embedded: bool
     """Whether it has a value embedding."""
+
+
+class LayerData(NamedTuple):
+    """What a layer has for itself; of several layers with a leading dim."""
+
+    parameters: nnx.State
+    number: jax.Array | None
+    """Its place in the stack, int32; None without a cache."""
+    memory_BMD: jax.Array | None
+    """What it sees from before the sequence."""
+    embedded: tuple[nnx.State, jax.Array] | None
+    """Parameters of its `ValueGate`, and its value embeddings; None where it has none."""
 
 
 class Stack(nnx.Module):
@@ -131,24 +145,28 @@ class Stack(nnx.Module):
         rows = places_among([not flag for flag in dense]), places_among(dense)
         embedded_rows = places_among([kind.embedded for kind in self.kinds])
 
-        def data(layers: range) -> tuple:
+        def data(layers: range) -> LayerData:
             kind = self.kinds[layers[0]]
-            own = take(parameters[kind.dense], [rows[kind.dense][i] for i in layers])
-            embedded = take((gates, embedded_nBSKH), [embedded_rows[i] for i in layers]) if kind.embedded else None
-            layer = None if cache is None else jnp.arange(layers.start, layers.stop, layers.step)
-            return own, layer, take(memory_LBMD, layers), embedded
+            own = rows_at(parameters[kind.dense], [rows[kind.dense][i] for i in layers])
+            embedded = rows_at((gates, embedded_nBSKH), [embedded_rows[i] for i in layers]) if kind.embedded else None
+            number = None if cache is None else jnp.arange(layers.start, layers.stop, layers.step)
+            return LayerData(own, number, rows_at(memory_LBMD, layers), embedded)
 
-        def visit_layer(kind: Kind, carry: Carry, data: tuple) -> tuple[Carry, Report]:
-            (x_BSD, cache), (parameters, layer, memory_BMD, embedded) = carry, data
-            visit = None if slot is None else Visit(slot, layer)
-            mix = None if embedded is None else partial(nnx.merge(gate_graph, embedded[0]), embedded[1])
-            module = nnx.merge(graphs[kind.dense], parameters)
-            x_BSD, cache, report = module(x_BSD, context, cache, visit, mix, memory_BMD)
+        def visit_layer(kind: Kind, carry: LayerCarry, layer: LayerData) -> tuple[LayerCarry, Report]:
+            x_BSD, cache = carry
+            visit, add_embedding = None, None
+            if slot is not None and layer.number is not None:
+                visit = Visit(slot, layer.number)
+            if layer.embedded is not None:
+                gate, embedded_BSKH = layer.embedded
+                add_embedding = partial(nnx.merge(gate_graph, gate), embedded_BSKH)
+            module = nnx.merge(graphs[kind.dense], layer.parameters)
+            x_BSD, cache, report = module(x_BSD, context, cache, visit, add_embedding, layer.memory_BMD)
             return (x_BSD, cache), report
 
         apply: Any = visit_layer
         if context.remat == "names":
-            policy = jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES)
+            policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
             apply = jax.checkpoint(visit_layer, policy=policy, static_argnums=0)
         elif context.remat != "none":
             apply = jax.checkpoint(visit_layer, static_argnums=0)

@@ -49,7 +49,7 @@ class Tokens(NamedTuple):
     weights_BSk: jax.Array
 
 
-Work = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
+Dispatch = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
 """(tokens, kernels) -> (out (B, S, D), dropped choices (B,)), on one device."""
 
 
@@ -80,24 +80,24 @@ class Experts(nnx.Module):
         with_capacity: whether a capacity, if the config has one, limits how many choices an expert takes.
         """
         capacity_factor = self.moe.capacity_factor if with_capacity else None
-        work = self._dropless if capacity_factor is None else partial(self._with_capacity, capacity_factor)
+        dispatch = self._dropless if capacity_factor is None else partial(self._with_capacity, capacity_factor)
         kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
         if jax.sharding.get_abstract_mesh().empty:
-            return work(Tokens(x_BSD, ids_BSk, weights_BSk), kernels)
+            return dispatch(Tokens(x_BSD, ids_BSk, weights_BSk), kernels)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
-        return on_each_device(partial(self._on_device, work), x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
+        return on_each_device(partial(self._on_device, dispatch), x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
 
-    def _on_device(self, work: Work, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _on_device(self, dispatch: Dispatch, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, ids, weights, *kernels = arrays
         splits = splitting(jax.sharding.get_abstract_mesh())
         # Tokens are the same along `tensor`, and the columns that they meet differ: their gradient is a sum over them.
         x, weights = (vary(array, splits & {TENSOR}) for array in (x, weights))
         partly = [vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = work(Tokens(x, ids, weights), partly)
+        out, dropped = dispatch(Tokens(x, ids, weights), partly)
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
     def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Do the `Work` of one device, with every choice: rows are the choices, sorted by expert."""
+        """Dispatch every choice: rows are the choices, sorted by expert."""
         x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
         choice_M, places_nk, sizes_E = sorted_places(ids_nk, self.moe.num_experts)
         token_M = choice_M // ids_nk.shape[1]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,6 +10,7 @@ from looplm.config.schema import Place
 from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
 from looplm.model.cache import NO_CACHE, Cache, KVCache
 from looplm.model.context import Context
+from looplm.model.core import Inputs
 from looplm.model.depth import Depth
 from looplm.model.halting import Halting
 from looplm.model.lm import LoopLM
@@ -21,6 +22,19 @@ from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
 
 LOOKBACK = 2
 """The statistics compare the last loop's state with the two before it."""
+
+
+class Readings(NamedTuple):
+    """What was read of T loops."""
+
+    made: Any
+    """What the caller's `then` made of each."""
+    report: Report
+    """The coda's."""
+    active_TB: jax.Array | None = None
+    """Which of them did run; None: all of them."""
+    cache: KVCache | None = None
+    """The coda's."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,7 @@ class Forward:
         context = replace(self.context, mask=self.context.mask.written_out(self.tokens_BS.shape[1]))
         inputs, entered = model.enter(self.tokens_BS, context, self.dtype, cache.prelude)
         context = replace(context, predict=model.predictor(context, entered, cache.coda))
-        if self.start is None:
-            state = model.core.init_state(inputs, context)
-        else:
-            state = jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
+        state = self._first_state(inputs, context)
         halting = self.halting or model.halting
         body = model.body(context, halting, self.per_loop)
         wants_all = not isinstance(reads, str) or reads == "all"
@@ -77,35 +88,57 @@ class Forward:
             return h_BSD if wants_all else None, model.gate(h_BSD) if model.gate else None
 
         trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
-        last, (h_RBSD, gate_logits_RBS), said = run_loops(
-            body.step, body.parameters, Carry(state, halting.init(read(state)), cache.block, trail), inputs, depth,
-            per_loop=body.per_loop, keep=keep, remat=context.remat, unroll=context.unroll,
-        )  # fmt: skip
+        last, (h_RBSD, gate_logits_RBS), block_report = run_loops(
+            body.step,
+            body.parameters,
+            Carry(state, halting.init(read(state)), cache.block, trail),
+            inputs,
+            depth,
+            per_loop=body.per_loop,
+            keep=keep,
+            remat=context.remat,
+            unroll=context.unroll,
+        )
 
-        def make(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:
+        def leave(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:
             hidden_BSD, cache, report = model.leave(h_BSD, context, entered, cache)
             return then(hidden_BSD), cache, report
 
-        coda_cache, read_active_TB = None, None
         if wants_all:
-            assert cache.coda is None, "the coda's cache belongs to one depth"
-            wanted_RBSD, read_active_TB = h_RBSD, depth.active_RB
-            if not isinstance(reads, str):
-                wanted_RBSD, read_active_TB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, read_active_TB))
-            with jax.named_scope(WINDOW):
-                made, _, left = jax.lax.map(make if context.remat == "none" else jax.checkpoint(make), wanted_RBSD)
+            readings = self._read_window(leave, reads, h_RBSD)
         else:
-            made, coda_cache, left = make(halting.finish(last.halt, read(last.state)), cache.coda)
-            made, left = jax.tree.map(lambda leaf: leaf[None], (made, left))
+            made, coda_cache, report = leave(halting.finish(last.halt, read(last.state)), cache.coda)
+            made, report = jax.tree.map(lambda leaf: leaf[None], (made, report))
+            readings = Readings(made, report, cache=coda_cache)
         if gate_logits_RBS is not None:
             gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
-        reports: dict[Place, Report] = {"prelude": entered.report, "block": said, "coda": left}
+        reports: dict[Place, Report] = {"prelude": entered.report, "block": block_report, "coda": readings.report}
         return Output(
-            made, last.state, last.halt, gate_logits_RBS, depth, read_active_TB,
+            readings.made,
+            last.state,
+            last.halt,
+            gate_logits_RBS,
+            depth,
+            readings.active_TB,
             {place: report for place, report in reports.items() if not report.empty},
             statistics_of(read(last.state), last.trail, context.counted_BS),
-            Cache(entered.cache, last.cache, coda_cache),
-        )  # fmt: skip
+            Cache(entered.cache, last.cache, readings.cache),
+        )
+
+    def _first_state(self, inputs: Inputs, context: Context) -> Any:
+        if self.start is None:
+            return self.model.core.init_state(inputs, context)
+        return jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
+
+    def _read_window(self, leave: Callable[[jax.Array], tuple], reads: Reads, h_RBSD: jax.Array) -> Readings:
+        """Read loops of the window, all or those at the given places, one after the other."""
+        assert self.cache.coda is None, "the coda's cache belongs to one depth"
+        active_RB = self.depth.active_RB
+        if not isinstance(reads, str):
+            h_RBSD, active_RB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, active_RB))
+        with jax.named_scope(WINDOW):
+            made, _, report = jax.lax.map(leave if self.context.remat == "none" else jax.checkpoint(leave), h_RBSD)
+        return Readings(made, report, active_RB)
 
 
 def statistics_of(

@@ -26,9 +26,11 @@ class ExitGate(nnx.Module):
         """Return logits (B, S), float32 at least. hidden_BSD: what `Core.read` gives of a state."""
         hidden_BSD = at_least_fp32(hidden_BSD)
         logits_BS1 = jnp.einsum(
-            "BSD,DE->BSE", hidden_BSD, use(self.kernel, hidden_BSD.dtype),
+            "BSD,DE->BSE",
+            hidden_BSD,
+            use(self.kernel, hidden_BSD.dtype),
             out_sharding=activation_spec("batch", "residual", "one"),
-        )  # fmt: skip
+        )
         return per_channel(jnp.add, [use(self.bias, hidden_BSD.dtype)], logits_BS1)[..., 0]
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from looplm.config.schema import MixtureAttention, Model
 from looplm.model.init import Init, of_each
 from looplm.model.layers import Linear, parameter
-from looplm.model.router import best
+from looplm.model.router import top_k_ids
 from looplm.model.routing import Routing, summed, unless_padding
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import lay_out, use
@@ -44,11 +44,14 @@ class HeadRouter(nnx.Module):
         """Choose the experts of every head. x_BSD: in the layout of the residual stream."""
         x_BSD = at_least_fp32(x_BSD)
         logits_BSGE = jnp.einsum(
-            "BSD,DGE->BSGE", x_BSD, use(self.kernel, x_BSD.dtype), out_sharding=activation_spec(*IN_ROUTER),
+            "BSD,DGE->BSGE",
+            x_BSD,
+            use(self.kernel, x_BSD.dtype),
+            out_sharding=activation_spec(*IN_ROUTER),
             precision="highest",  # else float32 would be bfloat16 on a TPU
-        )  # fmt: skip
+        )
         scores_BSGE = jax.nn.sigmoid(logits_BSGE)
-        ids_BSGk = best(jax.lax.stop_gradient(scores_BSGE), self.count)
+        ids_BSGk = top_k_ids(jax.lax.stop_gradient(scores_BSGE), self.count)
         chosen_BSGE = jnp.any(ids_BSGk[..., None] == jnp.arange(scores_BSGE.shape[-1]), axis=-2)
         return Choice(jnp.where(chosen_BSGE, scores_BSGE, 0), ids_BSGk, scores_BSGE, logits_BSGE)
 
@@ -59,9 +62,14 @@ class ValueExperts(nnx.Module):
     def __init__(self, config: Model, mixture: MixtureAttention, init: Init, *, rngs: nnx.Rngs):
         shape = mixture.num_experts, config.dim, config.kv_heads, config.head_size
         self.experts = Linear(
-            rngs, of_each(init.matrix), "BSD,EDKH->BSEKH", shape, ("head_experts", "embed", "kv_heads", "head_dim"),
-            ("batch", "sequence", "head_experts", "kv_heads", "head_dim"), used=share_of(mixture),
-        )  # fmt: skip
+            rngs,
+            of_each(init.matrix),
+            "BSD,EDKH->BSEKH",
+            shape,
+            ("head_experts", "embed", "kv_heads", "head_dim"),
+            ("batch", "sequence", "head_experts", "kv_heads", "head_dim"),
+            used=share_of(mixture),
+        )
 
     def __call__(self, x_BSD: jax.Array, choice: Choice) -> jax.Array:
         weights_BSKE = lay_out(choice.weights_BSGE, "batch", "sequence", "kv_heads", "head_experts")
@@ -75,9 +83,14 @@ class OutputExperts(nnx.Module):
     def __init__(self, config: Model, mixture: MixtureAttention, init: Init, *, rngs: nnx.Rngs):
         shape = mixture.num_experts, config.num_heads, config.head_size, config.dim
         self.experts = Linear(
-            rngs, of_each(init.output, summed=False), "BSENH,ENHD->BSD", shape,
-            ("head_experts", "heads", "head_dim", "embed"), ("batch", "sequence", "embed"), used=share_of(mixture),
-        )  # fmt: skip
+            rngs,
+            of_each(init.output, summed=False),
+            "BSENH,ENHD->BSD",
+            shape,
+            ("head_experts", "heads", "head_dim", "embed"),
+            ("batch", "sequence", "embed"),
+            used=share_of(mixture),
+        )
 
     def __call__(self, x_BSNH: jax.Array, choice: Choice) -> jax.Array:
         weights_BSNE = lay_out(choice.weights_BSGE, "batch", "sequence", "heads", "head_experts")
@@ -108,6 +121,11 @@ def routing_of(
     scores_BSGE = together(choice.scores_BSGE for choice in choices)
     none_B = jnp.sum(0 * ids_BSGk, axis=(1, 2, 3), dtype=jnp.int32)
     return summed(
-        flat(logits_BSGE), flat(scores_BSGE), ids_BSk, none_B,
-        num_groups=num_groups, with_softmax=with_softmax, with_logits=with_logits,
-    )  # fmt: skip
+        flat(logits_BSGE),
+        flat(scores_BSGE),
+        ids_BSk,
+        none_B,
+        num_groups=num_groups,
+        with_softmax=with_softmax,
+        with_logits=with_logits,
+    )

@@ -60,9 +60,17 @@ def parameter(
     else:
         value = jnp.stack([init(rngs.params(), shape, jnp.float32) for _ in range(loops)])
     return (nnx.Param if loops is None else LoopParam)(
-        value, axes=axes, elementwise=elementwise, decays=decays, wide=wide, gathers_itself=gathers_itself,
-        used=used, balances=balances, group=None, place=None,
-    )  # fmt: skip
+        value,
+        axes=axes,
+        elementwise=elementwise,
+        decays=decays,
+        wide=wide,
+        gathers_itself=gathers_itself,
+        used=used,
+        balances=balances,
+        group=None,
+        place=None,
+    )
 
 
 def in_group(group: Group, module: Module, place: Place | None = None) -> Module:

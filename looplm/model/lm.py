@@ -171,9 +171,11 @@ class LoopLM(nnx.Module):
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """Return the logits (B, S, V) in hidden's type. Training does without them: see `ops.cross_entropy`."""
         logits_BSV = jnp.einsum(
-            "BSD,VD->BSV", hidden_BSD, self.head_VD.astype(hidden_BSD.dtype),
+            "BSD,VD->BSV",
+            hidden_BSD,
+            self.head_VD.astype(hidden_BSD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
-        )  # fmt: skip
+        )
         if self.head_bias_V is not None:
             wide_BSV = at_least_fp32(logits_BSV)
             logits_BSV = per_channel(jnp.add, [self.head_bias_V.astype(wide_BSV.dtype)], wide_BSV)

@@ -25,14 +25,14 @@ class Unit(NamedTuple):
 def plan(kinds: Sequence[Hashable]) -> tuple[Unit, ...]:
     """Cut the layers into units. Layers in front of a repeating pattern come one by one."""
     count = len(kinds)
-    best = tuple(Unit((kind,), len(list(run))) for kind, run in groupby(kinds))
+    fewest = tuple(Unit((kind,), len(list(run))) for kind, run in groupby(kinds))
     for period in range(2, count // 2 + 1):
         first = count % period
         body = tuple(kinds[first : first + period])
         if tuple(kinds[first:]) == body * (count // period):
             periodic = (*(Unit((kind,), 1) for kind in kinds[:first]), Unit(body, count // period))
-            best = min(best, periodic, key=written_layers)
-    return best
+            fewest = min(fewest, periodic, key=written_layers)
+    return fewest
 
 
 def written_layers(units: Sequence[Unit]) -> int:
@@ -76,7 +76,7 @@ def scan_layers(
     return carry, of_layers(reports)
 
 
-def take(tree: Tree, places: Sequence[int]) -> Tree:
+def rows_at(tree: Tree, places: Sequence[int]) -> Tree:
     """Take rows at equal distances from every leaf."""
     step = places[1] - places[0] if len(places) > 1 else 1
     # A strided slice and no gather, which JAX 0.10 refuses for parameters marked `reduced`.

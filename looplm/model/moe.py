@@ -36,6 +36,10 @@ class MoE(nnx.Module):
         if not context.reporting.routing:
             return out_BSD, None
         return out_BSD, summed(
-            logits_BSE, scores_BSE, ids_BSk, dropped_B,
-            with_softmax=self.moe.balance.entropy_weight > 0, with_logits=context.reporting.router_logits,
-        )  # fmt: skip
+            logits_BSE,
+            scores_BSE,
+            ids_BSk,
+            dropped_B,
+            with_softmax=self.moe.balance.entropy_weight > 0,
+            with_logits=context.reporting.router_logits,
+        )

@@ -27,8 +27,8 @@ NO_REPORT = Reporting()
 
 
 class Report(NamedTuple):
-    """Of one visit of a layer, leaves (B, ...); of a stack (B, layers, ...); of several visits (T, B, layers, ...). A
-    part is None where a layer has no such thing, or was not asked."""
+    """What layers report. Leaves are (B, ...) for one visit of a layer, (B, layers, ...) for one of a stack, and
+    (T, B, layers, ...) for T of them. A part is None where a layer has no such thing, or was not asked."""
 
     experts: Routing | None = None
     """What the router of the feed-forward chose."""

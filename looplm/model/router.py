@@ -38,10 +38,12 @@ class Router(nnx.Module):
         """
         moe, x_BSD = self.moe, at_least_fp32(x_BSD)
         logits_BSE = jnp.einsum(
-            "BSD,DE->BSE", x_BSD, use(self.kernel, x_BSD.dtype),
+            "BSD,DE->BSE",
+            x_BSD,
+            use(self.kernel, x_BSD.dtype),
             out_sharding=activation_spec("batch", "residual", "routes"),
             precision="highest",  # else float32 would be bfloat16 on a TPU
-        )  # fmt: skip
+        )
         if self.loop_bias is not None:
             logits_BSE = _add_row(logits_BSE, use(self.loop_bias, x_BSD.dtype), loop_B)
         scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
@@ -49,7 +51,7 @@ class Router(nnx.Module):
         if self.balance_bias is not None:
             # The bias decides which experts are chosen, and does not enter their weights.
             wanted_BSE = _add_row(wanted_BSE, jax.lax.stop_gradient(use(self.balance_bias, x_BSD.dtype)), loop_B)
-        ids_BSk = best(wanted_BSE, moe.experts_per_token)
+        ids_BSk = top_k_ids(wanted_BSE, moe.experts_per_token)
         weights_BSk = jnp.take_along_axis(scores_BSE, ids_BSk, axis=-1)
         if moe.renormalise:
             # The sum is 0 where the scores of all chosen experts underflow (sigmoids of logits below -88).
@@ -57,12 +59,15 @@ class Router(nnx.Module):
         return ids_BSk, weights_BSk, scores_BSE, logits_BSE
 
 
-def best(wanted: jax.Array, count: int) -> jax.Array:
+def top_k_ids(wanted: jax.Array, count: int) -> jax.Array:
     """Return the ids of the `count` highest values, the highest first.
 
     wanted: (B, S, ..., E), in the layout of the residual stream.
     """
-    ids = lambda wanted: jax.lax.top_k(wanted, count)[1]  # noqa: E731
+
+    def ids(wanted: jax.Array) -> jax.Array:
+        return jax.lax.top_k(wanted, count)[1]
+
     if (spec := activation_spec("batch", "residual", *("routes",) * (wanted.ndim - 2))) is None:
         return ids(wanted)
     # Per device: XLA for a CPU would gather the scores of all devices on each.
@@ -75,7 +80,8 @@ def _add_row(x_BSE: jax.Array, table_TE: jax.Array, loop_B: jax.Array) -> jax.Ar
 
     def add(*arrays: jax.Array) -> jax.Array:
         *rows, x_BSE, row_B11 = arrays
-        return x_BSE + sum(jnp.where(row_B11 == t, row, 0) for t, row in enumerate(rows))
+        # The gradient of a choice is a sum over tokens; that of a lookup would be a scatter of all of them.
+        return x_BSE + jnp.select([row_B11 == t for t in range(len(rows))], rows)
 
     rows = [table_TE[t] for t in range(table_TE.shape[0])]  # JAX 0.12 does not iterate over arrays marked `reduced`
     return per_channel(add, rows, x_BSE, row_B11)

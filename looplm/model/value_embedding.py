@@ -58,9 +58,13 @@ class ValueGate(nnx.Module):
         self.channels, K = config.value_embedding.gate_channels, config.kv_heads
         within = variance_scaling(1 / 3, "fan_in", "uniform")  # 1 / sqrt(channels)
         self.linear = Linear(
-            rngs, within, "BSC,CK->BSK", (self.channels, K), ("channels", "kv_heads"),
+            rngs,
+            within,
+            "BSC,CK->BSK",
+            (self.channels, K),
+            ("channels", "kv_heads"),
             ("batch", "sequence", "kv_heads"),
-        )  # fmt: skip
+        )
 
     def __call__(self, embedded_BSKH: jax.Array, v_BSKH: jax.Array, x_BSD: jax.Array) -> jax.Array:
         """Add the embedding, gated by what the attention reads, x, to the values v: (B, S, K, H)."""

@@ -6,13 +6,17 @@ from typing import NamedTuple, Protocol
 import jax
 
 from looplm.config.schema import Place
+from looplm.errors import UserError
+from looplm.metrics.step import NO_ROUTERS, LoopSums, Routers
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.layers import Group
 from looplm.model.lm import LoopLM
 from looplm.model.output import Output, Reads
-from looplm.objective.router import RouterSums, head_sums, router_loss, router_sums
+from looplm.objective.router import loads_by_row, router_loss, router_sums
 from looplm.ops.cross_entropy import IGNORED, TokenScores, linear_cross_entropy
+
+NO_LOADS: dict[Place, jax.Array] = {}
 
 
 class Sums(NamedTuple):
@@ -25,11 +29,13 @@ class Sums(NamedTuple):
     tokens: jax.Array
     """How many tokens are scored."""
     extra: dict[str, jax.Array]
-    """More sums to log, by metric name; `(R,)` arrays have a number for every loop of the window."""
-    routers: dict[Place, RouterSums] = {}  # noqa: RUF012
-    """Sums over the routers of feed-forwards, of the stacks that have experts."""
-    heads: dict[Place, RouterSums] = {}  # noqa: RUF012
-    """Sums over the routers of attentions, of the stacks whose attentions have experts."""
+    """More sums to log, by metric name; scalars."""
+    loops: LoopSums = LoopSums()
+    """Sums to log for every loop of the window."""
+    routers: Routers = NO_ROUTERS
+    """What the routers chose; an objective leaves it to `evaluate`, like what follows."""
+    loads_by_row: dict[Place, jax.Array] = NO_LOADS
+    """Choices of every expert by row of the router's tables, of the stacks that have experts; (L, W, E)."""
 
 
 Groups = frozenset[Group]
@@ -53,15 +59,24 @@ class Objective(Protocol):
 
 
 def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-    """Run an objective, and add the losses and sums of the routers. Arguments and results as of `Objective`."""
+    """Run an objective, and add the losses and sums of the routers. Arguments and results as of `Objective`.
+
+    Raises UserError for an objective whose sums to log are no scalars.
+    """
     sums, output = objective(forward, labels_BS, key)
+    for name, value in sums.extra.items():
+        if jax.numpy.shape(value):
+            raise UserError(
+                f"the objective's sum {name!r} has the shape {jax.numpy.shape(value)}; give scalars in Sums.extra, and "
+                "what is counted for every loop in Sums.loops"
+            )
     if not output.reports:
         return sums, output
     config = forward.model.config
     if objective.trains is None:
         scored_B = jax.numpy.sum(labels_BS != IGNORED, axis=1)
         sums = sums._replace(objective=sums.objective + router_loss(config, output, scored_B))
-    return sums._replace(routers=router_sums(config, output), heads=head_sums(output)), output
+    return sums._replace(routers=router_sums(output), loads_by_row=loads_by_row(config, output)), output
 
 
 def with_frozen(objective: Objective, lm: FunctionalLM, params: Params) -> Params:

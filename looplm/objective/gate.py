@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import GateImprovement
+from looplm.metrics.step import LoopSums
 from looplm.model.forward import Forward
 from looplm.model.output import Output
 from looplm.objective.base import Groups, Sums, scoring
@@ -37,9 +38,6 @@ class Gate:
         loss_RBS = -go_on_RBS * jax.nn.log_sigmoid(-logits_RBS) - (1 - go_on_RBS) * jax.nn.log_sigmoid(logits_RBS)
         scored_BS = labels_BS != IGNORED
         exit_RBS = jnp.exp(output.log_exit_RBS)
-        extra = {
-            "train/loss_loop": jnp.sum(nll_RBS, axis=(1, 2)),
-            "gate/exit": jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS),
-        }
+        loops = LoopSums(jnp.sum(nll_RBS, axis=(1, 2)), jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS))
         objective = jnp.sum(loss_RBS, where=scored_BS) / nll_RBS.shape[0]
-        return Sums(objective, jnp.sum(nll_RBS[-1]), jnp.sum(scored_BS), extra), output
+        return Sums(objective, jnp.sum(nll_RBS[-1]), jnp.sum(scored_BS), {}, loops), output

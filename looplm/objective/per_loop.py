@@ -7,14 +7,30 @@ With sampled heads the sum over loops is replaced by R/m times the sum over m lo
 Every loop is drawn with probability m/R, so the gradient is right on average.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import ExpectedCrossEntropy, WeightedCrossEntropy
+from looplm.metrics.step import LoopSums
 from looplm.model.forward import Forward
 from looplm.model.output import Output
 from looplm.objective.base import Groups, Sums, draw_loops, scoring
 from looplm.ops.cross_entropy import IGNORED
+
+
+class Weights(NamedTuple):
+    """How an objective weighs the losses of the loops."""
+
+    weight_RBS: jax.Array
+    """Weight of every loop of the window; B and S may be 1."""
+    bonus: jax.Array
+    """What is subtracted from the weighted sum."""
+    extra: dict[str, jax.Array]
+    """Sums to log, by metric name."""
+    exit_R: jax.Array | None = None
+    """See `LoopSums`."""
 
 
 class PerLoop:
@@ -30,18 +46,19 @@ class PerLoop:
         output = forward(read, scoring(forward.model, labels_BS))
         scores = output.read
         scored_BS = labels_BS != IGNORED
-        weight_RBS, bonus, extra = self.weights(output, labels_BS)
-        window = weight_RBS.shape[0]
+        weight_RBS, bonus, extra, exit_R = self.weights(output, labels_BS)
+        loss_R = None
         if isinstance(read, str):
-            extra["train/loss_loop"] = jnp.sum(scores.nll_BS, axis=(1, 2))
+            loss_R = jnp.sum(scores.nll_BS, axis=(1, 2))
         else:
-            weight_RBS = weight_RBS[read] * (window / read.shape[0])
+            weight_RBS = weight_RBS[read] * (weight_RBS.shape[0] / read.shape[0])
         weighted = jnp.sum(weight_RBS * (scores.nll_BS + self.config.z_loss_weight * scores.z_BS))
-        extra["train/expected_loss"] = jnp.sum(weight_RBS * scores.nll_BS)
-        return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), jnp.sum(scored_BS), extra), output
+        extra = extra | {"train/expected_loss": jnp.sum(weight_RBS * scores.nll_BS)}
+        tokens, loops = jnp.sum(scored_BS), LoopSums(loss_R, exit_R)
+        return Sums(weighted - bonus, jnp.sum(scores.nll_BS[-1]), tokens, extra, loops), output
 
-    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Return (weight of every loop of the window (R, B, S), what is subtracted from the loss, sums to log)."""
+    def weights(self, output: Output, labels_BS: jax.Array) -> Weights:
+        """Return the weights of a pass."""
         raise NotImplementedError("one of the subclasses")
 
 
@@ -50,15 +67,15 @@ class Expected(PerLoop):
 
     config: ExpectedCrossEntropy
 
-    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def weights(self, output: Output, labels_BS: jax.Array) -> Weights:
         assert output.log_exit_RBS is not None, "config.check requires a gate"
         scored_BS = labels_BS != IGNORED
         exit_RBS = jnp.exp(output.log_exit_RBS)
         # 0 log 0 = 0: a loop that did not run has p = 0, log p = -inf.
         plogp_RBS = exit_RBS * jnp.where(exit_RBS > 0, output.log_exit_RBS, 0.0)
         entropy = -jnp.sum(plogp_RBS, where=scored_BS)
-        extra = {"gate/entropy": entropy, "gate/exit": jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS)}
-        return exit_RBS, self.config.entropy_weight * entropy, extra
+        exit_R = jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS)
+        return Weights(exit_RBS, self.config.entropy_weight * entropy, {"gate/entropy": entropy}, exit_R)
 
 
 class Weighted(PerLoop):
@@ -66,7 +83,7 @@ class Weighted(PerLoop):
 
     config: WeightedCrossEntropy
 
-    def weights(self, output: Output, labels_BS: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def weights(self, output: Output, labels_BS: jax.Array) -> Weights:
         active_RB = output.depth.active_RB
         if active_RB is None:
             active_RB = jnp.ones((output.depth.window, 1), bool)
@@ -74,4 +91,4 @@ class Weighted(PerLoop):
         number_RB = jnp.cumsum(active_RB, axis=0)
         raw_RB = jnp.where(active_RB, number_RB if self.config.weights == "linear" else 1, 0)
         weight_RB = raw_RB / jnp.sum(raw_RB, axis=0)
-        return weight_RB[:, :, None], jnp.zeros(()), {}
+        return Weights(weight_RB[:, :, None], jnp.zeros(()), {})

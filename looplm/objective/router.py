@@ -8,28 +8,14 @@ Each is a mean over the visits of a stack (its layers in all loops; the entropy 
 counts as often as it has scored tokens, so that the weights stand beside a mean loss per token. Padding is no token.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from looplm.config.schema import MixtureAttention, Model, MoE, Place
+from looplm.metrics.step import Routers, RouterSums
 from looplm.model.output import Output
 from looplm.model.routing import Routing, kept_choices, num_head_groups
-
-
-class RouterSums(NamedTuple):
-    """Sums over the choices in one stack, of all tokens, scored or not. T visits: see `Output.reports`."""
-
-    load_TLE: jax.Array
-    """Choices of every expert, int32; 0 in loops that did not run."""
-    load_rows_LWE: jax.Array
-    """The same, summed by the row (W) of the router's tables: the loop's number, or the last row beyond them."""
-    kept_T: jax.Array
-    """Choices that the visit before had also made for the same token; 0 for the first of the window."""
-    dropped: jax.Array
-    """Choices for which the capacity left no place."""
 
 
 def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
@@ -56,37 +42,54 @@ def router_loss(model: Model, output: Output, scored_B: jax.Array) -> jax.Array:
     return total
 
 
-def router_sums(model: Model, output: Output) -> dict[Place, RouterSums]:
-    """Sum up what the routers of feed-forwards chose, by stack."""
-    sums: dict[Place, RouterSums] = {}
+def router_sums(output: Output) -> Routers:
+    """Sum up what the routers chose."""
+    return Routers(
+        {
+            place: _sums(output, place, report.experts)
+            for place, report in output.reports.items()
+            if report.experts is not None
+        },
+        {
+            place: _sums(output, place, report.heads)
+            for place, report in output.reports.items()
+            if report.heads is not None
+        },
+    )
+
+
+def _sums(output: Output, place: Place, routing: Routing) -> RouterSums:
+    """Sum up what the routers of a stack chose."""
+    ran_TB1 = _ran(output, place, routing)[:, :, None]
+    return RouterSums(
+        jnp.sum(_load_TBLE(output, place, routing), axis=1),
+        jnp.sum(jnp.where(ran_TB1, kept_choices(routing.experts_BSW), 0), axis=(1, 2)),
+        jnp.sum(jnp.where(ran_TB1, routing.dropped_B, 0)),
+    )
+
+
+def loads_by_row(model: Model, output: Output) -> dict[Place, jax.Array]:
+    """Count the choices of every expert by the row (W) of the router's tables that was used, (L, W, E) int32: the
+    loop's number, or the last row beyond them."""
+    loads = dict[Place, jax.Array]()
     for place, report in output.reports.items():
         moe = model.feed_forward_of(place)
-        if report.experts is not None and isinstance(moe, MoE):
-            sums[place] = _sums(output, place, report.experts, max(moe.loop_biases, 1))
-    return sums
+        if report.experts is None or not isinstance(moe, MoE):
+            continue
+        num_rows, load_TBLE = max(moe.loop_biases, 1), _load_TBLE(output, place, report.experts)
+        numbers_TB = output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32)
+        rows_TB = jnp.minimum(numbers_TB, num_rows - 1)
+        by_row = [
+            jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in range(num_rows)
+        ]
+        loads[place] = jnp.stack(by_row, axis=1)
+    return loads
 
 
-def head_sums(output: Output) -> dict[Place, RouterSums]:
-    """Sum up what the routers of attentions chose, by stack."""
-    heads = {place: report.heads for place, report in output.reports.items()}
-    return {place: _sums(output, place, routing, 1) for place, routing in heads.items() if routing is not None}
-
-
-def _sums(output: Output, place: Place, routing: Routing, num_rows: int) -> RouterSums:
-    """Sum up what the routers of a stack chose. num_rows: how many rows the router's tables have."""
+def _load_TBLE(output: Output, place: Place, routing: Routing) -> jax.Array:
+    """Count the choices of every expert in every visit, int32; 0 in visits that did not take place."""
     ran_TB = _ran(output, place, routing)
-    load_TBLE = jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
-    rows_TB = jnp.minimum(output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32), num_rows - 1)
-    by_row = [
-        jnp.sum(jnp.where((rows_TB == row)[:, :, None, None], load_TBLE, 0), axis=(0, 1)) for row in range(num_rows)
-    ]
-    counted_TB1 = ran_TB[:, :, None]
-    return RouterSums(
-        jnp.sum(load_TBLE, axis=1),
-        jnp.stack(by_row, axis=1),
-        jnp.sum(jnp.where(counted_TB1, kept_choices(routing.experts_BSW), 0), axis=(1, 2)),
-        jnp.sum(jnp.where(counted_TB1, routing.dropped_B, 0)),
-    )
+    return jnp.where(ran_TB[:, :, None, None], routing.load_BE, 0).astype(jnp.int32)
 
 
 def _auxiliary(moe: MoE, routing: Routing, ran_TB: jax.Array, scored_B: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """From the loader's rows to device arrays: micro-batches over the mesh, with what belongs to every row."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +14,25 @@ from looplm.sharding.rules import placement
 PER_TOKEN = ("tokens", "labels", "segments", "positions")
 
 
-class BatchLayout:
-    """Shapes and shardings of a training batch, int32: every leaf is (A, B/A, ...) for A micro-batches.
+class Batch(NamedTuple):
+    """A training batch on the devices, int32: A micro-batches of B/A sequences; one micro-batch has no leading dim."""
 
-    Leaves: PER_TOKEN (A, B/A, S); `sequence`, the row in the global batch, (A, B/A); with `per_sequence` also `depth`,
-    (loops without gradient, loops with gradient) of every sequence, (A, B/A, 2).
-    """
+    tokens: jax.Array
+    """Ids, (A, B/A, S)."""
+    labels: jax.Array
+    """The id that every token should predict; see `ops.cross_entropy`."""
+    segments: jax.Array
+    """Number of the document in the row; see `data.window`."""
+    positions: jax.Array
+    """Position in the document."""
+    sequence: jax.Array
+    """Row in the global batch, (A, B/A)."""
+    depth: jax.Array | None = None
+    """(loops without gradient, loops with gradient) of every sequence, (A, B/A, 2); None where all have the same."""
+
+
+class BatchLayout:
+    """Shapes and shardings of a training batch."""
 
     def __init__(self, data: Data, mesh: jax.sharding.Mesh, *, per_sequence: bool):
         self.mesh, self.per_sequence, self.steps = mesh, per_sequence, data.accumulation_steps
@@ -33,20 +47,22 @@ class BatchLayout:
         axes = ("one", "batch", "sequence") if name in PER_TOKEN else ("one", "batch")
         return placement(self.mesh, *axes)
 
-    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
+    def abstract(self) -> Batch:
+        """Shapes in place of arrays."""
+        leaves: dict[str, Any] = {
             name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self.sharding(name))
             for name, shape in self.shapes.items()
         }
+        return Batch(**leaves)
 
-    def place(self, rows: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, jax.Array]:
-        """rows: this process's, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
+    def place(self, rows: Mapping[str, np.ndarray], drawn: np.ndarray) -> Batch:
+        """rows: PER_TOKEN of this process, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
         count = self.batch_size // self.num_parts
         mine = slice(self.part * count, (self.part + 1) * count)
         leaves = dict(rows) | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
         if self.per_sequence:
             leaves["depth"] = drawn[mine]
-        return {name: self._place(name, value) for name, value in leaves.items()}
+        return Batch(**{name: self._place(name, value) for name, value in leaves.items()})
 
     def _place(self, name: str, rows: np.ndarray) -> jax.Array:
         mine, shape = rows.reshape(self.steps, -1, *rows.shape[1:]), self.shapes[name]

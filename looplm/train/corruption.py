@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec
 
 from looplm.model.functional import Params
 from looplm.sharding.collective import stand_in
+from looplm.train.batch import Batch
 from looplm.train.program import Program
-from looplm.train.step import Batch, build_loss
+from looplm.train.step import build_loss
 
 
 class Digests(NamedTuple):

@@ -17,6 +17,7 @@ from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
 from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import Sink
+from looplm.metrics.step import StepOutput
 from looplm.metrics.sweep import Sweep
 from looplm.model.functional import Params
 from looplm.optim.ema import ema_params
@@ -25,14 +26,13 @@ from looplm.train.flops import StepFlops
 from looplm.train.metrics import readable
 from looplm.train.program import Program
 from looplm.train.state import TrainState
-from looplm.train.step import Metrics
 
 
 class Dispatched(NamedTuple):
     """A step that the device is working on."""
 
     step: int
-    metrics: Metrics
+    output: StepOutput
     drawn: np.ndarray
     data: Mapping[str, float]
     """How long its batch was waited for, and what has been read by then."""
@@ -57,8 +57,8 @@ class StepLog:
 
     def write(self, dispatched: Dispatched) -> dict[str, float]:
         """Waits for a dispatched step and writes its numbers, which it returns."""
-        arrays = jax.device_get(dispatched.metrics)
-        metrics = readable(arrays, dispatched.drawn)
+        output = jax.device_get(dispatched.output)
+        metrics = readable(output, dispatched.drawn)
         done = time.perf_counter()
         seconds = done - self._since
         metrics |= {
@@ -72,7 +72,7 @@ class StepLog:
         for sink in self.sinks:
             sink.write(dispatched.step, metrics)
         if self.loads is not None:
-            self.loads.write(dispatched.step, arrays, dispatched.drawn)
+            self.loads.write(dispatched.step, output.routers, dispatched.drawn)
         return metrics
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from looplm.config.schema import MoE, Place, Run
 from looplm.hardware import find as find_device
+from looplm.metrics.step import StepOutput
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import build_objective
 from looplm.ops.grouped_matmul import check_backend
@@ -16,7 +17,7 @@ from looplm.sharding.mesh import check_fit
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState, abstract_state, create_state, state_of
-from looplm.train.step import Metrics, build_train_step
+from looplm.train.step import build_train_step
 
 
 class Program:
@@ -73,11 +74,11 @@ class Program:
         """The traced step in XLA's language."""
         return self.trace().lower()
 
-    def compile(self) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, Metrics]]:
+    def compile(self) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, StepOutput]]:
         """Returns step(state, rows, index): training step `index` (from 0) on this process's rows; takes the state."""
         compiled = self.lower().compile()
 
-        def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, StepOutput]:
             drawn = self.depths.draw(index)
             return compiled(state, self.batch.place(rows, drawn), self.batch.place_drawn(drawn))
 

@@ -69,9 +69,14 @@ class SkippedUpdates:
         reason, batch = why(metrics), self.batches.of(step)
         windows = self.mixture.numbers(batch)
         self.events.note(
-            "skipped", step=step, reason=reason, loss=finite(metrics["train/loss"]),
-            grad_norm=finite(metrics["train/grad_norm"]), batch=batch, windows=windows,
-        )  # fmt: skip
+            "skipped",
+            step=step,
+            reason=reason,
+            loss=finite(metrics["train/loss"]),
+            grad_norm=finite(metrics["train/grad_norm"]),
+            batch=batch,
+            windows=windows,
+        )
         told = "; ".join(f"windows {_few(numbers)} of {name}" for name, numbers in windows.items())
         self.console.print(f"step {step}: update not made, {reason}; batch {batch}: {told}")
         if metrics[IN_A_ROW] >= self.config.stop_after:

@@ -10,7 +10,7 @@ import optax
 from looplm.config.schema import Run
 from looplm.data.window import PADDING
 from looplm.metrics.loop_stats import scored_sums
-from looplm.metrics.routers import KEPT, LOAD
+from looplm.metrics.step import StepOutput
 from looplm.model.context import Context
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
@@ -23,12 +23,9 @@ from looplm.optim.guard import GuardState, limits
 from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
+from looplm.train.batch import Batch
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
-
-Batch = dict[str, jax.Array]
-"""See `train.batch.BatchLayout`."""
-Metrics = dict[str, jax.Array]
 
 STATE_PURPOSE, HEADS_PURPOSE = 2, 3
 """Keep the streams of random numbers of a step apart."""
@@ -45,23 +42,23 @@ def build_loss(
     ) -> tuple[jax.Array, Sums]:
         model = lm.bind(with_frozen(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
-            micro_batch["positions"],
-            self_mask(run.model, micro_batch["segments"]),
+            micro_batch.positions,
+            self_mask(run.model, micro_batch.segments),
             # Nothing is differentiated through the loops when only the gate learns: nothing needs computing twice.
             "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
-            sequence_B=micro_batch["sequence"],
-            counted_BS=micro_batch["segments"] != PADDING,
+            sequence_B=micro_batch.sequence,
+            counted_BS=micro_batch.segments != PADDING,
             reporting=Reporting(routing=True),
             with_capacity=True,
         )
-        depth = depths.as_depth(micro_batch.get("depth", drawn))
-        forward = Forward(model, micro_batch["tokens"], context, depth, dtype, with_statistics=True)
+        depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
+        forward = Forward(model, micro_batch.tokens, context, depth, dtype, with_statistics=True)
         key = step_key(run.seed, HEADS_PURPOSE, step)
-        result, output = evaluate(objective, forward, micro_batch["labels"], key)
+        result, output = evaluate(objective, forward, micro_batch.labels, key)
         assert output.statistics is not None, "with_statistics"
-        extra = scored_sums(output.statistics, micro_batch["labels"] != IGNORED)
+        extra = scored_sums(output.statistics, micro_batch.labels != IGNORED)
         return result.objective, result._replace(extra=result.extra | extra)
 
     return sums
@@ -75,8 +72,8 @@ def build_train_step(
     *,
     dtype: jax.typing.DTypeLike,
     per_layer: bool = False,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, batch, drawn_depth) -> (state, metrics), to be jitted with the state donated.
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepOutput]]:
+    """Returns train_step(state, batch, drawn_depth) -> (state, output), to be jitted with the state donated.
 
     Args:
         dtype: type of the matrix products.
@@ -85,7 +82,7 @@ def build_train_step(
     objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype)
     schedule = build_schedule(run.optim, run.num_steps)
 
-    def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, StepOutput]:
         whole = lm.gather(state.params, dtype, per_layer=per_layer)
         stand_ins = jax.tree.map(stand_in, whole, state.params)
 
@@ -110,45 +107,37 @@ def build_train_step(
         after: GuardState = opt_state.guard
         max_loss, max_grad_norm = limits(before, run.optim.guard)
         if objective.trains is None:
-            loads = {place: routers.load_rows_LWE for place, routers in total.routers.items()}
-            moved = move_biases(lm, params, loads)
+            moved = move_biases(lm, params, total.loads_by_row)
             # Not in a step whose update is not made.
             is_made = after.num_good > before.num_good
             params = jax.tree.map(
                 lambda new, old: old if new is old else jax.lax.select(is_made, new, old), moved, params
             )
-        metrics = {
-            "train/loss": loss,
-            "train/objective": total.objective / scored,
-            "train/tokens": total.tokens,
-            "train/grad_norm": grad_norm,
-            "optim/learning_rate": schedule(before.num_good),
-            "optim/skipped": after.skipped,
-            "optim/skipped_in_a_row": after.in_a_row,
-            "optim/unlabelled": after.unlabelled,
-            "optim/hard": after.hard,
-            "optim/new_levels": after.new_levels,
-            "optim/max_loss": max_loss,
-            "optim/max_grad_norm": max_grad_norm,
-            **{name: value / scored for name, value in total.extra.items()},
-            **router_metrics(total),
-            **lm.bind(state.params).parameter_metrics(),
-        }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        output = StepOutput(
+            total.tokens,
+            means={
+                "train/loss": loss,
+                "train/objective": total.objective / scored,
+                "train/grad_norm": grad_norm,
+                **{name: value / scored for name, value in total.extra.items()},
+            },
+            numbers={
+                "optim/learning_rate": schedule(before.num_good),
+                "optim/skipped": after.skipped,
+                "optim/skipped_in_a_row": after.in_a_row,
+                "optim/unlabelled": after.unlabelled,
+                "optim/hard": after.hard,
+                "optim/new_levels": after.new_levels,
+                "optim/max_loss": max_loss,
+                "optim/max_grad_norm": max_grad_norm,
+                **lm.bind(state.params).parameter_metrics(),
+            },
+            loops=jax.tree.map(lambda sum_R: sum_R / scored, total.loops),
+            routers=total.routers,
+        )
+        return TrainState(state.step + 1, params, opt_state), output
 
     return train_step
-
-
-def router_metrics(total: Sums) -> Metrics:
-    """See `metrics.routers`."""
-    metrics: Metrics = {}
-    for branch, routers in (("moe", total.routers), ("attention", total.heads)):
-        metrics |= {f"{branch}{LOAD}{place}": sums.load_TLE for place, sums in routers.items()}
-        metrics |= {f"{branch}{KEPT}{place}": sums.kept_T for place, sums in routers.items()}
-    if total.routers:
-        dropped = (sums.dropped for sums in total.routers.values())
-        metrics["moe/dropped"] = sum(dropped, start=jnp.zeros((), jnp.int32))
-    return metrics
 
 
 def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:

@@ -35,6 +35,7 @@ from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, 
 from looplm.metrics.timing import Timekeeper, line
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
+from looplm.train.batch import Batch
 from looplm.train.corruption import CorruptionCheck, Digests
 from looplm.train.depth import DepthSchedule
 from looplm.train.flops import StepFlops, step_flops
@@ -68,7 +69,7 @@ class Compiled(NamedTuple):
 class Placed(NamedTuple):
     """A batch on the devices."""
 
-    batch: dict[str, jax.Array]
+    batch: Batch
     depth: jax.Array
     drawn: np.ndarray
     data: dict[str, float]
@@ -189,14 +190,14 @@ class Trainer:
                         f"step {step}: a stage begins, {new}; the guard learns its level", highlight=False
                     )
                 digests = self.check_devices(state, placed, step)
-                state, metrics = self.compiled.step(state, placed.batch, placed.depth)
+                state, output = self.compiled.step(state, placed.batch, placed.depth)
                 self.preemption.ask()
                 if step < self.run.num_steps:
                     upcoming = reader.submit(self.place_next, batches, step + 1)
                 if before is not None:
                     self.finish(before, log, watchdog)
                 stops = self.preemption.agreed()
-                before = Dispatched(step, metrics, placed.drawn, placed.data, digests)
+                before = Dispatched(step, output, placed.drawn, placed.data, digests)
 
                 is_last, evaluates, due = (
                     step == self.run.num_steps,
@@ -335,7 +336,7 @@ class Trainer:
         started = time.perf_counter()
         placed = upcoming.result()
         placed.data["data/wait_s"] = time.perf_counter() - started
-        if running is None or running.metrics["train/loss"].is_ready():  # type: ignore[attr-defined]  # not annotated
+        if running is None or running.output.tokens.is_ready():  # type: ignore[attr-defined]  # not annotated
             self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
         return placed
 

@@ -324,7 +324,10 @@ def test_every_array_is_compared_with_its_digest_in_both_sums(writer_of, small, 
     arrays = [f"{item} {name}" for item, name in leaves_of(small)]
     assert len(arrays) == 4
     for (number, name), word in itertools.product(enumerate(arrays), range(2)):
-        changed = lambda leaves, at=(number, word): digests(leaves).at[at].add(1)  # noqa: E731
+
+        def changed(leaves, at=(number, word)):
+            return digests(leaves).at[at].add(1)
+
         with pytest.raises(UserError, match=f"1: {re.escape(name)} holds other values than were saved"):
             reader.restore(small, step=1, digest=changed)
     assert_equal(reader.restore(small, digest=digests).trees, noise(small, 0))

@@ -18,7 +18,10 @@ MESH = SimpleNamespace(
 
 def busiest_link(dims):
     """Bytes over it where every device of these dims sends one byte to every other by shortest ways, dim after dim."""
-    ring = lambda a, b, n: min((a - b) % n, (b - a) % n)  # noqa: E731
+
+    def ring(a, b, n):
+        return min((a - b) % n, (b - a) % n)
+
     places = list(product(*(range(SHAPE[d]) for d in dims)))
     hops = [sum(ring(a[i], b[i], SHAPE[d]) for a in places for b in places) for i, d in enumerate(dims)]
     return max(hops) / (2 * len(places))  # alike for all links of a dim, two of them a device

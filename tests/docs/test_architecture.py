@@ -68,3 +68,9 @@ def test_classes_that_it_names_are_where_it_says() -> None:
     for words, path in named:
         source = (ROOT / path).read_text()
         assert [word for word in words.split("`, `") if not re.search(rf"^(class|def) {word}\b", source, re.M)] == []
+
+
+def test_tests_that_it_names_are_there() -> None:
+    named = re.findall(r"`(tests/[\w/.]+)`, `(test_\w+)`", TEXT)
+    assert len(named) > 3
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text()] == []

@@ -8,16 +8,17 @@ from rich.console import Console
 
 from looplm.metrics.loads import LoadLog, read_loads
 from looplm.metrics.sinks import read_metrics
+from looplm.metrics.step import NO_ROUTERS, Routers, RouterSums
 from looplm.train.trainer import Trainer
 
-LOAD = np.array([[[0.0, 0.0]], [[3.0, 1.0]], [[2.0, 2.0]]])
+LOAD = np.array([[[0, 0]], [[3, 1]], [[2, 2]]])
 """(3 iterations of the window, 1 layer, 2 experts); the first did not run."""
 
 
 def written(path, resume_step, steps, drawn):
     log = LoadLog(path, resume_step=resume_step, every_steps=4, last_step=10)
     for step in steps:
-        log.write(step, {"train/loss": np.array(1.0), "moe/load/block": LOAD, "moe/kept/block": np.zeros(3)}, drawn)
+        log.write(step, Routers({"block": RouterSums(LOAD, np.zeros(3), np.array(0))}, {}), drawn)
     log.close()
     return read_loads(path)
 
@@ -35,7 +36,7 @@ def test_loops_that_ran_every_few_steps_and_once_after_a_resume(tmp_path):
 
 def test_a_dense_model_has_no_file(tmp_path):
     log = LoadLog(tmp_path / "experts.jsonl", resume_step=0, every_steps=1, last_step=9)
-    log.write(1, {"train/loss": np.array(1.0)}, np.array([0, 2]))
+    log.write(1, NO_ROUTERS, np.array([0, 2]))
     log.close()
     assert read_loads(tmp_path / "experts.jsonl") == []
     assert not (tmp_path / "experts.jsonl").exists()

@@ -4,6 +4,7 @@ No scan, no stacking, no chunks, no masks but a square; parameters are read by n
 computes in what it is given: with arrays of numpy in float64, with those of JAX so that it can be differentiated.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -91,22 +92,25 @@ def layers(
     """step: what every branch is multiplied with."""
     if stack is None:
         return x_SD
-    num_layers, table = jax.tree.leaves(stack["layers"])[0].shape[0], 0
+    kind, table = config.feed_forward, 0
+    dense = kind.dense_layers if isinstance(kind, schema.MoE) else ()
+    num_layers = jax.tree.leaves(stack["layers"])[0].shape[0] + len(dense)
     for i in range(num_layers):
         embedded = None
         if config.value_embedding and (num_layers - 1 - i) % config.value_embedding.every == 0:
             embedded = (stack["value_gates"]["linear"]["kernel"][table], tables[table][tokens_S])
             table += 1
-        p = jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"])
-        attend = lambda x, h, p=p, embedded=embedded: attention(config, p["attention"], x, h, embedded)  # noqa: E731
+        row = dense.index(i) if i in dense else i - sum(d < i for d in dense)
+        p = jax.tree.map(lambda leaf, row=row: leaf[row], stack["dense_layers" if i in dense else "layers"])
+        attend = partial(attention, config, p["attention"], embedded=embedded)
         x_SD = branch(config, p.get("attention_residual", {}), x_SD, attend, step)
-        transform = lambda x, h, p=p: feed_forward(config, p["feed_forward"], x, h, loop)  # noqa: E731
+        transform = partial(feed_forward, kind.dense if i in dense else kind, p["feed_forward"], loop=loop)
         x_SD = branch(config, p.get("feed_forward_residual", {}), x_SD, transform, step)
     return x_SD
 
 
 def branch(config: Model, p: Params, x: Array, f: Any, step: float) -> Array:
-    """f(what values and experts read, what all else does)."""
+    """Add the output of f(what values and experts read, what queries, keys and routers read)."""
     before, after = (lambda x, name=name: norm(config, p.get(name), x) for name in ("norm", "out_norm"))
     match config.norm_placement:
         case "pre":
@@ -135,9 +139,9 @@ def over_root_mean_square(x: Array, eps: float) -> Array:
     return x / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + eps)
 
 
-def feed_forward(config: Model, p: Params, x: Array, routed: Array, loop: int) -> Array:
-    """One kind for all layers. routed: what a router reads, and what a feed-forward without one does."""
-    xp, kind = x.__array_namespace__(), config.feed_forward
+def feed_forward(kind: schema.FeedForward, p: Params, x: Array, routed: Array, loop: int) -> Array:
+    """routed: what a router reads, and what a feed-forward without one does."""
+    xp = x.__array_namespace__()
     if isinstance(kind, schema.MoE):
         return mixture(kind, p, x, routed, loop)
     up, down = routed @ p["up"]["kernel"], p["down"]["kernel"]
@@ -152,10 +156,13 @@ def feed_forward(config: Model, p: Params, x: Array, routed: Array, loop: int) -
 
 def mixture(kind: schema.MoE, p: Params, x: Array, routed: Array, loop: int) -> Array:
     """Softmax scores of SwiGLU experts, renormalised; every loop has a row of the biases, later ones the last."""
-    row, router = min(loop, kind.loop_biases - 1), p["router"]
-    scores = softmax(routed @ router["kernel"] + router["loop_bias"][row])
-    wanted, out = scores + router["balance_bias"][row], 0.0
-    xp = x.__array_namespace__()
+
+    def row_of_loop(table: Array) -> Array:
+        return table[min(loop, len(table) - 1)]
+
+    xp, router, none = x.__array_namespace__(), p["router"], np.zeros((1, 1))
+    scores = softmax(routed @ router["kernel"] + row_of_loop(router.get("loop_bias", none)))
+    wanted, out = scores + row_of_loop(router.get("balance_bias", none)), 0.0
     chosen = wanted >= xp.sort(wanted, axis=-1)[:, -kind.experts_per_token, None]
     total = xp.sum(xp.where(chosen, scores, 0), axis=-1)
     for e in range(kind.num_experts):

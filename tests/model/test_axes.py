@@ -177,11 +177,11 @@ def assert_equal_to_plain(sums, objective, config, params, tokens_BS, depth) -> 
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
     sampled = getattr(objective.config, "sampled_heads", None)
     close(sums.loss, nll_R[-1] if sampled is None else nll_R[np.nanargmin(np.abs(nll_R - sums.loss))])
-    if "train/loss_loop" in sums.extra:
-        found_R = np.where(np.isnan(nll_R), np.nan, sums.extra["train/loss_loop"])
+    if sums.loops.loss_R is not None:
+        found_R = np.where(np.isnan(nll_R), np.nan, sums.loops.loss_R)
         close(found_R, nll_R)
-    if "gate/exit" in sums.extra:
-        close(sums.extra["gate/exit"], exit_R, atol=1e-5)
+    if sums.loops.exit_R is not None:
+        close(sums.loops.exit_R, exit_R, atol=1e-5)
     assert sums.tokens == B * (S - 1)
 
 

@@ -12,6 +12,7 @@ from looplm.config.schema import (
     ConcatInjection,
     DiagonalInjection,
     MixtureAttention,
+    MoE,
     NoInjection,
     ReadOut,
     Rope,
@@ -42,6 +43,13 @@ VARIANTS = {
     ),
     "one expert a head": dict(
         attention=MixtureAttention(num_experts=1, experts_per_token=1), coda_layers=0, prelude_layers=0, exit_gate=None
+    ),
+    "value embeddings in some layers, dense layers among experts": dict(
+        value_embedding=ValueEmbedding(every=2, gate_channels=7),
+        feed_forward=MoE(num_experts=3, experts_per_token=2, expert_dim=8, dense_layers=(0, 2)),
+        prelude_layers=0,
+        block_layers=5,
+        coda_layers=0,
     ),
     "concat, state first, with a bias": dict(injection=ConcatInjection(init="state", bias=True), head_dim=10),
 }

@@ -135,7 +135,9 @@ def test_running_until_nobody_is_left_is_running_all_loops_where_nobody_leaves(m
 
 
 def test_running_until_stops_when_all_are_done():
-    counting = lambda parameters, state, inputs, loop: (state + 1, None)  # noqa: E731
+    def counting(parameters, state, inputs, loop):
+        return (state + 1, None)
+
     state_B, ran = run_until(counting, None, jnp.zeros(2), None, 100, lambda state_B: state_B >= jnp.array([3, 7]))
     assert ran == 7
     np.testing.assert_array_equal(state_B, [7, 7])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.model.mixed import places_among, plan, scan_layers, take
+from looplm.model.mixed import places_among, plan, rows_at, scan_layers
 from looplm.model.report import Report
 
 PATTERNS = {
@@ -30,7 +30,7 @@ def test_layers_run_in_order(name):
 
     def data(layers):
         dense = is_dense[layers[0]]
-        return take(jnp.float32(weights[dense]), [rows[dense][i] for i in layers]), take(jnp.float32(own), layers)
+        return rows_at(jnp.float32(weights[dense]), [rows[dense][i] for i in layers]), rows_at(jnp.float32(own), layers)
 
     def apply(dense, x, place):
         weight, own = place

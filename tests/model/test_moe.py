@@ -100,7 +100,10 @@ def by_loop(moe, params, x_BSD, choices, loop=0):
     scores_BSE = np.asarray(scores(moe, params["router"], x_BSD, loop), np.float64)
     params, x_BSD = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x_BSD))
     experts, out_BSD = params["experts"], np.zeros((B, S, D))
-    silu = lambda a: a / (1 + np.exp(-a))  # noqa: E731
+
+    def silu(a):
+        return a / (1 + np.exp(-a))
+
     for b, s in np.ndindex(B, S):
         x_D, chosen = x_BSD[b, s], choices.experts[b, s]
         total = sum(scores_BSE[b, s, e] for e in chosen) if moe.renormalise else 1.0
@@ -148,7 +151,9 @@ def test_forward_and_all_gradients(name):
         out_BSD = by_all(moe, params, x_BSD, choices, loop)
         return jnp.sum(out_BSD * weight_BSD), out_BSD
 
-    differentiate = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(built.params, built.x_BSD)  # noqa: E731
+    def differentiate(f):
+        return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(built.params, built.x_BSD)
+
     (_, (out, routing)), grads = differentiate(ours)
     (_, expected), expected_grads = differentiate(theirs)
     np.testing.assert_allclose(expected, by_loop(moe, built.params, built.x_BSD, choices, loop), atol=2e-5)

@@ -13,11 +13,13 @@ from looplm.config.schema import (
     Model,
     WeightedCrossEntropy,
 )
+from looplm.errors import UserError
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.objective import build_objective, with_frozen
+from looplm.objective import Sums, build_objective, evaluate, with_frozen
+from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy.reference import cross_entropy
 
@@ -70,7 +72,7 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
         entropy -= np.sum(p_R * np.log(p_R))
     np.testing.assert_allclose(sums.objective, expected - 0.3 * entropy, rtol=1e-5)
     np.testing.assert_allclose(sums.extra["gate/entropy"], entropy, rtol=1e-5)
-    np.testing.assert_allclose(np.sum(sums.extra["gate/exit"]), sums.tokens, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(sums.loops.exit_R), sums.tokens, rtol=1e-5)
     assert sums.tokens == B * (S - 1)
 
 
@@ -134,10 +136,10 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
         expected -= (go_on * np.log(1 - rate) + (1 - go_on) * np.log(rate)) / 3
     np.testing.assert_allclose(sums.objective, expected, rtol=1e-4)
     np.testing.assert_allclose(sums.loss, nll_RBS[-1, :, :-1].sum(), rtol=1e-5)
-    np.testing.assert_allclose(sums.extra["train/loss_loop"], nll_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(sums.loops.loss_R, nll_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
     first_BS, second_BS = leave_RBS[0], (1 - leave_RBS[0]) * leave_RBS[1]
     shares_RBS = np.stack([first_BS, second_BS, 1 - first_BS - second_BS])
-    np.testing.assert_allclose(sums.extra["gate/exit"], shares_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(sums.loops.exit_R, shares_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
     assert sums.tokens == B * (S - 1)
 
     gradient = jax.grad(
@@ -145,3 +147,16 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
     )(params)
     assert np.any(gradient["gate"]["kernel"])
     assert not any(np.any(leaf) for name in gradient if name != "gate" for leaf in jax.tree.leaves(gradient[name]))
+
+
+def test_an_objective_that_logs_arrays_is_told_where_they_go(lm, params, data):
+    def listing(forward, labels_BS, key):
+        output = forward("all", scoring(forward.model, labels_BS))
+        loss_R = jnp.sum(output.read.nll_BS, axis=(1, 2))
+        return Sums(loss_R[-1], loss_R[-1], jnp.sum(labels_BS >= 0), {"train/all": loss_R}), output
+
+    tokens_BS, labels_BS = data
+    context = Context(jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)))
+    forward = Forward(lm.bind(params), tokens_BS, context, Depth(2), jnp.float32)
+    with pytest.raises(UserError, match=r"'train/all' has the shape \(2,\).*Sums\.loops"):
+        evaluate(listing, forward, labels_BS, jax.random.key(0))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Balance, ExitGate, FinalCrossEntropy, GateImprovement, MixtureAttention, Model, MoE
+from looplm.metrics.step import NO_ROUTERS
 from looplm.model.cache import NO_CACHE
 from looplm.model.context import Context
 from looplm.model.depth import Depth
@@ -18,7 +19,7 @@ from looplm.model.output import Output
 from looplm.model.report import Report, Reporting
 from looplm.model.routing import summed, unless_padding
 from looplm.objective import build_objective, evaluate
-from looplm.objective.router import router_loss, router_sums
+from looplm.objective.router import loads_by_row, router_loss, router_sums
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 
@@ -131,7 +132,10 @@ def test_the_official_entropy_of_moeut_over_all_repeats():
     """reg_loss = 0.01 * (FFN) + 0.001 * (attention); the attention's part is taken here, in numpy."""
     io, sizes = dict(np.load(GOLDEN / "io.npz")), json.loads((GOLDEN / "config.json").read_text())
     group = sizes["group_size"]
-    logit = lambda s: np.log(s) - np.log1p(-s)  # noqa: E731
+
+    def logit(s):
+        return np.log(s) - np.log1p(-s)
+
     n, batch, length, experts = io["ff_scores"].shape
     moe = MoE(
         num_experts=experts, experts_per_token=sizes["ff_k"], scores="sigmoid", renormalise=False, expert="relu",
@@ -186,18 +190,18 @@ def test_the_entropy_of_the_experts_of_heads_is_a_mean_over_the_heads_of_each_pr
 
 def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
     config = model(Balance(bias_rate=0.1), loop_biases=2)
-    sums = router_sums(config, output(config, logits_RBLSE))["block"]
+    found = output(config, logits_RBLSE)
     chosen = np.eye(E, dtype=int)[np.argsort(-logits_RBLSE, axis=-1)[..., :K]].sum(axis=(3, 4)) * RAN[:, :, None, None]
-    np.testing.assert_array_equal(sums.load_TLE, chosen.sum(axis=1))
+    np.testing.assert_array_equal(router_sums(found).moe["block"].load_TLE, chosen.sum(axis=1))
     rows = np.stack([chosen[0].sum(axis=0), chosen[1:].sum(axis=(0, 1))], axis=1)
-    np.testing.assert_array_equal(sums.load_rows_LWE, rows)
+    np.testing.assert_array_equal(loads_by_row(config, found)["block"], rows)
 
 
 def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     config = model(Balance())
     chosen = np.argsort(-logits_RBLSE, axis=-1)[..., :K]
     both = (chosen[1:, ..., :, None] == chosen[:-1, ..., None, :]).sum(axis=(2, 3, 4, 5)) * RAN[1:]
-    found = router_sums(config, output(config, logits_RBLSE))["block"].kept_T
+    found = router_sums(output(config, logits_RBLSE)).moe["block"].kept_T
     np.testing.assert_array_equal(found, [0, *both.sum(axis=1)])
     assert found.dtype == jnp.int32, "counts are subtracted from each other"
     assert both.any()
@@ -226,7 +230,7 @@ def test_a_stack_that_was_not_asked_for_its_choices_adds_nothing():
     report = Report(memory_BSD=jnp.zeros((R, B, L, S, config.dim)))
     silent = Output(None, None, None, None, Depth(R), None, {"block": report}, None, NO_CACHE)
     assert router_loss(config, silent, SCORED_B) == 0
-    assert router_sums(config, silent) == {}
+    assert router_sums(silent) == NO_ROUTERS
 
 
 @pytest.mark.parametrize("kind", [FinalCrossEntropy(), GateImprovement()], ids=lambda kind: kind.kind)
@@ -258,7 +262,10 @@ def test_a_model_that_learns_also_gets_the_losses_of_its_routers(kind):
     added = 0.5 * z_B @ SCORED_B if objective.trains is None else 0.0
     assert sums.objective - alone == pytest.approx(added, abs=1e-4)
     visits = R * B * L * S * K
-    assert (sums.routers["block"].load_TLE.sum(), sums.heads["block"].load_TLE.sum()) == (visits, 3 * visits)
+    assert (sums.routers.moe["block"].load_TLE.sum(), sums.routers.attention["block"].load_TLE.sum()) == (
+        visits,
+        3 * visits,
+    )
 
 
 def test_the_coda_counts_only_reads_of_loops_that_ran():
@@ -276,9 +283,10 @@ def test_the_coda_counts_only_reads_of_loops_that_ran():
     @jax.jit
     def found(read):
         out = Forward(lm.bind(params), tokens_BS, context, Depth(R, jnp.int32(2)), jnp.float32)(read)
-        return router_loss(lm.config, out, SCORED_B), router_sums(lm.config, out)["coda"]
+        loads = router_sums(out).moe["coda"].load_TLE, loads_by_row(lm.config, out)["coda"]
+        return router_loss(lm.config, out, SCORED_B), *loads
 
-    (loss, sums), (expected, fewer) = found(jnp.arange(R)), found(jnp.array([1, 2]))
+    (loss, load_TLE, load_LWE), (expected, _, fewer_LWE) = found(jnp.arange(R)), found(jnp.array([1, 2]))
     assert loss == pytest.approx(float(expected), rel=1e-6)
-    np.testing.assert_array_equal(sums.load_TLE.sum(axis=-1), [[0] * L, *[[B * S * K] * L] * 2])
-    np.testing.assert_array_equal(sums.load_rows_LWE, fewer.load_rows_LWE)
+    np.testing.assert_array_equal(load_TLE.sum(axis=-1), [[0] * L, *[[B * S * K] * L] * 2])
+    np.testing.assert_array_equal(load_LWE, fewer_LWE)

@@ -97,7 +97,9 @@ def test_values_and_gradients(backend):
 
     @jax.jit
     def run(x_MD, w_EDF, y_MF, sizes_E):
-        product = lambda x, w: grouped_matmul(x, w, sizes_E, backend=backend)  # noqa: E731
+        def product(x, w):
+            return grouped_matmul(x, w, sizes_E, backend=backend)
+
         value, pull_back = jax.vjp(product, x_MD, w_EDF)
         return value, *pull_back(y_MF)
 
@@ -123,5 +125,8 @@ def test_the_platform_of_the_program_decides():
 def test_sums_over_many_rows_of_bfloat16_are_float32():
     """4000 rows of 1 in one group: bfloat16 would stop counting at 256."""
     ones = jnp.ones((4000, 1), jnp.bfloat16)
-    product = lambda w: jnp.sum(grouped_matmul(ones, w, jnp.array([4000]), backend="blocks").astype(jnp.float32))  # noqa: E731
+
+    def product(w):
+        return jnp.sum(grouped_matmul(ones, w, jnp.array([4000]), backend="blocks").astype(jnp.float32))
+
     assert jax.grad(product)(jnp.ones((1, 1, 1), jnp.bfloat16)) == pytest.approx(4000, rel=0.01)

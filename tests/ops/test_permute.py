@@ -49,8 +49,13 @@ def test_each_is_the_gradient_of_the_other(full):
     token_M = choice_M // K
     x_nD = jax.random.normal(jax.random.key(0), (N, D))
     y_MD = jax.random.normal(jax.random.key(1), (token_M.size, D))
-    plain = lambda x: jnp.concatenate([x, jnp.zeros((1, D))])[jnp.minimum(token_M, N)]  # noqa: E731
-    back = lambda y: jnp.concatenate([y, jnp.zeros((1, D))])[places_nk].sum(axis=1)  # noqa: E731
+
+    def plain(x):
+        return jnp.concatenate([x, jnp.zeros((1, D))])[jnp.minimum(token_M, N)]
+
+    def back(y):
+        return jnp.concatenate([y, jnp.zeros((1, D))])[places_nk].sum(axis=1)
+
     for ours, theirs, at, cotangent in ((spread, plain, x_nD, y_MD), (collect, back, y_MD, x_nD)):
         value, pull = jax.vjp(lambda a, f=ours: f(a, token_M, places_nk, full=full), at)
         expected, expected_pull = jax.vjp(theirs, at)

@@ -26,7 +26,10 @@ def test_values_and_gradients_are_those_of_a_python_loop():
         )
 
     for n in range(1, NUM):
-        plain = lambda x, w, n=n: jnp.vdot(weight_N, sum(part(r, index_N, x, w) for r in range(n)))  # noqa: E731
+
+        def plain(x, w, n=n):
+            return jnp.vdot(weight_N, sum(part(r, index_N, x, w) for r in range(n)))
+
         expected = jax.value_and_grad(plain, (0, 1))(x_N, w)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours(jnp.int32(n), x_N, w), expected)
     assert ours._cache_size() == 1
@@ -34,6 +37,9 @@ def test_values_and_gradients_are_those_of_a_python_loop():
 
 def test_what_is_recomputed_gives_the_same_gradients():
     x_N, w = jnp.linspace(-1, 1, 8), {"a": jnp.float32(0.7), "b": jnp.float32(-1.3)}
-    total = lambda x, w: jnp.sum(sum_of_rounds(part, jnp.int32(3), jnp.arange(8), x, w))  # noqa: E731
+
+    def total(x, w):
+        return jnp.sum(sum_of_rounds(part, jnp.int32(3), jnp.arange(8), x, w))
+
     expected = jax.grad(total, (0, 1))(x_N, w)
     jax.tree.map(np.testing.assert_allclose, jax.jit(jax.grad(jax.checkpoint(total), (0, 1)))(x_N, w), expected)

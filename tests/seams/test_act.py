@@ -79,3 +79,14 @@ def test_the_rule_gives_the_official_sums():
     (_, stopped), loops = run_until(step, None, first, None, T, lambda carry: rule.left(carry[1]))
     np.testing.assert_array_equal(stopped.mean_BSD, acc.mean_BSD)
     assert loops <= T
+
+
+def test_where_nobody_stops_before_the_last_loop_its_state_is_read():
+    B, S, D, T = 2, 3, 4, 5
+    state_TBSD = jax.random.normal(jax.random.key(0), (T, B, S, D))
+    rule, context = Act(lambda h_BSD: h_BSD[..., 0], 0.9), Context(jnp.zeros((B, S), jnp.int32), Mask("full", None, S))
+    acc = rule.init(state_TBSD[0])
+    for t in range(T):
+        acc, _ = rule.admit(acc, jnp.full((B, S, 1), float(t == T - 1)), context)
+        _, acc = rule.update(acc, None, state_TBSD[t], state_TBSD[t], context)
+    np.testing.assert_array_equal(rule.finish(acc, None), state_TBSD[-1])

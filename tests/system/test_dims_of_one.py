@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from looplm.config.schema import Run
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
+from looplm.metrics.step import StepOutput
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import MESH_AXES
 from looplm.train.program import Program
@@ -59,10 +61,9 @@ def trained(run: Run, *, with_mesh: bool = True) -> dict[str, np.ndarray]:
     state, step = (program.create_state(), program.compile()) if with_mesh else without_mesh(program)
     numbers: dict[str, Any] = {}
     for index, batch in enumerate(islice(batches, NUM_STEPS)):
-        state, metrics = step(state, batch, index)
-        numbers |= {f"{name}, step {index}": value for name, value in jax.device_get(metrics).items()}
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.params))
-    return numbers | {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        state, numbers[f"step {index}"] = step(state, batch, index)
+    leaves = tree_leaves_with_path(jax.device_get(numbers | {"params": state.params}))
+    return {keystr(path): leaf for path, leaf in leaves}
 
 
 def without_mesh(program: Program) -> tuple[TrainState, Callable]:
@@ -71,9 +72,9 @@ def without_mesh(program: Program) -> tuple[TrainState, Callable]:
     train_step = jax.jit(build_train_step(run, program.lm, program.optimizer, program.depths, dtype=program.dtype))
     params = program.lm.init(jax.random.key(run.seed))
 
-    def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, dict]:
+    def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, StepOutput]:
         drawn = program.depths.draw(index)
-        batch = {name: np.asarray(value) for name, value in layout.place(rows, drawn).items()}
+        batch = jax.tree.map(np.asarray, layout.place(rows, drawn))
         return train_step(state, batch, np.asarray(layout.place_drawn(drawn)))
 
     return TrainState(jnp.int32(0), params, program.optimizer.init(params)), step

@@ -53,17 +53,17 @@ def test_a_bad_step_is_as_if_it_had_not_been(tiny_run: Callable[..., Run], monke
     state, clean = program.create_state(), program.create_state()
     for index, batch in enumerate(islice(batches, NUM_STEPS)):
         before = bits((state.params, state.opt_state.optimizer))
-        state, metrics = step(state, batch, index)
+        state, output = step(state, batch, index)
         kept = bits((state.params, state.opt_state.optimizer)) == before
-        assert kept == (index + 1 in BAD) == bool(metrics["optim/skipped_in_a_row"]), f"step {index + 1}"
+        assert kept == (index + 1 in BAD) == bool(output.numbers["optim/skipped_in_a_row"]), f"step {index + 1}"
         if index + 1 in BAD:
-            assert np.isnan(metrics["train/loss"])
-            assert np.isnan(metrics["train/grad_norm"])
+            assert np.isnan(output.means["train/loss"])
+            assert np.isnan(output.means["train/grad_norm"])
             clean = replace(clean, step=clean.step + 1)
         else:
             clean, wanted = step(clean, batch, index)
-            assert metrics["train/loss"] == wanted["train/loss"]
-            assert metrics["optim/learning_rate"] == wanted["optim/learning_rate"]
+            assert output.means["train/loss"] == wanted.means["train/loss"]
+            assert output.numbers["optim/learning_rate"] == wanted.numbers["optim/learning_rate"]
     assert bits((state.step, state.params, state.opt_state.optimizer)) == bits(
         (clean.step, clean.params, clean.opt_state.optimizer)
     )

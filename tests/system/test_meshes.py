@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from looplm.config.schema import Run
 from looplm.data.loader import train_loader
 from looplm.data.mixture import open_mixture
 from looplm.data.window import PADDING
+from looplm.metrics.step import StepOutput
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
 
@@ -74,7 +76,7 @@ WITH_EXPERTS = {
 
 
 class Trained(NamedTuple):
-    metrics: list[dict[str, np.ndarray]]
+    steps: list[StepOutput]
     params: Any
 
 
@@ -84,23 +86,23 @@ def train(run: Run) -> Trained:
     program = Program(run, build_mesh(run.mesh, jax.devices()[:num_devices]))
     state, step = program.create_state(), program.compile()
     batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)
-    rows = []
+    steps = []
     for index, batch in enumerate(islice(batches, NUM_STEPS)):
-        state, metrics = step(state, batch, index)
-        rows.append(jax.device_get(metrics))
-    return Trained(rows, jax.device_get(state.params))
+        state, output = step(state, batch, index)
+        steps.append(jax.device_get(output))
+    return Trained(steps, jax.device_get(state.params))
 
 
 def assert_same(trained: Trained, expected: Trained) -> None:
-    for step, (found, wanted) in enumerate(zip(trained.metrics, expected.metrics, strict=True)):
-        # Adam hides a gradient of a wrong size; its norm does not.
-        for name in wanted:
-            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=f"{name}, step {step}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params):
+    # Adam hides a gradient of a wrong size; its norm does not.
+    numbers = zip(tree_leaves_with_path(trained.steps), jax.tree.leaves(expected.steps), strict=True)
+    for (path, found), wanted in numbers:
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=keystr(path))
+    for path, leaf in tree_leaves_with_path(trained.params):
         wanted = expected.params
         for key in path:
             wanted = wanted[key.key]
-        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-5, err_msg=keystr(path))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,10 @@ def on_one_device(tiny_run: Callable[..., Run]) -> Trained:
 
 
 def test_there_is_something_to_compare(on_one_device: Trained) -> None:
-    losses = [row["train/loss"] for row in on_one_device.metrics]
+    means = [step.means for step in on_one_device.steps]
+    losses = [row["train/loss"] for row in means]
     assert losses[-1] < losses[0]
-    assert len({row["loop/state_norm"].item() for row in on_one_device.metrics}) == NUM_STEPS
+    assert len({row["loop/state_norm"].item() for row in means}) == NUM_STEPS
 
 
 @pytest.mark.parametrize(
@@ -171,16 +174,16 @@ def test_experts_over_devices(experts_on_one_device: Trained, tiny_run: Callable
 def test_experts_are_used_and_their_biases_move(experts_on_one_device: Trained, tiny_run: Callable[..., Run]) -> None:
     trained, run = experts_on_one_device, tiny_run(**WITH_EXPERTS | ALONE)
     batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)
-    for row, batch in zip(trained.metrics, batches, strict=False):
+    blocks = [step.routers.moe["block"] for step in trained.steps]
+    for routers, batch in zip(blocks, batches, strict=False):
         tokens = np.sum(batch["segments"] != PADDING)
         assert tokens < 8 * 16
-        assert row["moe/dropped"] == 0
-        load_RLE = row["moe/load/block"]
-        assert set(load_RLE.sum(axis=-1).reshape(-1)) - {0} == {2 * tokens}  # 0 in loops that did not run
+        assert routers.dropped == 0
+        assert set(routers.load_TLE.sum(axis=-1).reshape(-1)) - {0} == {2 * tokens}  # 0 in loops that did not run
     # By the rule, from what was logged: loop t has row t - 1 of the table, the last one also all later loops.
     bias_LTE = np.zeros((1, 2, 8), np.float32)
-    for row in trained.metrics:
-        ran = [load_LE for load_LE in row["moe/load/block"] if load_LE.sum()]
+    for routers in blocks:
+        ran = [load_LE for load_LE in routers.load_TLE if load_LE.sum()]
         for rows, load_LE in ((0, ran[0]), (1, sum(ran[1:], start=np.zeros_like(ran[0])))):
             bias_LTE[:, rows] += 0.05 * np.sign(load_LE.mean(axis=-1, keepdims=True) - load_LE)
     router = trained.params["core"]["block"]["layers"]["feed_forward"]["router"]

@@ -36,9 +36,9 @@ def test_the_parts_of_all_processes_are_the_batch(
         given = {name: np.repeat(mine[:, None], length, axis=1) for name in PER_TOKEN}
         placed = layout.place(given, drawn)
         for place in range(len(places)):
-            sequence = placed["sequence"][place]
-            np.testing.assert_array_equal(placed["tokens"][place], np.repeat(sequence[..., None], length, axis=-1))
-            np.testing.assert_array_equal(placed["depth"][place], drawn[sequence])
+            sequence = placed.sequence[place]
+            np.testing.assert_array_equal(placed.tokens[place], np.repeat(sequence[..., None], length, axis=-1))
+            np.testing.assert_array_equal(placed.depth[place], drawn[sequence])
             assert sequence.shape == (num_steps, rows // num_steps // 4)
             seen.setdefault("rows", set()).update(sequence.reshape(-1).tolist())
     assert seen["rows"] == set(range(rows))
@@ -61,8 +61,8 @@ def test_what_is_placed_is_what_the_step_was_compiled_for(wide: bool, tiny_run: 
         placed = layout.place(
             dict.fromkeys(PER_TOKEN, np.zeros((rows, length), np.int32)), np.zeros((rows, 2), np.int32)
         )
-    assert {name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in placed.items()} == {
-        name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in layout.abstract().items()
+    assert {name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in placed._asdict().items()} == {
+        name: (leaf.shape, leaf.dtype, leaf.sharding) for name, leaf in layout.abstract()._asdict().items()
     }
 
 
@@ -73,7 +73,10 @@ def test_sequences_that_are_split_over_devices_stay_whole(per_sequence: bool, ti
     rows, length = run.data.batch_tokens // run.data.sequence_length, run.data.sequence_length
     given = {name: number + np.arange(rows * length).reshape(rows, length) for number, name in enumerate(PER_TOKEN)}
     drawn = np.arange(2 * rows).reshape(rows, 2)
-    placed = layout.place(given, drawn)
-    for name, whole in (given | {"sequence": np.arange(rows)} | ({"depth": drawn} if per_sequence else {})).items():
-        np.testing.assert_array_equal(placed.pop(name), whole.reshape(2, rows // 2, *whole.shape[1:]), err_msg=name)
-    assert not placed
+    placed = layout.place(given, drawn)._asdict()
+    if not per_sequence:
+        assert placed.pop("depth") is None
+    expected = given | {"sequence": np.arange(rows)} | ({"depth": drawn} if per_sequence else {})
+    assert placed.keys() == expected.keys()
+    for name, whole in expected.items():
+        np.testing.assert_array_equal(placed[name], whole.reshape(2, rows // 2, *whole.shape[1:]), err_msg=name)

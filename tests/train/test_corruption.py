@@ -68,7 +68,7 @@ def test_a_device_that_computes_wrongly_once_is_named(setting: Setting, number: 
     def change(part: np.ndarray) -> None:
         part[..., 3] = (part[..., 3] + 1) % 100
 
-    second = setting.batch | {"tokens": with_changed_copy(setting.batch["tokens"], device, change)}
+    second = setting.batch._replace(tokens=with_changed_copy(setting.batch.tokens, device, change))
     assert setting.faults(batches=(setting.batch, second)) == [
         f"computed one gradient twice with different bits: cpu {device.id} (process 0)"
     ]

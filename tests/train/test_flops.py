@@ -22,6 +22,7 @@ from looplm.ops.attention import Mask
 from looplm.optim.guard import guarded
 from looplm.sharding.collective import use
 from looplm.sharding.mesh import build_mesh
+from looplm.train.batch import PER_TOKEN, Batch
 from looplm.train.depth import DepthSchedule
 from looplm.train.flops import Flops, StepFlops, step_flops
 from looplm.train.program import Program
@@ -113,8 +114,8 @@ def counted(run: schema.Run) -> StepFlops:
     lm, optimizer = FunctionalLM(run.model), guarded(optax.sgd(1.0), run.optim.guard)
     step = build_train_step(run, lm, optimizer, depths, dtype=jnp.float32)
     state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes))
-    batch = dict.fromkeys(("tokens", "labels", "segments", "positions"), int32(A, B, length))
-    batch |= {"sequence": int32(A, B)} | ({"depth": int32(A, B, 2)} if depths.per_sequence else {})
+    depth = int32(A, B, 2) if depths.per_sequence else None
+    batch = Batch(*[int32(A, B, length)] * len(PER_TOKEN), sequence=int32(A, B), depth=depth)
     return step_flops(jax.jit(step).trace(state, batch, int32(2)).jaxpr)
 
 

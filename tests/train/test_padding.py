@@ -11,8 +11,9 @@ import pytest
 from looplm.config.schema import Run
 from looplm.data.window import IGNORED, PADDING
 from looplm.model.functional import FunctionalLM
+from looplm.train.batch import Batch
 from looplm.train.depth import DepthSchedule
-from looplm.train.step import Batch, build_loss
+from looplm.train.step import build_loss
 
 VOCAB = 40
 ALIKE = ("0111122020200003", "1111110002220000")
@@ -42,22 +43,21 @@ def padded(rows: Sequence[str]) -> Batch:
     kept_BS, rng = segments_BS != PADDING, np.random.default_rng(0)
     positions_BS = [[np.sum(row[:i] == row[i]) for i in range(len(row))] for row in segments_BS]
     labels_BS = rng.integers(0, VOCAB, segments_BS.shape)
-    return {
-        "tokens": rng.integers(0, VOCAB, segments_BS.shape),
-        "labels": np.where(kept_BS & (rng.random(segments_BS.shape) < 2 / 3), labels_BS, IGNORED),
-        "segments": segments_BS,
-        "positions": np.array(positions_BS),
-        "sequence": np.arange(len(rows)),
-    }
+    return Batch(
+        tokens=rng.integers(0, VOCAB, segments_BS.shape),
+        labels=np.where(kept_BS & (rng.random(segments_BS.shape) < 2 / 3), labels_BS, IGNORED),
+        segments=segments_BS,
+        positions=np.array(positions_BS),
+        sequence=np.arange(len(rows)),
+    )
 
 
 def without_padding(batch: Batch, rows: slice) -> Batch:
     """The tokens of rows that hold as many each."""
-    kept_BS = batch["segments"][rows] != PADDING
-    return {
-        name: leaf[rows][kept_BS].reshape(len(kept_BS), -1) if leaf.ndim == 2 else leaf[rows]
-        for name, leaf in batch.items()
-    }
+    kept_BS = batch.segments[rows] != PADDING
+    return jax.tree.map(
+        lambda leaf: leaf[rows][kept_BS].reshape(len(kept_BS), -1) if leaf.ndim == 2 else leaf[rows], batch
+    )
 
 
 def computed(run: Run, batches: Sequence[Batch]) -> Any:
@@ -87,8 +87,8 @@ def test_a_padded_batch_gives_what_its_tokens_give(
     batch = padded(rows)
     parts = [slice(b, b + 1) for b in range(len(rows))] if rows is UNLIKE else [slice(None)]
     found, expected = computed(run, [batch]), computed(run, [without_padding(batch, part) for part in parts])
-    routers = found[1].routers["block"]
-    assert np.sum(routers.load_TLE[1:], axis=(1, 2)).tolist() == [2 * np.sum(batch["segments"] != PADDING)] * 2
+    routers = found[1].routers.moe["block"]
+    assert np.sum(routers.load_TLE[1:], axis=(1, 2)).tolist() == [2 * np.sum(batch.segments != PADDING)] * 2
     assert (routers.dropped > 0) == (capacity_factor is not None)
     assert routers.kept_T[2] > 0
     for (path, ours), wanted in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):

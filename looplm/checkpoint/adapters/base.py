@@ -41,6 +41,11 @@ class Official:
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
 
+def name_of_embeddings(tensors: Sequence[Official]) -> str:
+    """The official name of the embeddings."""
+    return next(tensor.name for tensor in tensors if tensor.parts[0].path == "embedding.table")
+
+
 def to_params(tensors: Sequence[Official], get: Callable[[str], Any], shapes: Params, dtype: Any) -> Params:
     """Builds our parameters from official tensors, one of them in memory at a time.
 

@@ -103,13 +103,19 @@ def olmoe(config: OlmoeConfig) -> Model:
 
 def qwen3_moe(config: Qwen3MoeConfig) -> Model:
     moe = _experts(
-        config, config.num_experts, renormalise=config.norm_topk_prob, expert_dim=config.moe_intermediate_size,
+        config,
+        config.num_experts,
+        renormalise=config.norm_topk_prob,
+        expert_dim=config.moe_intermediate_size,
         dense_layers=config.dense_layers(),
-    )  # fmt: skip
+    )
     return _model(
-        config, moe, num_kv_heads=config.num_key_value_heads, qk_norm=True,
+        config,
+        moe,
+        num_kv_heads=config.num_key_value_heads,
+        qk_norm=True,
         attention_window=config.sliding_window if config.use_sliding_window else None,
-    )  # fmt: skip
+    )
 
 
 def _experts(config: ExpertsConfig, num_experts: int, **fields: Any) -> MoE:

@@ -56,9 +56,11 @@ def linear_cross_entropy(
     @jax.checkpoint
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
         logits_BCV = jnp.einsum(
-            "BCD,VD->BCV", hidden_BCD, head_VD.astype(hidden_BCD.dtype),
+            "BCD,VD->BCV",
+            hidden_BCD,
+            head_VD.astype(hidden_BCD.dtype),
             out_sharding=activation_spec("batch", "sequence", "vocab"),
-        )  # fmt: skip
+        )
         if bias_V is not None:
             logits_BCV = at_least_fp32(logits_BCV)
             logits_BCV = per_channel(jnp.add, [bias_V.astype(logits_BCV.dtype)], logits_BCV)

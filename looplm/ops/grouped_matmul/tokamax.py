@@ -66,9 +66,12 @@ def _product(x: jax.Array, y: jax.Array, sizes_E: jax.Array, numbers: RaggedDotD
     x = _padded(x, tile_rows)
     y = _padded(y, tile_rows if y.ndim == 2 else LEAST)
     return kernel(tile_rows, TILE_BYTES // x.dtype.itemsize)(
-        x, y, group_sizes=sizes_E, ragged_dot_dimension_numbers=numbers,
+        x,
+        y,
+        group_sizes=sizes_E,
+        ragged_dot_dimension_numbers=numbers,
         manual_axis_type=jax.typeof(x).manual_axis_type,  # type: ignore[attr-defined]  # of jax 0.11.1 and later
-    )  # fmt: skip
+    )
 
 
 def kernel(tile_rows: int, tile: int) -> Any:
