@@ -11,6 +11,8 @@ from rich.console import Console
 
 from looplm.config.schema import Run
 from looplm.errors import StoppedItself
+from looplm.metrics.events import Events
+from looplm.metrics.timing import Timekeeper
 from looplm.train.trainer import Trainer
 from tests.conftest import VOCAB_SIZE
 
@@ -38,6 +40,29 @@ def test_devices_are_checked_every_so_many_steps(every: int | None, expected: li
         if (found := Trainer.check_devices(trainer, state, placed, step)) is not None:
             checked.append(found)
     assert checked == expected
+
+
+@pytest.mark.parametrize("writes_loads", [True, False])
+def test_whatever_ends_the_steps_all_that_was_opened_is_closed(writes_loads: bool, tmp_path: Path) -> None:
+    closed: list[str] = []
+
+    def closing(name: str) -> Any:
+        return SimpleNamespace(close=lambda: closed.append(name))
+
+    def fails(*_: object) -> None:
+        raise StoppedItself("no use")
+
+    saving = closing("saving")
+    saving.newest, saving.restore_or_create = lambda: 9, lambda: (None, 3)  # the newest is damaged
+    trainer: Any = SimpleNamespace(
+        run=SimpleNamespace(num_steps=9), time=Timekeeper(Events(tmp_path / "events.jsonl")), saving=saving,
+        run_steps=fails,
+        open_sinks=lambda _: [closing("lines")], open_loads=lambda _: closing("loads") if writes_loads else None,
+        console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    with pytest.raises(StoppedItself):
+        Trainer.go_on(trainer)
+    assert closed == ["saving", "lines"] + ["loads"] * writes_loads
 
 
 def test_a_device_that_computes_wrongly_ends_the_run_and_is_noted() -> None:
