@@ -18,7 +18,7 @@ from looplm.model.positions import RelativePositions
 from looplm.model.routing import Routing
 from looplm.ops.attention import attention
 from looplm.ops.rope import rotary
-from looplm.sharding.collective import lay_out, per_channel, use
+from looplm.sharding.collective import per_channel, use
 
 AddEmbedding = Callable[[jax.Array, jax.Array], jax.Array]
 """Adds a value embedding: (values, the attention's input) -> values."""
@@ -139,8 +139,6 @@ class Attention(nnx.Module):
         if cache is not None:
             assert visit is not None, "a cache comes with a visit"
             k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
-        # Where the sequence is split over devices, every query needs the keys and values of all of it.
-        k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
         bias_BNST = None
         if self.relative is not None:
             q_BSNH, bias_BNST = self.relative(q_BSNH, context.mask)

@@ -12,6 +12,7 @@ from looplm.model.halting import Halting
 from looplm.model.lm import LoopLM
 from looplm.model.loop import run_until
 from looplm.model.output import Carry
+from looplm.ops.attention import prepare
 
 
 class Decoded(NamedTuple):
@@ -42,7 +43,7 @@ def decode(
 
     exact: run all loops for all tokens, which costs as much as no exits; leaving only selects what is read.
     """
-    context = replace(context, mask=context.mask.written_out(1))
+    context = replace(context, mask=prepare(context.mask, 1, dtype))
     inputs, entered = model.enter(tokens_B1, context, dtype, cache.prelude)
     context = replace(context, predict=model.predictor(context, entered, cache.coda))
     state, read = model.core.init_state(inputs, context), model.core.read

@@ -17,6 +17,7 @@ from looplm.model.lm import LoopLM
 from looplm.model.loop import run_loops
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
+from looplm.ops.attention import prepare
 from looplm.ops.scopes import WINDOW
 from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
 
@@ -75,7 +76,7 @@ class Forward:
                 so hidden states of several loops are never in memory together.
         """
         model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
-        context = replace(self.context, mask=self.context.mask.written_out(self.tokens_BS.shape[1]))
+        context = replace(self.context, mask=prepare(self.context.mask, self.tokens_BS.shape[1], self.dtype))
         inputs, entered = model.enter(self.tokens_BS, context, self.dtype, cache.prelude)
         context = replace(context, predict=model.predictor(context, entered, cache.coda))
         state = self._first_state(inputs, context)

@@ -16,7 +16,9 @@ OPTIMIZER = "optimizer"
 """What turns a gradient into new weights."""
 RECOMPUTED = "rematted_computation"
 """JAX's own name for what a backward pass computes again."""
-DONE, NEEDED = "done", "needed"
+DONE, NEEDED, NEEDED_BACK = "done", "needed", "needed_back"
+BACKWARD = "transpose("
+"""JAX's own name for what is in a backward pass."""
 
 
 def done(times: float) -> AbstractContextManager:
@@ -28,3 +30,8 @@ def done(times: float) -> AbstractContextManager:
 def needed(share: float) -> AbstractContextManager:
     """Mark what is computed as a whole while only this share of it is looked at, the rest being masked."""
     return jax.named_scope(f"{NEEDED}_{share:.9g}")
+
+
+def needed_back(share: float) -> AbstractContextManager:
+    """Mark what has a backward pass of which only this share is needed, the rest being computed again."""
+    return jax.named_scope(f"{NEEDED_BACK}_{share:.9g}")

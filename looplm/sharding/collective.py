@@ -147,9 +147,12 @@ def _unmarked(vector: jax.Array) -> jax.Array:
     return jax.sharding.reshard(vector, PartitionSpec(*jax.typeof(vector).sharding.spec.partitions))
 
 
-def on_each_device(function: Callable[..., Any], *arrays: Any, out_specs: Any) -> Any:
-    """Run `jax.shard_map` over the whole mesh; parameters among the (trees of) arrays may be marked `reduced`."""
-    return jax.shard_map(function, out_specs=out_specs)(*arrays)
+def on_each_device(function: Callable[..., Any], *arrays: Any, out_specs: Any, check_vma: bool = True) -> Any:
+    """Run `jax.shard_map` over the whole mesh; parameters among the (trees of) arrays may be marked `reduced`.
+
+    check_vma: whether JAX sees to it that values that are the same on several devices are; kernels do not tell.
+    """
+    return jax.shard_map(function, out_specs=out_specs, check_vma=check_vma)(*arrays)
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:

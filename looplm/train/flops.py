@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from looplm.ops.rounds import LATER_ROUNDS
-from looplm.ops.scopes import DETACHED, DONE, NEEDED, OPTIMIZER, RECOMPUTED, WINDOW
+from looplm.ops.scopes import BACKWARD, DETACHED, DONE, NEEDED, NEEDED_BACK, OPTIMIZER, RECOMPUTED, WINDOW
 
 
 class Product(NamedTuple):
@@ -44,8 +44,10 @@ class Product(NamedTuple):
     @property
     def model(self) -> float:
         """What has to be done."""
-        is_extra = RECOMPUTED in self.scopes or OPTIMIZER in self.scopes
-        return 0.0 if is_extra else self.hardware * self.factor(NEEDED)
+        if RECOMPUTED in self.scopes or OPTIMIZER in self.scopes:
+            return 0.0
+        back = self.factor(NEEDED_BACK) if BACKWARD in self.scopes else 1.0
+        return self.hardware * self.factor(NEEDED) * back
 
 
 class Flops(NamedTuple):

@@ -1,6 +1,7 @@
 """Scaled dot-product attention over grouped heads, and its masks."""
 
 from looplm.ops.attention.api import attention as attention
+from looplm.ops.attention.api import prepare as prepare
 from looplm.ops.attention.mask import Mask as Mask
 from looplm.ops.attention.mask import cached_mask as cached_mask
 from looplm.ops.attention.mask import self_mask as self_mask

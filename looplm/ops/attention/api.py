@@ -1,11 +1,38 @@
-"""The attention that the model calls: XLA, through `jax.nn`; the reference where float64 is asked for."""
+"""The attention that the model calls, and which backend computes it."""
+
+from dataclasses import replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from looplm.ops.attention import reference
+from looplm.ops.attention import blockwise, dense, splash
 from looplm.ops.attention.mask import Mask
-from looplm.ops.scopes import needed
+from looplm.sharding.collective import lay_out, on_each_device, vary
+from looplm.sharding.rules import activation_spec, num_shards, splitting
+
+Backend = Literal["dense", "blockwise", "splash"]
+
+WORTH_BLOCKS = 128
+"""From so many queries on a CPU is faster by blocks."""
+
+
+def choose(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool = False) -> Backend:
+    """Choose the backend of a program that is traced now, by the platform that it is for and by what is asked."""
+    mesh = jax.sharding.get_abstract_mesh()
+    match jax.default_backend() if mesh.empty else mesh.abstract_device.platform:
+        case "cpu" if num_queries >= WORTH_BLOCKS:
+            return "blockwise"
+        case "tpu" if num_shards("context") == 1 and splash.can(mask, num_queries, dtype, biased=biased):
+            return "splash"
+        case _:
+            return "dense"
+
+
+def prepare(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool = False) -> Mask:
+    """Do before the loops what no loop should do again; a mask that is not prepared gives the same."""
+    is_dense = choose(mask, num_queries, dtype, biased=biased) == "dense"
+    return mask.written_out(num_queries) if is_dense else mask.with_whole_keys()
 
 
 def attention(
@@ -20,10 +47,34 @@ def attention(
     Returns:
         (B, S, N, H).
     """
-    num_queries, num_keys = q_BSNH.shape[1], k_BTKH.shape[1]
-    with needed(mask.mean_keys(num_queries) / num_keys):
-        if q_BSNH.dtype == jnp.float64:
-            # jax.nn takes the softmax in float32 whatever the inputs are.
-            return reference.attention(q_BSNH, k_BTKH, v_BTKH, mask, bias_BNST)
-        seen_B1ST = mask.dense(num_queries)[:, None]
-        return jax.nn.dot_product_attention(q_BSNH, k_BTKH, v_BTKH, bias_BNST, seen_B1ST)
+    # Where the sequence is split over devices, every query needs the keys and values of all of it.
+    k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
+    inputs, mask = (q_BSNH, k_BTKH, v_BTKH), mask.with_whole_keys()
+    spec = activation_spec("batch", "sequence", "heads", "head_dim")
+    match choose(mask, q_BSNH.shape[1], q_BSNH.dtype, biased=bias_BNST is not None):
+        case "dense":
+            return dense.attention(*inputs, mask, bias_BNST)
+        case "splash" if spec is None:
+            return splash.attention(*inputs, mask)
+        case "splash":
+            # Every device has heads and rows of its own, so nothing is summed over devices; kernels do not say so.
+            return on_each_device(splash.attention, *inputs, mask, out_specs=spec, check_vma=False)
+        case _ if spec is None:
+            return blockwise.attention(*inputs, mask, bias_BNST)
+        case _:
+            mask = _with_places(mask, q_BSNH.shape[:2])
+            return on_each_device(_blockwise_on_device, *inputs, mask, bias_BNST, out_specs=spec)
+
+
+def _with_places(mask: Mask, shape_BS: tuple[int, ...]) -> Mask:
+    """Where the sequence is split over devices, their queries are not the last of the keys."""
+    if mask.place_BS is not None or num_shards("context") == 1:
+        return mask
+    place_BS = jnp.broadcast_to(jnp.arange(mask.num_keys - shape_BS[1], mask.num_keys), shape_BS)
+    return replace(mask, place_BS=lay_out(place_BS, "batch", "sequence"))
+
+
+def _blockwise_on_device(q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *others: Any) -> jax.Array:
+    # Every device has queries of its own, and a gradient of its own for the keys that all of them see.
+    k_BTKH, v_BTKH = (vary(x, {"context"} & splitting(jax.sharding.get_abstract_mesh())) for x in (k_BTKH, v_BTKH))
+    return blockwise.attention(q_BSNH, k_BTKH, v_BTKH, *others)

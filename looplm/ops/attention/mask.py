@@ -1,5 +1,6 @@
 """Whom a token sees: a description, which every backend of the attention turns into what it needs."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -39,7 +40,7 @@ class Mask:
 
     def written_out(self, num_queries: int) -> "Mask":
         """Writes every pair out, before the loops, so that no loop does it again."""
-        return replace(self, seen_BST=self._pairs(num_queries))
+        return replace(self, seen_BST=replace(self, present_BT=None).with_whole_keys().pairs(num_queries))
 
     def among(self, present_BT: jax.Array | None) -> "Mask":
         """Hides the keys that are not present as well; None hides none."""
@@ -49,8 +50,10 @@ class Mask:
 
     def dense(self, num_queries: int) -> jax.Array:
         """Returns (B or 1, S, T), True where query s sees key t."""
-        seen_BST = self._pairs(num_queries) if self.seen_BST is None else self.seen_BST
-        return seen_BST if self.present_BT is None else seen_BST & _keys(self.present_BT)
+        whole = self.with_whole_keys()
+        if self.seen_BST is None:
+            return whole.pairs(num_queries)
+        return self.seen_BST if whole.present_BT is None else self.seen_BST & whole.present_BT[:, None, :]
 
     def distances(self, num_queries: int) -> jax.Array:
         """Returns how far every key is behind every query, (B or 1, S, T) int32; negative for keys that follow it."""
@@ -67,20 +70,43 @@ class Mask:
         past_S, future_S = np.minimum(place_S + 1, window), np.minimum(self.num_keys - 1 - place_S, window - 1)
         return float(np.mean(past_S + (future_S if self.kind == "full" else 0)))
 
-    def _pairs(self, num_queries: int) -> jax.Array:
+    def blocks(self, num_queries: int, queries: int, keys: int) -> np.ndarray:
+        """Returns which blocks of so many queries and keys may see something, by the kind and the window alone: bool
+        (blocks of queries, blocks of keys)."""
+        i, j = np.indices((math.ceil(num_queries / queries), math.ceil(self.num_keys / keys)))
+        first = i * queries + self.num_keys - num_queries - j * keys  # how far the first key is behind the first query
+        nearest, farthest = first - keys + 1, first + queries - 1
+        sees = np.ones(i.shape, bool)
+        if self.place_BS is None and self.kind == "causal":
+            sees &= farthest >= 0
+        if self.place_BS is None and self.window is not None:
+            sees &= (nearest < self.window) & (-farthest < self.window)
+        return sees
+
+    def with_whole_keys(self) -> "Mask":
+        """Lays out what is said of keys: whole where the sequence of the queries is split over devices."""
+        key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT
+        key_segments_BT, prefix_BT, present_BT = (
+            None if x_BT is None else lay_out(x_BT, "batch", "all_keys")
+            for x_BT in (key_segments_BT, self.prefix_BT, self.present_BT)
+        )
+        return replace(self, key_segments_BT=key_segments_BT, prefix_BT=prefix_BT, present_BT=present_BT)
+
+    def pairs(self, num_queries: int) -> jax.Array:
+        """Returns the same as `dense`, on one device: all that is said of keys is there."""
         distance_BST = self.distances(num_queries)
         seen_BST = jnp.ones((1, num_queries, self.num_keys), bool)
         if self.segments_BS is not None:
-            key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT
-            seen_BST = self.segments_BS[:, :, None] == _keys(key_segments_BT)
+            assert self.key_segments_BT is not None, "see with_whole_keys"
+            seen_BST = self.segments_BS[:, :, None] == self.key_segments_BT[:, None, :]
         if self.kind != "full":
             past_BST = distance_BST >= 0
             if self.kind == "prefix" and self.prefix_BT is not None:
-                past_BST = past_BST | _keys(self.prefix_BT)
+                past_BST = past_BST | self.prefix_BT[:, None, :]
             seen_BST = seen_BST & past_BST
         if self.window is not None:
             seen_BST = seen_BST & (jnp.abs(distance_BST) < self.window)
-        return seen_BST
+        return seen_BST if self.present_BT is None else seen_BST & self.present_BT[:, None, :]
 
 
 def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None) -> Mask:
@@ -98,8 +124,3 @@ def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> Ma
     """Describes the mask with a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last
     of them that its window holds."""
     return Mask("causal", config.attention_window, cache_length, place_BS=positions_BS)
-
-
-def _keys(x_BS: jax.Array) -> jax.Array:
-    """(B, 1, T), whole where the sequence of the queries is split over devices."""
-    return lay_out(x_BS, "batch", "all_keys")[:, None, :]
