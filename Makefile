@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) -m looplm demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

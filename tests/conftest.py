@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from packaging.version import Version
 
 # Before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Many tests train the same tiny model: workers of pytest, which inherit it, and processes share what was compiled.
+    COMPILED = TemporaryDirectory(prefix="looplm-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Tiny programs take longer to compile than to run: this takes two thirds of the suite's time away. Only how kernels are
 # made is affected; collectives, memory and rematerialisation are decided before it. An unknown flag ends the process.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -63,6 +69,11 @@ from looplm.config.load import from_json
 def config():
     return from_json(Path(__file__).with_suffix(".json"))
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none is left alone at the end."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

@@ -246,6 +246,7 @@ def test_ouro_in_float64_agrees_to_nine_digits(ouro_folder, ouro_io):
         np.testing.assert_allclose(loss, ouro_io["loss_labels_f64"], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_huginn_in_float64_agrees_to_nine_digits(huginn_folder, huginn_io):
     with jax.enable_x64(True):
         huginn = looplm.load(huginn_folder, dtype="float64")
@@ -300,6 +301,7 @@ def test_parcae_loss_and_gradients_with_a_depth_for_every_sequence(parcae, parca
     assert_gradients(parcae.official_tensors(grads), load_file(parcae_folder / "grads_sequences.safetensors"), 1e-4)
 
 
+@pytest.mark.slow
 def test_parcae_in_float64_agrees_to_nine_digits(parcae_folder, parcae_io):
     with jax.enable_x64(True):
         lm = looplm.load(parcae_folder, dtype="float64")

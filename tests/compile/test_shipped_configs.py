@@ -18,10 +18,13 @@ from looplm.train.program import Program
 from tests.config.shipped import NAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "collectives.json"
+LONG_TO_COMPILE = ("parcae:tiny", "smelt:tiny")
 SMALL = [name for name in NAMES if ":" not in name or name.endswith(":tiny")]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else []) for name in SMALL]
+)
 def test_bytes_are_as_they_were(name: str) -> None:
     run = override(load_config(name), {"mesh.data": 2, "mesh.fsdp": 4, "loop.unroll": False})
     program = Program(run, build_mesh(run.mesh))

@@ -30,7 +30,7 @@ VARIANTS = {
         norm_placement="pre", norm_at_loop_end=False, injection=AddInjection(), tie_embeddings=True, exit_gate=None
     ),
     "value embeddings, read-out": dict(
-        value_embedding=ValueEmbedding(gate_channels=7), read_out=ReadOut(), block_layers=3, coda_layers=2
+        value_embedding=ValueEmbedding(gate_channels=7), read_out=ReadOut(), block_layers=2
     ),
     "layer norm, head bias, half of a head turns, experts in the attention": dict(
         norm="layer",
@@ -46,9 +46,9 @@ VARIANTS = {
     ),
     "value embeddings in some layers, dense layers among experts": dict(
         value_embedding=ValueEmbedding(every=2, gate_channels=7),
-        feed_forward=MoE(num_experts=3, experts_per_token=2, expert_dim=8, dense_layers=(0, 2)),
+        feed_forward=MoE(num_experts=3, experts_per_token=2, expert_dim=8, dense_layers=(0,)),
         prelude_layers=0,
-        block_layers=5,
+        block_layers=3,
         coda_layers=0,
     ),
     "concat, state first, with a bias": dict(injection=ConcatInjection(init="state", bias=True), head_dim=10),

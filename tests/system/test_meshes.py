@@ -46,7 +46,7 @@ CONTRACTING = {
     "objective": "final",
     "loop.depth_per": "sequence",
 }
-TELLING = (("replica", "fsdp", "tensor"), ("data", "context", "tensor"), ("fsdp", "context", "tensor"))
+TELLING = (("replica", "fsdp", "tensor"), ("fsdp", "context", "tensor"))
 """Run by default; all the others are slow tests."""
 AXES = ("replica", "data", "fsdp", "context", "tensor")
 ALONE = {f"mesh.{axis}": 1 for axis in (*AXES, "expert")}
@@ -137,7 +137,7 @@ def test_two_axes(on_one_device: Trained, tiny_run: Callable[..., Run], axes: tu
     "changes",
     [
         {"mesh.fsdp": 8},
-        {"mesh.fsdp": 8, "sharding.gather": "per_layer"},
+        pytest.param({"mesh.fsdp": 8, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
         {"mesh.fsdp": 4, "mesh.tensor": 2, "sharding.gather": "per_layer"},
         {"mesh.fsdp": 4, "mesh.tensor": 2, "data.accumulation_steps": 2},
     ],
