@@ -1,6 +1,8 @@
 """The training step compiled for a described TPU slice; needs libtpu, no device. Run with -m aot."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -144,6 +146,26 @@ def test_the_kernel_of_tokamax_is_in_the_program(tiny_run, dtype) -> None:
         program = Program(run, build_mesh(Mesh(fsdp=2, expert=2), described_devices("v5e:2x2")))
         assert ("pallas_tpu_ragged_dot" in program.lower().as_text()) == has_one
         assert describe(program, compile_step(program), "v5e:2x2").fits
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_attention_is_a_kernel_and_no_array_holds_all_scores(tiny_run, context) -> None:
+    """Forward it runs once a visit of a layer, and once more where the backward pass runs the loop again."""
+    length = 1536  # of no other dim
+    run = tiny_run(**SIZES | {"data.sequence_length": length, "data.batch_tokens": 2 * 16 * length})
+    mesh = Mesh(data=2, fsdp=8 // context, context=context)
+    module = compile_step(Program(run, build_mesh(mesh, described_devices("v5e:4x4")))).module
+    assert module is not None
+    sites = list(module.walk())
+    assert not any(f"{length},{length}]" in site.instruction.shape for site in sites)
+    turns = Counter()
+    for site in sites:
+        kernel = re.match(r"splash_mha_(fwd|dkv|dq)", site.instruction.name)
+        if kernel and site.instruction.opcode == "custom-call":
+            turns[kernel[1]] += site.executions
+    visits = run.loop.num_loops * run.model.block_layers * run.data.accumulation_steps
+    assert turns["dq"] == turns["dkv"] == visits
+    assert visits <= turns["fwd"] <= 2 * visits
 
 
 def test_loops_that_are_written_out_compile_for_several_chips(tiny_run) -> None:

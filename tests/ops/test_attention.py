@@ -250,10 +250,14 @@ def test_flops_are_those_of_what_is_seen():
 MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=2, context=2, tensor=2)]
 
 
-@pytest.mark.parametrize("axes", MESHES)
-def test_a_mesh_changes_nothing(axes):
-    """On a CPU long sequences go by blocks; every device computes those of its rows, heads and queries."""
-    S, draw = api.WORTH_BLOCKS, np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("axes", "function", "S"),
+    [(axes, attention, api.WORTH_BLOCKS) for axes in MESHES]
+    + [(MESHES[-1], partial(splash.attention, interpret=True), 2 * splash.TILE)],
+)
+def test_a_mesh_changes_nothing(axes, function, S):
+    """Every device computes what is of its rows, heads and queries."""
+    draw = np.random.default_rng(0)
     q, k, v = (jnp.float32(draw.normal(size=(8, S, heads, 8))) for heads in (4, 2, 2))
     segments_BS = jnp.asarray(np.sort(draw.integers(1, 4, (8, S)), axis=1))
 
@@ -261,8 +265,9 @@ def test_a_mesh_changes_nothing(axes):
     def run(q, k, v, segments_BS):
         def loss(q, k, v):
             q, k, v = (lay_out(x, "batch", "sequence", "heads", "head_dim") for x in (q, k, v))
+            k, v = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k, v))
             mask = prepare(self_mask(CAUSAL, lay_out(segments_BS, "batch", "sequence")), S, q.dtype)
-            return jnp.sum(jnp.sin(attention(q, k, v, mask)))
+            return jnp.sum(jnp.sin(function(q, k, v, mask)))
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 

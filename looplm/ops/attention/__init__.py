@@ -5,3 +5,4 @@ from looplm.ops.attention.api import prepare as prepare
 from looplm.ops.attention.mask import Mask as Mask
 from looplm.ops.attention.mask import cached_mask as cached_mask
 from looplm.ops.attention.mask import self_mask as self_mask
+from looplm.ops.attention.splash import RESIDUALS as RESIDUALS

@@ -23,7 +23,7 @@ def choose(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased:
     match jax.default_backend() if mesh.empty else mesh.abstract_device.platform:
         case "cpu" if num_queries >= WORTH_BLOCKS:
             return "blockwise"
-        case "tpu" if num_shards("context") == 1 and splash.can(mask, num_queries, dtype, biased=biased):
+        case "tpu" if splash.can(mask, num_queries, dtype, biased=biased):
             return "splash"
         case _:
             return "dense"
@@ -54,11 +54,8 @@ def attention(
     match choose(mask, q_BSNH.shape[1], q_BSNH.dtype, biased=bias_BNST is not None):
         case "dense":
             return dense.attention(*inputs, mask, bias_BNST)
-        case "splash" if spec is None:
-            return splash.attention(*inputs, mask)
         case "splash":
-            # Every device has heads and rows of its own, so nothing is summed over devices; kernels do not say so.
-            return on_each_device(splash.attention, *inputs, mask, out_specs=spec, check_vma=False)
+            return splash.attention(*inputs, mask)
         case _ if spec is None:
             return blockwise.attention(*inputs, mask, bias_BNST)
         case _:

@@ -12,10 +12,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from looplm.ops.attention.mask import Mask
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.scopes import done, needed, needed_back
+from looplm.sharding.collective import on_each_device
+from looplm.sharding.rules import activation_spec, num_shards
 
 TILE = 128
 """Sequences are padded to whole tiles."""
 LARGEST_BLOCK = 512
+RESIDUALS = "attention_residuals"
+"""What the kernel keeps for its backward pass, by name: a layer that is recomputed need not run it once more."""
 PADDING = -1
 """The document of padding, which sees itself alone."""
 
@@ -23,31 +27,59 @@ PADDING = -1
 def can(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool) -> bool:
     """Say whether the kernel computes this: causal or full, with documents and windows, and nothing else."""
     plain = mask.place_BS is None and mask.present_BT is None and mask.kind != "prefix" and not biased
-    return plain and num_queries >= TILE and dtype in (jnp.float32, jnp.bfloat16)
+    parts = num_shards("context")
+    fits = num_queries >= TILE and (parts == 1 or num_queries % (parts * TILE) == 0)
+    return plain and fits and dtype in (jnp.float32, jnp.bfloat16)
 
 
 def attention(
     q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, *, interpret: bool = False
 ) -> jax.Array:
-    """See `api.attention`; of one device. interpret: run the kernel's operations one by one, on any device."""
-    (B, S, N, H), T = q_BSNH.shape, k_BTKH.shape[1]
-    past_S, past_T = -S % TILE, -T % TILE
-
-    def heads_first(x_BSNH: jax.Array, past: int) -> jax.Array:
-        return jnp.pad(x_BSNH, ((0, 0), (0, past), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-
-    q_BNSH = heads_first((at_least_fp32(q_BSNH) * H**-0.5).astype(q_BSNH.dtype), past_S)
-    k_BKTH, v_BKTH = heads_first(k_BTKH, past_T), heads_first(v_BTKH, past_T)
-    kernel = _kernel(mask, N, (S + past_S, T + past_T), offset=T - S, interpret=interpret)
+    """See `api.attention`; k and v are whole on every device. interpret: run the kernel's operations one by one, on any
+    device."""
+    (B, S, N, _), T = q_BSNH.shape, k_BTKH.shape[1]
+    kernel = _kernel(mask, N // num_shards("tensor"), S, T, interpret=interpret)
+    arrays = q_BSNH, k_BTKH, v_BTKH, _documents(mask, B, S, T)
     with _counted(kernel, mask, S):
-        out_BNSH = jax.vmap(kernel)(q_BNSH, k_BKTH, v_BKTH, _documents(mask, B, S, T))
+        if (spec := activation_spec("batch", "sequence", "heads", "head_dim")) is None:
+            return _on_device(kernel, *arrays)
+        # Nothing is summed over devices but the gradients of keys that several of them see; kernels do not say so.
+        return on_each_device(_on_device, _laid_out(kernel), *arrays, out_specs=spec, check_vma=False)
+
+
+def _on_device(
+    kernel: kernels.SplashAttentionKernel, q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
+    documents: kernels.SegmentIds | None,
+) -> jax.Array:  # fmt: skip
+    _, S, _, H = q_BSNH.shape
+
+    def heads_first(x_BSNH: jax.Array) -> jax.Array:
+        return jnp.pad(x_BSNH, ((0, 0), (0, -x_BSNH.shape[1] % TILE), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+
+    def padded(documents_BS: jax.Array) -> jax.Array:
+        return jnp.pad(documents_BS, ((0, 0), (0, -documents_BS.shape[1] % TILE)), constant_values=PADDING)
+
+    if documents is not None:
+        documents = kernels.SegmentIds(*map(padded, documents))
+    q_BSNH = (at_least_fp32(q_BSNH) * H**-0.5).astype(q_BSNH.dtype)
+    out_BNSH = jax.vmap(kernel)(*map(heads_first, (q_BSNH, k_BTKH, v_BTKH)), documents)
     assert isinstance(out_BNSH, jax.Array), "no residuals are asked for"
     return out_BNSH.transpose(0, 2, 1, 3)[:, :S]
 
 
+def _laid_out(kernel: kernels.SplashAttentionKernel) -> kernels.SplashAttentionKernel:
+    """Give every device the part of the mask that is its queries'."""
+    heads_and_queries = activation_spec("one", "sequence")
+    assert heads_and_queries is not None, "there is a mesh"
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), heads_and_queries)
+    return jax.tree.map(jax.sharding.reshard, kernel, kernel.manual_sharding_spec(sharding))
+
+
 def _kernel(
-    mask: Mask, num_heads: int, shape: tuple[int, int], *, offset: int, interpret: bool
+    mask: Mask, num_heads: int, num_queries: int, num_keys: int, *, interpret: bool
 ) -> kernels.SplashAttentionKernel:
+    offset, parts = num_keys - num_queries, num_shards("context")
+    shape = num_queries + -num_queries % TILE, num_keys + -num_keys % TILE
     window = None if mask.window is None else mask.window - 1
     if mask.kind == "causal":
         seen: masks.Mask = masks.LocalMask(shape, (window, 0), offset)
@@ -55,10 +87,11 @@ def _kernel(
         seen = masks.LocalMask(shape, (window, window), offset)
     else:
         seen = masks.FullMask(shape)
-    q, kv = (max(b for b in range(TILE, LARGEST_BLOCK + 1, TILE) if length % b == 0) for length in shape)
+    lengths = shape[0] // parts, shape[1]
+    q, kv = (max(b for b in range(TILE, LARGEST_BLOCK + 1, TILE) if length % b == 0) for length in lengths)
     return kernels.make_splash_mha(
-        masks.MultiHeadMask([seen] * num_heads), head_shards=1, q_seq_shards=1, interpret=interpret,
-        block_sizes=kernels.BlockSizes(q, kv, kv, q, kv, kv, q, kv),
+        masks.MultiHeadMask([seen] * num_heads), head_shards=1, q_seq_shards=parts, interpret=interpret,
+        block_sizes=kernels.BlockSizes(q, kv, kv, q, kv, kv, q, kv), residual_checkpoint_name=RESIDUALS,
     )  # fmt: skip
 
 
@@ -82,14 +115,10 @@ def _counted(kernel: kernels.SplashAttentionKernel, mask: Mask, num_queries: int
 
 
 def _documents(mask: Mask, batch: int, num_queries: int, num_keys: int) -> kernels.SegmentIds | None:
-    past_S, past_T = -num_queries % TILE, -num_keys % TILE
-    if mask.segments_BS is None and not past_S and not past_T:
-        return None
+    if mask.segments_BS is None and not num_queries % TILE and not num_keys % TILE:
+        return None  # no padding either
     segments_BS = jnp.zeros((batch, num_queries), jnp.int32) if mask.segments_BS is None else mask.segments_BS
     key_segments_BT = mask.key_segments_BT
     if key_segments_BT is None:
         key_segments_BT = segments_BS if mask.segments_BS is not None else jnp.zeros((batch, num_keys), jnp.int32)
-    return kernels.SegmentIds(
-        jnp.pad(segments_BS, ((0, 0), (0, past_S)), constant_values=PADDING),
-        jnp.pad(key_segments_BT, ((0, 0), (0, past_T)), constant_values=PADDING),
-    )
+    return kernels.SegmentIds(segments_BS, key_segments_BT)
