@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from looplm.config.schema import Place
+from looplm.config.schema import Place, RelativePositions
 from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
 from looplm.model.cache import NO_CACHE, Cache, KVCache
 from looplm.model.context import Context
@@ -76,7 +76,7 @@ class Forward:
                 so hidden states of several loops are never in memory together.
         """
         model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
-        context = replace(self.context, mask=prepare(self.context.mask, self.tokens_BS.shape[1], self.dtype))
+        context = self._prepared_context()
         inputs, entered = model.enter(self.tokens_BS, context, self.dtype, cache.prelude)
         context = replace(context, predict=model.predictor(context, entered, cache.coda))
         state = self._first_state(inputs, context)
@@ -125,6 +125,11 @@ class Forward:
             statistics_of(read(last.state), last.trail, context.counted_BS),
             Cache(entered.cache, last.cache, readings.cache),
         )
+
+    def _prepared_context(self) -> Context:
+        biased = isinstance(self.model.config.positions, RelativePositions)
+        mask = prepare(self.context.mask, self.tokens_BS.shape[1], self.dtype, biased=biased)
+        return replace(self.context, mask=mask)
 
     def _first_state(self, inputs: Inputs, context: Context) -> Any:
         if self.start is None:

@@ -157,6 +157,19 @@ def test_windows_of_some_layers_are_refused(change: dict, message: str) -> None:
     [
         ("ouro_a", {"early_exit_threshold": 0.5}, "early_exit_threshold=0.5: .*gate:0.5"),
         ("ouro_a", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_theta is 5.0 and 1000000.0"),
+        (
+            "ouro_a",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "low_freq_factor=4.0 is not below high_freq_factor=4.0",
+        ),
         ("ouro_a", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not known.*'linear', 'llama3'"),
         ("ouro_a", {"rope_scaling": {"rope_type": "linear"}}, "has no rope_scaling.factor"),
         ("qwen3moe_a", NEAR | {"max_window_layers": 2}, "max_window_layers=2"),

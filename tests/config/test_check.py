@@ -35,6 +35,11 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             "model.rope.fraction=0.2 of a head of 8 dims leaves no pair to turn; use more, e.g. 1.0",
         ),
         (
+            {"model.rope.scaling": {"kind": "llama3", "factor": 8, "low_frequency_factor": 4, "original_length": 64}},
+            "model.rope.scaling.low_frequency_factor=4.0 is not below high_frequency_factor=4.0, and the ramp lies "
+            "between them; use e.g. 1.0 and 4.0",
+        ),
+        (
             {"model.num_heads": 4, "model.num_kv_heads": 3},
             "model.num_kv_heads=3 does not divide model.num_heads=4; use one of 1, 2, 4",
         ),

@@ -14,6 +14,7 @@ from looplm.ops.attention import api, attention, blockwise, cached_mask, dense, 
 from looplm.ops.attention.mask import Mask
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
+from looplm.sharding.rules import MESH_AXES
 from looplm.train.flops import step_flops
 
 CAUSAL = Model(vocab_size=2, dim=8, num_heads=2, hidden_dim=8, block_layers=1)
@@ -277,3 +278,21 @@ def test_a_mesh_changes_nothing(axes, function, S):
         found = run(q, k, v, segments_BS)
     for array, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "queries", "biased", "backend"),
+    [
+        ("cpu", 128, True, "blockwise"), ("cpu", 127, False, "dense"), ("tpu", 128, False, "splash"),
+        ("tpu", 1, False, "dense"), ("tpu", 128, True, "dense"), ("gpu", 4096, False, "dense"),
+    ],
+)  # fmt: skip
+def test_the_platform_of_the_program_decides(platform, queries, biased, backend):
+    """A mask is written out before the loops where all scores are held, and only there."""
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        mask = Mask("causal", None, queries)
+        assert api.choose(mask, queries, jnp.bfloat16, biased=biased) == backend
+        prepared = jax.eval_shape(lambda: prepare(mask, queries, jnp.bfloat16, biased=biased))
+    assert (prepared.seen_BST is not None) == (backend == "dense")

@@ -30,6 +30,13 @@ class Llama3(Unscaled):
     high_freq_factor: float
     original_max_position_embeddings: int
 
+    @model_validator(mode="after")
+    def _has_a_ramp(self) -> Self:
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low >= high:
+            raise other_model(f"low_freq_factor={low} is not below high_freq_factor={high}, so there is no ramp")
+        return self
+
     def scaling(self) -> RampScaling:
         return RampScaling(
             factor=self.factor,

@@ -10,6 +10,7 @@ from looplm.config.schema import (
     LearnedPositions,
     NoInjection,
     OwnCore,
+    RampScaling,
     RelativePositions,
     RotaryPositions,
     Run,
@@ -35,6 +36,13 @@ def _heads(run: Run) -> Iterator[str]:
         yield (
             f"model.rope.fraction={model.rope.fraction} of a head of {head_dim} dims leaves no pair to turn; "
             "use more, e.g. 1.0"
+        )
+    scaling = model.rope.scaling
+    if isinstance(scaling, RampScaling) and scaling.low_frequency_factor >= scaling.high_frequency_factor:
+        yield (
+            f"model.rope.scaling.low_frequency_factor={scaling.low_frequency_factor} is not below "
+            f"high_frequency_factor={scaling.high_frequency_factor}, and the ramp lies between them; "
+            "use e.g. 1.0 and 4.0"
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield (
