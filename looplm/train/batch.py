@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Data
+from looplm.config.schema import Run
 from looplm.sharding.mesh import batch_part
 from looplm.sharding.rules import placement
+from looplm.sharding.split import split_of
 
 PER_TOKEN = ("tokens", "labels", "segments", "positions")
 
@@ -34,8 +35,11 @@ class Batch(NamedTuple):
 class BatchLayout:
     """Shapes and shardings of a training batch."""
 
-    def __init__(self, data: Data, mesh: jax.sharding.Mesh, *, per_sequence: bool):
+    def __init__(self, run: Run, mesh: jax.sharding.Mesh, *, per_sequence: bool):
+        data, split = run.data, split_of(run, mesh)
         self.mesh, self.per_sequence, self.steps = mesh, per_sequence, data.accumulation_steps
+        self._order = None if split is None or not split.zigzag else split.order(data.sequence_length)
+        """Of tokens on the devices, to balance the work of the attention; None: as they come."""
         self.batch_size = data.batch_tokens // data.sequence_length
         self.part, self.num_parts, self._places, self._num_places = batch_part(mesh)
         """Which rows this process needs: part `part` of `num_parts` equal ones."""
@@ -59,6 +63,8 @@ class BatchLayout:
         """rows: PER_TOKEN of this process, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
         count = self.batch_size // self.num_parts
         mine = slice(self.part * count, (self.part + 1) * count)
+        if self._order is not None:
+            rows = {name: array[:, self._order] for name, array in rows.items()}
         leaves = dict(rows) | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
         if self.per_sequence:
             leaves["depth"] = drawn[mine]

@@ -29,7 +29,7 @@ class Program:
         self.depths = DepthSchedule(run)
         micro_batch = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
         check_fit(mesh, run.model, micro_batch=micro_batch, sequence_length=run.data.sequence_length)
-        self.batch = BatchLayout(run.data, mesh, per_sequence=self.depths.per_sequence)
+        self.batch = BatchLayout(run, mesh, per_sequence=self.depths.per_sequence)
         platform = mesh.devices.flat[0].platform
         for place in get_args(Place):
             if isinstance(moe := run.model.feed_forward_of(place), MoE):

@@ -23,6 +23,7 @@ from looplm.optim.guard import GuardState, limits
 from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
+from looplm.sharding.split import split_of
 from looplm.train.batch import Batch
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
@@ -43,7 +44,7 @@ def build_loss(
         model = lm.bind(with_frozen(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
         context = Context(
             micro_batch.positions,
-            self_mask(run.model, micro_batch.segments),
+            self_mask(run.model, micro_batch.segments, split=split_of(run, jax.sharding.get_abstract_mesh())),
             # Nothing is differentiated through the loops when only the gate learns: nothing needs computing twice.
             "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,

@@ -31,7 +31,7 @@ def test_the_parts_of_all_processes_are_the_batch(
             batch, "batch_part", lambda _, part=part, places=places: BatchPart(part, num_parts, places, 4)
         )
         monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, _, at, p=places: parts_of(shape, at, p))
-        layout = BatchLayout(run.data, mesh, per_sequence=True)
+        layout = BatchLayout(run, mesh, per_sequence=True)
         mine = number_B[part * rows // num_parts : (part + 1) * rows // num_parts]
         given = {name: np.repeat(mine[:, None], length, axis=1) for name in PER_TOKEN}
         placed = layout.place(given, drawn)
@@ -55,7 +55,7 @@ def parts_of(shape: tuple[int, ...], at: Callable[..., np.ndarray], places: tupl
 def test_what_is_placed_is_what_the_step_was_compiled_for(wide: bool, tiny_run: Callable[..., Run]) -> None:
     """In the 64-bit mode too, in which a number without a type of its own would have 64 bits."""
     run = tiny_run(**{"mesh.data": 2, "mesh.fsdp": 1})
-    layout = BatchLayout(run.data, build_mesh(run.mesh, jax.devices()[:2]), per_sequence=True)
+    layout = BatchLayout(run, build_mesh(run.mesh, jax.devices()[:2]), per_sequence=True)
     rows, length = run.data.batch_tokens // run.data.sequence_length, run.data.sequence_length
     with jax.enable_x64(wide):
         placed = layout.place(
@@ -67,9 +67,11 @@ def test_what_is_placed_is_what_the_step_was_compiled_for(wide: bool, tiny_run: 
 
 
 @pytest.mark.parametrize("per_sequence", [False, True])
-def test_sequences_that_are_split_over_devices_stay_whole(per_sequence: bool, tiny_run: Callable[..., Run]) -> None:
+def test_the_first_device_has_the_first_and_the_last_chunk_of_a_split_sequence(
+    per_sequence: bool, tiny_run: Callable[..., Run]
+) -> None:
     run = tiny_run(**{"data.accumulation_steps": 2, "mesh.data": 2, "mesh.context": 2, "mesh.fsdp": 1})
-    layout = BatchLayout(run.data, build_mesh(run.mesh, jax.devices()[:4]), per_sequence=per_sequence)
+    layout = BatchLayout(run, build_mesh(run.mesh, jax.devices()[:4]), per_sequence=per_sequence)
     rows, length = run.data.batch_tokens // run.data.sequence_length, run.data.sequence_length
     given = {name: number + np.arange(rows * length).reshape(rows, length) for number, name in enumerate(PER_TOKEN)}
     drawn = np.arange(2 * rows).reshape(rows, 2)
@@ -78,5 +80,8 @@ def test_sequences_that_are_split_over_devices_stay_whole(per_sequence: bool, ti
         assert placed.pop("depth") is None
     expected = given | {"sequence": np.arange(rows)} | ({"depth": drawn} if per_sequence else {})
     assert placed.keys() == expected.keys()
+    chunks = np.split(np.arange(length), 4)
+    order = np.concatenate([chunks[number] for number in (0, 3, 1, 2)])
     for name, whole in expected.items():
-        np.testing.assert_array_equal(placed[name], whole.reshape(2, rows // 2, *whole.shape[1:]), err_msg=name)
+        wanted = whole[:, order] if name in PER_TOKEN else whole
+        np.testing.assert_array_equal(placed[name], wanted.reshape(2, rows // 2, *whole.shape[1:]), err_msg=name)

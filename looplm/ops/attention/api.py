@@ -1,15 +1,13 @@
 """The attention that the model calls, and which backend computes it."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from looplm.ops.attention import blockwise, dense, splash
 from looplm.ops.attention.mask import Mask
 from looplm.sharding.collective import lay_out, on_each_device, vary
-from looplm.sharding.rules import activation_spec, num_shards, splitting
+from looplm.sharding.rules import activation_spec, splitting
 
 Backend = Literal["dense", "blockwise", "splash"]
 
@@ -59,16 +57,8 @@ def attention(
         case _ if spec is None:
             return blockwise.attention(*inputs, mask, bias_BNST)
         case _:
-            mask = _with_places(mask, q_BSNH.shape[:2])
+            mask = mask.with_places(*q_BSNH.shape[:2])
             return on_each_device(_blockwise_on_device, *inputs, mask, bias_BNST, out_specs=spec)
-
-
-def _with_places(mask: Mask, shape_BS: tuple[int, ...]) -> Mask:
-    """Where the sequence is split over devices, their queries are not the last of the keys."""
-    if mask.place_BS is not None or num_shards("context") == 1:
-        return mask
-    place_BS = jnp.broadcast_to(jnp.arange(mask.num_keys - shape_BS[1], mask.num_keys), shape_BS)
-    return replace(mask, place_BS=lay_out(place_BS, "batch", "sequence"))
 
 
 def _blockwise_on_device(q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *others: Any) -> jax.Array:

@@ -201,7 +201,8 @@ def _mask_in_blocks(mask: Mask, batch: int, num_queries: int, num_keys: int, blo
     return replace(
         mask, num_keys=blocks.keys, place_BS=cut(place_BS, blocks.queries),
         segments_BS=cut(segments_BS, blocks.queries), key_segments_BT=cut(key_segments_BT, blocks.keys),
-        prefix_BT=cut(mask.prefix_BT, blocks.keys), present_BT=cut(present_BT, blocks.keys),
+        key_place_BT=cut(mask.key_place_BT, blocks.keys), prefix_BT=cut(mask.prefix_BT, blocks.keys),
+        present_BT=cut(present_BT, blocks.keys),
     )  # fmt: skip
 
 
@@ -213,9 +214,11 @@ def _seen(blocks: Blocks, mask: Mask, i: jax.Array, j: jax.Array) -> jax.Array:
     def block(x: jax.Array | None, number: jax.Array) -> jax.Array | None:
         return None if x is None else x[number][None]
 
+    # Keys in their order have their number in the block as their place.
+    before = j * blocks.keys if mask.key_place_BT is None else 0
     here = replace(
-        mask, place_BS=mask.place_BS[i][None] - j * blocks.keys, segments_BS=block(mask.segments_BS, i),
-        key_segments_BT=block(mask.key_segments_BT, j), prefix_BT=block(mask.prefix_BT, j),
-        present_BT=block(mask.present_BT, j),
+        mask, place_BS=mask.place_BS[i][None] - before, key_place_BT=block(mask.key_place_BT, j),
+        segments_BS=block(mask.segments_BS, i), key_segments_BT=block(mask.key_segments_BT, j),
+        prefix_BT=block(mask.prefix_BT, j), present_BT=block(mask.present_BT, j),
     )  # fmt: skip
     return here.pairs(blocks.queries)[0]

@@ -1,6 +1,5 @@
 """Whom a token sees: a description, which every backend of the attention turns into what it needs."""
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,6 +9,8 @@ import numpy as np
 
 from looplm.config.schema import Model
 from looplm.sharding.collective import lay_out
+from looplm.sharding.rules import num_shards
+from looplm.sharding.split import Split
 
 Kind = Literal["causal", "prefix", "full"]
 
@@ -25,8 +26,12 @@ class Mask:
     """A token sees so many of the last tokens, itself included; None means all."""
     num_keys: int = field(metadata={"static": True})
     """T."""
+    split: Split | None = field(default=None, metadata={"static": True})
+    """How queries and keys, which are the same tokens, lie on devices; None: in their order."""
     place_BS: jax.Array | None = None
-    """Of every query among the keys, int32; None: the queries are the last of the keys."""
+    """Of every query among the keys, int32; None: see `places`."""
+    key_place_BT: jax.Array | None = None
+    """Of every key; None: keys lie in their order."""
     segments_BS: jax.Array | None = None
     """Documents of the queries, int32; None: one document."""
     key_segments_BT: jax.Array | None = None
@@ -57,40 +62,71 @@ class Mask:
 
     def distances(self, num_queries: int) -> jax.Array:
         """Returns how far every key is behind every query, (B or 1, S, T) int32; negative for keys that follow it."""
-        place_BS = self.place_BS
+        place_BS, key_place_BT = self.place_BS, self.key_place_BT
         if place_BS is None:
-            place_BS = jnp.arange(self.num_keys - num_queries, self.num_keys)[None]
-        return place_BS[:, :, None] - jnp.arange(self.num_keys)
+            place_BS = jnp.asarray(self.places(num_queries))[None]
+        if key_place_BT is None:
+            key_place_BT = jnp.asarray(self.key_places())[None]
+        return place_BS[:, :, None] - key_place_BT[:, None, :]
+
+    def places(self, num_queries: int) -> np.ndarray:
+        """Returns where the queries are among the keys, (S,), if no array says so: they are the last ones."""
+        if self.split is not None:
+            assert num_queries == self.num_keys, "only whole sequences are split"
+            return self.split.order(num_queries)
+        return np.arange(self.num_keys - num_queries, self.num_keys, dtype=np.int32)
+
+    def key_places(self) -> np.ndarray:
+        """Returns the places of the keys, (T,), if no array says so."""
+        return np.arange(self.num_keys, dtype=np.int32) if self.split is None else self.split.order(self.num_keys)
+
+    def with_places(self, batch: int, num_queries: int) -> "Mask":
+        """Writes places down that follow from how the sequence is split, since a device sees only some of them."""
+        if self.split is None and num_shards("context") == 1:
+            return self
+        place_BS, key_place_BT = self.place_BS, self.key_place_BT
+        if place_BS is None:
+            place_BS = jnp.broadcast_to(self.places(num_queries), (batch, num_queries))
+        if key_place_BT is None and self.split is not None:
+            key_place_BT = jnp.broadcast_to(self.key_places(), (batch, self.num_keys))
+        place_BS = lay_out(place_BS, "batch", "sequence")
+        return replace(self, split=None, place_BS=place_BS, key_place_BT=key_place_BT).with_whole_keys()
 
     def mean_keys(self, num_queries: int) -> float:
-        """Returns how many keys a query sees on average in one document without a prefix, the queries being the last of
-        the keys."""
-        place_S = np.arange(self.num_keys - num_queries, self.num_keys)
+        """Returns how many keys a query sees on average in one document without a prefix. Queries with places of their
+        own count as queries at all places."""
+        place_S = self.places(num_queries) if self.place_BS is None else self.key_places()
         window = self.num_keys if self.window is None else self.window
         past_S, future_S = np.minimum(place_S + 1, window), np.minimum(self.num_keys - 1 - place_S, window - 1)
         return float(np.mean(past_S + (future_S if self.kind == "full" else 0)))
 
     def blocks(self, num_queries: int, queries: int, keys: int) -> np.ndarray:
-        """Returns which blocks of so many queries and keys may see something, by the kind and the window alone: bool
-        (blocks of queries, blocks of keys)."""
-        i, j = np.indices((math.ceil(num_queries / queries), math.ceil(self.num_keys / keys)))
-        first = i * queries + self.num_keys - num_queries - j * keys  # how far the first key is behind the first query
-        nearest, farthest = first - keys + 1, first + queries - 1
-        sees = np.ones(i.shape, bool)
-        if self.place_BS is None and self.kind == "causal":
+        """Returns which blocks of queries and of keys, these in their order, may see something, by the kind and the
+        window alone: bool (blocks of so many queries, blocks of so many keys)."""
+        starts_S, starts_T = np.arange(0, num_queries, queries), np.arange(0, self.num_keys, keys)
+        sees = np.ones((starts_S.size, starts_T.size), bool)
+        if self.place_BS is not None:
+            return sees
+        place_S = self.places(num_queries)
+        first_S1 = np.minimum.reduceat(place_S, starts_S)[:, None]
+        last_S1 = np.maximum.reduceat(place_S, starts_S)[:, None]
+        nearest, farthest = first_S1 - (starts_T + keys - 1), last_S1 - starts_T  # how far keys are behind queries
+        if self.kind == "causal":
             sees &= farthest >= 0
-        if self.place_BS is None and self.window is not None:
+        if self.window is not None:
             sees &= (nearest < self.window) & (-farthest < self.window)
         return sees
 
     def with_whole_keys(self) -> "Mask":
         """Lays out what is said of keys: whole where the sequence of the queries is split over devices."""
         key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT
-        key_segments_BT, prefix_BT, present_BT = (
+        key_segments_BT, prefix_BT, present_BT, key_place_BT = (
             None if x_BT is None else lay_out(x_BT, "batch", "all_keys")
-            for x_BT in (key_segments_BT, self.prefix_BT, self.present_BT)
+            for x_BT in (key_segments_BT, self.prefix_BT, self.present_BT, self.key_place_BT)
         )
-        return replace(self, key_segments_BT=key_segments_BT, prefix_BT=prefix_BT, present_BT=present_BT)
+        return replace(
+            self, key_segments_BT=key_segments_BT, prefix_BT=prefix_BT, present_BT=present_BT, key_place_BT=key_place_BT
+        )
 
     def pairs(self, num_queries: int) -> jax.Array:
         """Returns the same as `dense`, on one device: all that is said of keys is there."""
@@ -109,15 +145,18 @@ class Mask:
         return seen_BST if self.present_BT is None else seen_BST & self.present_BT[:, None, :]
 
 
-def self_mask(config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None) -> Mask:
+def self_mask(
+    config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None, split: Split | None = None
+) -> Mask:
     """Describes the mask of whole sequences.
 
     Args:
         segments_BS: the document of every token.
         prefix_BS: True for tokens of a prefix; None means there is none. Only the prefix mask looks at it.
+        split: how the tokens lie on devices; None: in their order.
     """
     kind, window, length = config.attention_mask, config.attention_window, segments_BS.shape[1]
-    return Mask(kind, window, length, segments_BS=segments_BS, prefix_BT=prefix_BS)
+    return Mask(kind, window, length, split, segments_BS=segments_BS, prefix_BT=prefix_BS)
 
 
 def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> Mask:

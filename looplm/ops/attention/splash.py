@@ -2,6 +2,7 @@
 out. Documents are compared inside the kernel."""
 
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from looplm.ops.precision import at_least_fp32
 from looplm.ops.scopes import done, needed, needed_back
 from looplm.sharding.collective import on_each_device
 from looplm.sharding.rules import activation_spec, num_shards
+from looplm.sharding.split import Split
 
 TILE = 128
 """Sequences are padded to whole tiles."""
@@ -40,18 +42,23 @@ def attention(
     (B, S, N, _), T = q_BSNH.shape, k_BTKH.shape[1]
     kernel = _kernel(mask, N // num_shards("tensor"), S, T, interpret=interpret)
     arrays = q_BSNH, k_BTKH, v_BTKH, _documents(mask, B, S, T)
+    on_device = partial(_on_device, mask.split)
     with _counted(kernel, mask, S):
         if (spec := activation_spec("batch", "sequence", "heads", "head_dim")) is None:
-            return _on_device(kernel, *arrays)
+            return on_device(kernel, *arrays)
         # Nothing is summed over devices but the gradients of keys that several of them see; kernels do not say so.
-        return on_each_device(_on_device, _laid_out(kernel), *arrays, out_specs=spec, check_vma=False)
+        return on_each_device(on_device, _laid_out(kernel), *arrays, out_specs=spec, check_vma=False)
 
 
 def _on_device(
-    kernel: kernels.SplashAttentionKernel, q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
+    split: Split | None, kernel: kernels.SplashAttentionKernel, q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
     documents: kernels.SegmentIds | None,
 ) -> jax.Array:  # fmt: skip
     _, S, _, H = q_BSNH.shape
+    if split is not None:
+        # The kernel is told the places of queries, and takes keys to be in their order.
+        k_BTKH, v_BTKH = map(split.in_order, (k_BTKH, v_BTKH))
+        documents = None if documents is None else documents._replace(kv=split.in_order(documents.kv))
 
     def heads_first(x_BSNH: jax.Array) -> jax.Array:
         return jnp.pad(x_BSNH, ((0, 0), (0, -x_BSNH.shape[1] % TILE), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
@@ -79,6 +86,7 @@ def _kernel(
     mask: Mask, num_heads: int, num_queries: int, num_keys: int, *, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     offset, parts = num_keys - num_queries, num_shards("context")
+    chunks = parts if mask.split is None or not mask.split.zigzag else 2 * parts
     shape = num_queries + -num_queries % TILE, num_keys + -num_keys % TILE
     window = None if mask.window is None else mask.window - 1
     if mask.kind == "causal":
@@ -87,7 +95,10 @@ def _kernel(
         seen = masks.LocalMask(shape, (window, window), offset)
     else:
         seen = masks.FullMask(shape)
-    lengths = shape[0] // parts, shape[1]
+    if mask.split is not None and isinstance(seen, masks.LocalMask):
+        seen.q_sequence = mask.places(num_queries)
+    # A block of queries lies in one chunk, if that is whole tiles: what is masked in it is then least.
+    lengths = shape[0] // (chunks if shape[0] % (chunks * TILE) == 0 else parts), shape[1]
     q, kv = (max(b for b in range(TILE, LARGEST_BLOCK + 1, TILE) if length % b == 0) for length in lengths)
     return kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * num_heads), head_shards=1, q_seq_shards=parts, interpret=interpret,
