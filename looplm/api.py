@@ -1,7 +1,6 @@
 """What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,10 +20,12 @@ from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
-from looplm.infer.continuation import Continuation
+from looplm.infer.continuation import Continuation, Continuations
 from looplm.infer.exit_rule import parse_exit
-from looplm.infer.generate import generate
+from looplm.infer.generate import Generation
+from looplm.infer.options import check_step_size, make_sampling, parse_contrast
 from looplm.infer.prompt import Chat, Messages, ids_of_prompts
+from looplm.infer.stop import Listener
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -185,13 +186,26 @@ class LoadedLM:
         exit: str | None = None,
         max_tokens: int = 64,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         kv: str | None = None,
         messages: Messages | Sequence[Messages] | None = None,
-    ) -> list[Continuation]:
+        draft: str | int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        contrast: str | None = None,
+        step_size: float = 1.0,
+        warm_start: bool = False,
+        batch_size: int | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+        on_answer: Callable[[int, Continuation], None] | None = None,
+    ) -> Continuations:
         """Returns what the model adds to every prompt: prompt and continuation together are the text. Of chats, the
-        next answer of every one. Each is a `str` that also holds its new `tokens` and the `loops` each of them took.
+        next answer of every one. Each is a `str` that also holds its new `tokens` and the `loops` each of them took;
+        the list has `counts` of what was computed.
 
         Args:
             prompts: texts, in which the names of special tokens mean these tokens; or their ids, as they are.
@@ -201,10 +215,23 @@ class LoadedLM:
             exit: when a token leaves before the last loop, e.g. `gate:0.9`, `kl:0.001,patience=2` or
                 `latent:0.03|argmax:3` (see `looplm.infer.exit_rule`). None: at a fixed depth. Loops in which no token
                 of the batch is left do not run.
-            kv: which keys and values of earlier tokens a loop sees: `ragged` (the default), `each`, `last` or `ring:K`
-                (see `looplm.infer.cache`). `last` and `ring:K` need less memory; `each` saves no loops.
+            kv: which keys and values of earlier tokens a loop sees: `ragged` (the default), `each`, `last`, `first`,
+                `anchor:K` or `ring:K`, and as what they are kept: `,bf16` or `,int8` (see `looplm.infer.cache`). All
+                but the first two need less memory; `each` saves no loops.
             temperature: 0 takes the likeliest token.
-            seed: of what is drawn. An answer depends on it and on its own prompt, not on the other prompts.
+            seed: of what is drawn; or one for every prompt. An answer depends on it and on its own prompt, not on the
+                other prompts.
+            draft: how the model drafts for itself, `D` or `D:K` (see `looplm.infer.draft`); changes no token.
+            top_k, top_p, min_p: what is drawn from; repetition_penalty: against tokens that are there (see
+                `looplm.infer.sampling`).
+            stop: an answer ends before the first of these texts.
+            contrast: `LOOP:WEIGHT`, predictions of the last loop away from those after an earlier one (arXiv
+                2609.24196).
+            step_size: how far a loop goes from its state to the new one; 1 is all of the way.
+            warm_start: a token starts from the last state of the token before it (arXiv 2502.05171).
+            batch_size: prompts that are answered at the same time, the others wait; None: all.
+            on_text: called with the number of a prompt and a piece of its answer as soon as it is certain.
+            on_answer: called with the number of a prompt and its answer when it is whole.
 
         A character of which only the first bytes were written, when max_tokens are, is U+FFFD.
         """
@@ -222,26 +249,40 @@ class LoadedLM:
         for name, value, least in (("num_loops", self._loops(num_loops), 1), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
-        if not 0 <= temperature < math.inf:
-            raise UserError(f"temperature={temperature} must be at least 0, which takes the likeliest token")
-        written = generate(
+        loops = self._loops(num_loops)
+
+        def text_of(number: int, tokens: np.ndarray) -> str:
+            if messages is not None and self.chat is not None:
+                return self.chat.answer(tokens)
+            assert self.tokenizer is not None, "looked at above"
+            return self.tokenizer.continuation(rows[number], tokens)
+
+        listener = Listener(text_of, stop, on_text)
+        generation = Generation(
             self.functional,
             self.params,
             rows,
-            num_loops=self._loops(num_loops),
+            num_loops=loops,
             exit=parse_exit(exit, self.model),
             kv=kv,
+            draft=draft,
             max_tokens=max_tokens,
-            temperature=temperature,
+            sampling=make_sampling(temperature, top_k, top_p, min_p, repetition_penalty),
             seed=seed,
             end_ids=[i for i in (self.tokenizer.eos_id, *(self.chat.end_ids if self.chat else ())) if i >= 0],
             num_ids=min(self.tokenizer.vocab_size, self.model.vocab_size),
+            batch_size=batch_size,
+            contrast=parse_contrast(contrast, loops),
+            step_size=check_step_size(step_size),
+            warm_start=warm_start,
+            watch=listener.watch if stop or on_text else None,
         )
-        if messages is not None and self.chat is not None:
-            texts = [self.chat.answer(one.tokens) for one in written]
-        else:
-            texts = [self.tokenizer.continuation(row, one.tokens) for row, one in zip(rows, written, strict=True)]
-        return [Continuation(text, one) for text, one in zip(texts, written, strict=True)]
+        answers: dict[int, Continuation] = {}
+        for number, written in generation:
+            answers[number] = Continuation(listener.end(number, written.tokens), written)
+            if on_answer is not None:
+                on_answer(number, answers[number])
+        return Continuations([answers[number] for number in range(len(rows))], generation.counts)
 
     def official_tensors(self, tree: Params) -> dict[str, jax.Array]:
         """{official name: array} of a tree like the parameters: weights, or gradients.

@@ -1,9 +1,8 @@
 """Commands on a run: train it, score it, let it write, report on it."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,13 +15,11 @@ from looplm.cli.options import (
     NumProcesses,
     Overrides,
     ProcessId,
-    RunOrOfficial,
     Step,
     Workdir,
 )
-from looplm.cli.output import console, messages, write_result
+from looplm.cli.output import console
 from looplm.cli.processes import several
-from looplm.errors import UserError
 
 
 def train(
@@ -92,75 +89,6 @@ def eval(
             console=console,
             shown=lambda result: print_sweep(result, console),
         )
-
-
-def generate(
-    workdir: RunOrOfficial,
-    prompt: Annotated[str | None, typer.Option(help="Text to go on from; with --chat the user's message.")] = None,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat",
-            help="Answer as the training examples did: --prompt, standard input, or a conversation on a terminal.",
-        ),
-    ] = False,
-    loops: Annotated[int | None, typer.Option(help="Loops for every token.")] = None,
-    exit: Annotated[
-        str | None, typer.Option(help="When a token leaves before the last loop, e.g. gate:0.9 or latent:0.03,min=2.")
-    ] = None,
-    show_exits: Annotated[
-        bool, typer.Option("--show-exits", help="Print the loops that every token took on standard error.")
-    ] = False,
-    kv: Annotated[
-        str | None,
-        typer.Option(help="Keys of earlier tokens that a loop sees: ragged (the default), each, last or ring:K."),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    step: Step = None,
-    ema: Ema = False,
-    allow_key: AllowKey = None,
-) -> None:
-    """Write text: what follows a prompt, or the answers of a chat."""
-    from looplm.cli.chat import answer_message, converse, read_message
-
-    is_talk = chat and prompt is None and sys.stdin is not None and sys.stdin.isatty()
-    if prompt is None and not chat:
-        raise UserError("there is nothing to write about; give --prompt TEXT, or --chat")
-    if prompt is None and not is_talk:
-        prompt = read_message()
-    import looplm
-    from looplm.cli.exits import exit_lines
-    from looplm.infer.prompt import require_template
-
-    lm = looplm.load(workdir, step=step, ema=ema, allow_keys=allow_key or ())
-
-    def write(**asked: Any) -> str:
-        (text,) = lm.generate(
-            num_loops=loops, exit=exit, kv=kv, max_tokens=max_tokens, temperature=temperature, seed=seed, **asked
-        )
-        if show_exits:
-            assert lm.tokenizer is not None, "generate has asked for one"
-            for line in exit_lines(text, lm.tokenizer, lm.loop.num_loops if loops is None else loops):
-                messages.print(line)
-        return text
-
-    depth = f"{lm.loop.num_loops if loops is None else loops} loops"
-    # Beside the text, not in it: standard output can be piped on.
-    weights = f"step {lm.step}{', averaged weights' * ema}" if lm.run else "official weights"
-    told = f"{weights}, {f'at most {depth}, exit {exit}' if exit else depth}"
-    if chat:
-        require_template(lm.chat)
-        messages.print(told)
-
-        def reply(said: list[dict[str, str]]) -> str:
-            return write(messages=said)
-
-        converse(reply) if prompt is None else answer_message(prompt, reply)
-    elif prompt is not None:
-        write_result(prompt + write(prompts=[prompt]))
-        messages.print(told)
 
 
 def report(

@@ -1,57 +1,100 @@
 """The size of the cache of a generation, and which keys and values a loop sees (KV policies)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import Model
 from looplm.errors import UserError
-from looplm.model.cache import Cache, KVCache
+from looplm.model.cache import Cache, Kept, KVCache
 
-POLICIES = "each, ragged, last or ring:K"
+POLICIES = "each, ragged, last, single, first, anchor:K or ring:K"
+ANCHORS = 8
+"""Loops with a slot of their own where `anchor` says no number (arXiv 2502.05171)."""
+STORED = {"bf16": jnp.bfloat16, "int8": jnp.int8}
+"""Types of the cache beside the compute type."""
 
 
-def new_cache(config: Model, *, batch_size: int, length: int, slots: int, dtype: jax.typing.DTypeLike) -> Cache:
-    """Make an empty cache of 2 * (prelude + slots * L + coda) * B * length * K * H numbers.
+@dataclass(frozen=True)
+class Policy:
+    """Which keys and values of earlier tokens a loop sees, and as what they are kept."""
+
+    slots: int
+    """Slots of the block's cache, and of these the first so many for one loop each; see `KVCache`."""
+    own: int = 0
+    exact: bool = False
+    """Whether a token that has left runs on for its keys and values alone, as in the official code of Ouro: no loop is
+    saved. Else deeper loops see it as it was in its last one, and loops after all tokens have left do not run."""
+    stored: str | None = None
+    """A key of `STORED`; None: the compute type."""
+
+    def dtype(self, compute: jax.typing.DTypeLike) -> jnp.dtype:
+        """Return the type in which the cache is kept."""
+        return jnp.dtype(compute if self.stored is None else STORED[self.stored])
+
+
+def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dtype: jax.typing.DTypeLike) -> Cache:
+    """Make an empty cache of `cache_bytes`.
 
     Args:
         length: positions that have a place.
-        slots: how many loops have places of their own; see `KVCache`.
+        dtype: the compute type.
     """
+    kept = policy.dtype(dtype)
 
-    def room(layers: int, slots: int = 1) -> KVCache | None:
+    def room(layers: int, slots: int = 1, own: int = 0) -> KVCache | None:
         shape = (slots, layers, batch_size, length, config.kv_heads, config.head_size)
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) if layers else None
+        return KVCache(Kept.empty(shape, kept), Kept.empty(shape, kept), own) if layers else None
 
-    return Cache(room(config.prelude_layers), room(config.block_layers, slots), room(config.coda_layers))
+    block = room(config.block_layers, policy.slots, policy.own)
+    return Cache(room(config.prelude_layers), block, room(config.coda_layers))
 
 
-class Policy(NamedTuple):
-    """Which keys and values of earlier tokens a loop sees."""
-
-    slots: int
-    """Slots of the cache; see `KVCache`."""
-    exact: bool
-    """Whether a token that has left runs on for its keys and values alone, as in the official code of Ouro: no loop is
-    saved. Else deeper loops see it as it was in its last one, and loops after all tokens have left do not run."""
+def cache_bytes(config: Model, *, batch_size: int, length: int, policy: Policy, dtype: jax.typing.DTypeLike) -> int:
+    """Return 2 * (prelude + slots * L + coda) * B * length * K heads of H numbers, with 4 bytes a head for the scale of
+    int8."""
+    visits = config.prelude_layers + policy.slots * config.block_layers + config.coda_layers
+    kept = policy.dtype(dtype)
+    head = config.head_size * kept.itemsize + (4 if kept == jnp.int8 else 0)
+    return 2 * visits * batch_size * length * config.kv_heads * head
 
 
 def parse_policy(text: str | None, num_loops: int) -> Policy:
     """Read a policy, which says of what loop of an earlier token a loop sees keys and values:
 
-        each     of the same loop, which all tokens run
-        ragged   of the same loop, or of the token's last one if it left before
-        last     of the token's last loop
-        ring:K   of the token's latest loop whose number is the same modulo K
+        each         of the same loop, which all tokens run
+        ragged       of the same loop, or of the token's last one if it left before
+        last, single of the token's last loop
+        first        the first loop of the first one, the others of the token's last loop
+        anchor:K     the first K loops of the same loop, the others of the token's last one
+        ring:K       of the token's latest loop whose number is the same modulo K
 
-    None is `ragged`, which is `each` where nobody leaves early. Raises UserError for anything else.
+    `,bf16` or `,int8` behind it says as what they are kept; int8 has a scale for every head of every token. None is
+    `ragged`, which is `each` where nobody leaves early. Raises UserError for anything else.
     """
-    name, _, value = (text or "ragged").partition(":")
-    if name in ("each", "ragged") and not value:
-        return Policy(num_loops, exact=name == "each")
-    if name == "last" and not value:
-        return Policy(1, exact=False)
-    if name == "ring" and value.isdecimal() and int(value) >= 1:
-        return Policy(min(int(value), num_loops), exact=False)
-    raise UserError(f"KV policy {text!r} is not known; use {POLICIES} with K of at least 1, e.g. ring:4")
+    rule, *options = (text or "ragged").split(",")
+    name, _, value = rule.partition(":")
+    stored = options[0].strip() if options else None
+    number = int(value) if value.isdecimal() else 0
+    takes_number = name in ("ring", "anchor")
+    if len(options) > 1 or (stored is not None and stored not in STORED) or (value and not (takes_number and number)):
+        raise _unknown(text)
+    match name:
+        case "each" | "ragged":
+            return Policy(num_loops, exact=name == "each", stored=stored)
+        case "last" | "single":
+            return Policy(1, stored=stored)
+        case "first" | "anchor":
+            own = 1 if name == "first" else number or ANCHORS
+            return Policy(min(own + 1, num_loops), min(own, num_loops), stored=stored)
+        case "ring" if number:
+            return Policy(min(number, num_loops), stored=stored)
+    raise _unknown(text)
+
+
+def _unknown(text: str | None) -> UserError:
+    return UserError(
+        f"KV policy {text!r} is not known; use {POLICIES} with K of at least 1, e.g. ring:4, and `,bf16` or `,int8` "
+        "behind it for a smaller one"
+    )

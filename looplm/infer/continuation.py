@@ -1,8 +1,11 @@
 """What generation gives back: new tokens, and the text they stand for."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import numpy as np
+
+from looplm.infer.board import Counts
 
 
 class Written(NamedTuple):
@@ -33,3 +36,11 @@ class Continuation(str):
     def loops(self) -> np.ndarray:
         """After how many loops each of the tokens was read, (N,) int32."""
         return self.written.loops
+
+
+class Continuations(list[Continuation]):
+    """The texts of a generation, and what was computed for them."""
+
+    def __init__(self, texts: Iterable[Continuation], counts: Counts | None) -> None:
+        super().__init__(texts)
+        self.counts = counts

@@ -1,212 +1,134 @@
-"""Batched generation: one pass over the prompts, then one token at a time for every row until all have ended.
-
-Prompts are padded on the right. Place t of the cache holds position t, and a token at position p sees places 0..p only,
-so what padding wrote is overwritten before anybody sees it. No mask of valid places is needed, and rows do not depend
-on one another: what is drawn for a row follows from its stream and the position, and experts have no capacity here.
-"""
+"""Batched generation: prompts in, tokens out. How it is computed changes no token."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from looplm.infer.cache import Policy, new_cache, parse_policy
+from looplm.errors import UserError
+from looplm.infer.board import Counts
+from looplm.infer.cache import parse_policy
 from looplm.infer.continuation import Written
+from looplm.infer.draft import parse_draft
 from looplm.infer.exit_rule import ExitRule
-from looplm.model.cache import Cache
-from looplm.model.context import Context
-from looplm.model.decode import decode
-from looplm.model.depth import Depth
-from looplm.model.forward import Forward
-from looplm.model.functional import FunctionalLM, Params, compute_dtype
-from looplm.ops.attention import cached_mask
-from looplm.ops.precision import at_least_fp32
+from looplm.infer.items import Contrast
+from looplm.infer.program import Plan
+from looplm.infer.queue import Queue, Request, Watch
+from looplm.infer.sampling import Sampling
+from looplm.infer.schedule.depth_batching import DepthBatching
+from looplm.infer.schedule.in_step import InStep
+from looplm.infer.schedule.scheduler import Scheduler
+from looplm.infer.schedule.wavefront import Wavefront
+from looplm.model.functional import FunctionalLM, Params
 
-PROMPT_MULTIPLE = 32
-"""Prompts are padded to a multiple of this, so that few programs are compiled."""
-STATE_PURPOSE, SAMPLE_PURPOSE = 0, 1
-"""Folded into keys, so that first states and tokens draw from streams of their own."""
-
-
-class Sampling(NamedTuple):
-    """What is static of a generation; arguments as of `generate`."""
-
-    num_loops: int
-    exit: ExitRule | None
-    kv: Policy
-    max_tokens: int
-    greedy: bool
-    num_ids: int
+PLACES_MULTIPLE = 32
+"""The cache has a multiple of so many places, so that few programs are compiled."""
 
 
-class Progress(NamedTuple):
-    """What goes from token to token."""
-
-    num_run: jax.Array
-    """Tokens drawn so far, the same for all rows."""
-    token_B: jax.Array
-    """The last token of every row, not yet run through the model."""
-    position_B: jax.Array
-    """The position of that token."""
-    done_B: jax.Array
-    """Whether a row has ended; what is drawn for it from then on is dropped."""
-    num_written_B: jax.Array
-    """How many tokens a row wrote before its end token."""
-    written_BM: jax.Array
-    loops_BM: jax.Array
-    """After how many loops every written token was read, (B, max_tokens) int32."""
-    cache: Cache
-
-
-def generate(
-    lm: FunctionalLM,
-    params: Params,
-    prompts: list[np.ndarray],
-    *,
-    num_loops: int,
-    exit: ExitRule | None = None,
-    kv: str | None = None,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    end_ids: Sequence[int],
-    num_ids: int,
-) -> list[Written]:
-    """Continue every prompt.
+class Generation:
+    """Writes what follows every prompt.
 
     Args:
         params: unsharded.
         prompts: token ids, at least one each.
         num_loops: loops for every token, at most.
-        exit: when a token leaves before that; tokens of the prompt run all loops, of which the rule selects one. None:
-            no token does.
+        exit: when a token leaves before that; tokens of the prompt run all loops, but for the last one. None: no token
+            does.
         kv: which keys and values of earlier tokens a loop sees; see `parse_policy`.
-        temperature: 0 takes the likeliest token.
-        seed: of all that is drawn.
+        draft: how the model drafts for itself; see `parse_draft`.
+        sampling: how tokens are drawn.
+        seed: of all that is drawn; or one for every prompt.
         end_ids: a row stops after any of these tokens.
-        num_ids: ids that may be written; a vocabulary may be padded above what the tokenizer knows.
+        num_ids: ids that may be written.
+        batch_size: rows that are written at the same time; None: all prompts.
+        contrast, step_size, warm_start: see `Engine` and `Writer`.
+        watch: told of what is new, and may end a row; see `Watch`.
+        scheduler: None chooses: drafts as asked, depth batching where tokens may leave early and rows are many, else
+            all rows in step.
 
-    Raises UserError for a KV policy that is not known.
+    Raises UserError for what is not known or cannot go together.
     """
-    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = -(-int(lengths_B.max()) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    tokens_BP = np.zeros((len(prompts), padded), np.int32)
-    for row, prompt in zip(tokens_BP, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    policy = parse_policy(kv, num_loops)
-    sampling = Sampling(num_loops, exit, policy, max_tokens, greedy=temperature == 0, num_ids=num_ids)
-    written_BM, loops_BM, num_written_B = jax.device_get(
-        _generate(
-            lm,
-            sampling,
-            params,
-            tokens_BP,
-            lengths_B,
-            temperature or 1.0,
-            streams(prompts, seed),
-            np.asarray(end_ids, np.int32),
-        )
-    )
-    rows = zip(written_BM, loops_BM, num_written_B, strict=True)
-    return [Written(tokens[:count], loops[:count]) for tokens, loops, count in rows]
+
+    def __init__(
+        self,
+        lm: FunctionalLM,
+        params: Params,
+        prompts: Sequence[np.ndarray],
+        *,
+        num_loops: int,
+        exit: ExitRule | None = None,
+        kv: str | None = None,
+        draft: str | int | None = None,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int | Sequence[int] = 0,
+        end_ids: Sequence[int] = (),
+        num_ids: int,
+        batch_size: int | None = None,
+        contrast: Contrast | None = None,
+        step_size: float = 1.0,
+        warm_start: bool = False,
+        watch: Watch | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        self._lm, self._params, self._sampling, self._end_ids, self._watch = lm, params, sampling, end_ids, watch
+        policy = parse_policy(kv, num_loops)
+        rows = min(batch_size or len(prompts), len(prompts))
+        drafts = parse_draft(draft, num_loops)
+        if drafts is not None:
+            if exit is not None or warm_start:
+                other = "an exit rule" if exit is not None else "a warm start"
+                raise UserError(f"draft={draft!r} cannot go with {other}: all tokens run all loops; leave one out")
+            if policy.slots < num_loops:
+                raise UserError(f"draft={draft!r} needs keys of every loop, and kv={kv!r} has fewer; use each")
+            if lm.has_loop_parameters and isinstance(drafts, Wavefront):
+                raise UserError(f"draft={draft!r} needs loops that share all parameters; use {drafts.loops}:4")
+        if scheduler is None:
+            leaves = exit is not None and not policy.exact and rows > 1 and not lm.has_loop_parameters
+            scheduler = drafts or (DepthBatching() if leaves else InStep())
+        longest = max(len(prompt) for prompt in prompts) + max_tokens
+        places = -(-longest // PLACES_MULTIPLE) * PLACES_MULTIPLE
+        self._plan = Plan(
+            num_loops, exit, policy, scheduler, num_ids, rows, places,
+            contrast=contrast, step_size=step_size, warm_start=warm_start,
+        )  # fmt: skip
+        streams_ = streams(prompts, seed)
+        self._requests = [
+            Request(prompt, max_tokens, int(stream)) for prompt, stream in zip(prompts, streams_, strict=True)
+        ]
+        self.counts: Counts | None = None
+        """What was computed, once all is written."""
+
+    def __iter__(self) -> Iterator[tuple[int, Written]]:
+        """Yield (number of a prompt, what follows it) as they end."""
+        queue = Queue(self._lm, self._params, self._plan, self._sampling, self._end_ids, watch=self._watch)
+        yield from queue.run(self._requests)
+        self.counts = queue.counts
 
 
-def streams(prompts: Sequence[np.ndarray], seed: int) -> np.ndarray:
+def generate(
+    lm: FunctionalLM, params: Params, prompts: Sequence[np.ndarray], *, temperature: float = 0.0, **options: Any
+) -> list[Written]:
+    """Continue every prompt; options as of `Generation`. A temperature of 0 takes the likeliest token."""
+    sampling = Sampling(temperature=temperature or None)
+    rows = dict(Generation(lm, params, prompts, sampling=sampling, **options))
+    return [rows[number] for number in range(len(prompts))]
+
+
+def streams(prompts: Sequence[np.ndarray], seed: int | Sequence[int]) -> np.ndarray:
     """Return the number of the random stream that every prompt uses, (B,) uint32.
 
     It depends on the seed, on the prompt and on how many like it came before. So a prompt is answered the same
     whatever stands beside it and in any order, and copies of one prompt differ.
     """
-    copies: Counter[bytes] = Counter()
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    copies: Counter[tuple[int, bytes]] = Counter()
     stream_B = np.zeros(len(prompts), np.uint32)
-    for row, prompt in enumerate(prompts):
+    for row, (prompt, own) in enumerate(zip(prompts, seeds, strict=True)):
         ids = np.asarray(prompt, "<i4").tobytes()
-        digest = hashlib.sha256(f"{seed} {copies[ids]} ".encode() + ids).digest()
+        digest = hashlib.sha256(f"{own} {copies[own, ids]} ".encode() + ids).digest()
         stream_B[row] = int.from_bytes(digest[:4], "little")
-        copies[ids] += 1
+        copies[own, ids] += 1
     return stream_B
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    lm: FunctionalLM,
-    sampling: Sampling,
-    params: Params,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    temperature: jax.Array,
-    stream_B: jax.Array,
-    end_ids_N: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Continue all rows. Returns (the written tokens (B, max_tokens), after how many loops each was read, how many of
-    every row come before its end token (B,))."""
-    model, dtype = lm.bind(params), compute_dtype(lm.config)
-    batch_size, padded = tokens_BP.shape
-    room = padded + sampling.max_tokens
-    state_key, sample_key = (jax.random.fold_in(jax.random.key(0), p) for p in (STATE_PURPOSE, SAMPLE_PURPOSE))
-    halting = sampling.exit.build(model) if sampling.exit else model.halting
-    cache = new_cache(lm.config, batch_size=batch_size, length=room, slots=sampling.kv.slots, dtype=dtype)
-
-    def sample(logits_BV: jax.Array, position_B: jax.Array) -> jax.Array:
-        """Draw the tokens at these positions."""
-        if sampling.greedy:
-            return jnp.argmax(logits_BV, axis=-1)
-
-        def draw(logits_V: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(sample_key, stream), position)
-            return jax.random.categorical(key, logits_V / temperature)
-
-        return jax.vmap(draw)(logits_BV, stream_B, position_B)
-
-    def context(positions_BS: jax.Array) -> Context:
-        mask = cached_mask(lm.config, positions_BS, room)
-        return Context(positions_BS, mask, key=state_key, sequence_B=stream_B)
-
-    def logits(hidden_B1D: jax.Array) -> jax.Array:
-        return at_least_fp32(model.logits(hidden_B1D))[:, 0, : sampling.num_ids]
-
-    def prefill() -> Progress:
-        positions_BP = jnp.broadcast_to(jnp.arange(padded), tokens_BP.shape)
-        depth, last_B1 = Depth(sampling.num_loops), lengths_B[:, None] - 1
-        output = Forward(model, tokens_BP, context(positions_BP), depth, dtype, halting=halting, cache=cache)()
-        loops_B = jnp.full_like(lengths_B, sampling.num_loops)
-        if halting.left(output.halt) is not None:
-            loops_B = jnp.take_along_axis(halting.exits(output.halt), last_B1, axis=1)[:, 0] + 1
-        zeros_B, zeros_BM = jnp.zeros_like(lengths_B), jnp.zeros((batch_size, sampling.max_tokens), jnp.int32)
-        start = Progress(jnp.int32(0), zeros_B, lengths_B, zeros_B != 0, zeros_B, zeros_BM, zeros_BM, output.cache)
-        hidden_B1D = jnp.take_along_axis(output.read[0], last_B1[:, :, None], axis=1)
-        return advance(start, logits(hidden_B1D), loops_B)
-
-    def step(progress: Progress) -> Progress:
-        one = decode(
-            model,
-            progress.token_B[:, None],
-            context(progress.position_B[:, None]),
-            sampling.num_loops,
-            dtype=dtype,
-            halting=halting,
-            cache=progress.cache,
-            exact=sampling.kv.exact,
-        )
-        moved = progress._replace(cache=one.cache, position_B=progress.position_B + 1)
-        return advance(moved, logits(one.hidden_B1D), one.exit_B1[:, 0] + 1)
-
-    def advance(progress: Progress, logits_BV: jax.Array, loops_B: jax.Array) -> Progress:
-        token_B = sample(logits_BV, progress.position_B)
-        done_B = progress.done_B | jnp.any(token_B[:, None] == end_ids_N, axis=1)
-        return progress._replace(
-            num_run=progress.num_run + 1,
-            token_B=token_B,
-            done_B=done_B,
-            num_written_B=progress.num_written_B + ~done_B,
-            written_BM=progress.written_BM.at[:, progress.num_run].set(token_B),
-            loops_BM=progress.loops_BM.at[:, progress.num_run].set(loops_B),
-        )
-
-    last = jax.lax.while_loop(lambda p: (p.num_run < sampling.max_tokens) & ~jnp.all(p.done_B), step, prefill())
-    return last.written_BM, last.loops_BM, last.num_written_B

@@ -157,7 +157,7 @@ class Stack(nnx.Module):
             x_BSD, cache = carry
             visit, add_embedding = None, None
             if slot is not None and layer.number is not None:
-                visit = Visit(slot, layer.number)
+                visit = Visit(slot, layer.number, context.row_B)
             if layer.embedded is not None:
                 gate, embedded_BSKH = layer.embedded
                 add_embedding = partial(nnx.merge(gate_graph, gate), embedded_BSKH)

@@ -39,7 +39,11 @@ class Context:
     """Whether experts leave out what is above their `capacity_factor`. True in training alone: which choices are left
     out depends on the length and on the tokens before, and an answer must not."""
     left_BS: jax.Array | None = None
-    """True for tokens that have left before this loop, whose keys and values are not kept; None: nobody has."""
+    """True for tokens whose keys and values are not kept: they have left, or stand for none. None: all are kept."""
+    row_B: jax.Array | None = None
+    """Row of the cache that every sequence goes on from; see `Visit`."""
+    step_size: float = 1.0
+    """How far a loop goes from the state that it got to the one that it made; 1 is all of the way."""
     residual_scale: jax.Array | float = 1.0
     """What every branch is multiplied with before it is added."""
     predict: Callable[[jax.Array], jax.Array] | None = None

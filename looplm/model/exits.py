@@ -1,8 +1,8 @@
 """Exit rules: when a token leaves the loops early. A rule says after every loop which tokens want to leave; `Exits` is
 the halting rule around one of them, or around several joined by "and" and "or".
 
-In a pass over whole sequences all loops run and the rule selects what is read. Where text is written (`decode.py`),
-loops after the last token has left do not run.
+In a pass over whole sequences all loops run and the rule selects what is read. Where text is written
+(`infer/items.py`), a token that has left runs no more.
 """
 
 from typing import Any, NamedTuple, Protocol

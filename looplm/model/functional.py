@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Model
 from looplm.errors import UserError
+from looplm.model.layers import LoopParam
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
 from looplm.sharding.rules import parameter_spec
@@ -81,6 +82,11 @@ class FunctionalLM:
         """How many parameters a token meets: of the experts only those that it uses."""
         sizes = self.map(lambda leaf, variable: leaf.size * variable.used[0] // variable.used[1], self.shapes)
         return sum(jax.tree.leaves(sizes))
+
+    @cached_property
+    def has_loop_parameters(self) -> bool:
+        """Whether loops have parameters of their own, so that all tokens of a pass are at the same loop."""
+        return any(isinstance(variable, LoopParam) for variable in self._variables.values())
 
     @cached_property
     def num_params_of_layers(self) -> int:

@@ -7,8 +7,8 @@
     exit_t = sigmoid(gate(h_t))               the probability that a token may leave
     hidden = norm(coda(read_out(h_t)))        leave: what the head reads
 
-What runs these stages is elsewhere: `forward.py` for whole sequences, `decode.py` for one token a row. The model knows
-no depth, training step, host or loss. Names of dims are in `__init__.py`.
+What runs these stages is elsewhere: `forward.py` for whole sequences, `infer/items.py` for writing. The model knows no
+depth, training step, host or loss. Names of dims are in `__init__.py`.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ class LoopLM(nnx.Module):
             else None
         )
         self.final_norm = build_norm(config, rngs=rngs) if config.final_norm else None
-        shape, axes = (config.vocab_size, config.dim), ("vocab", "embed")
+        shape, axes = (config.vocab_size, D), ("vocab", "embed")
         self.head = None if config.tie_embeddings else parameter(rngs, init.head, shape, axes)
         self.head_bias = (
             parameter(rngs, init.head_bias, shape[:1], axes[:1], elementwise=True) if config.head_bias else None
@@ -114,10 +114,7 @@ class LoopLM(nnx.Module):
             dtype: compute type of the matrix products; the residual stream has it too.
             cache: the prelude's.
         """
-        values = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
-        embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
-        if self.position_table is not None:
-            embedded_BSD += self.position_table(context.positions_BS, dtype)
+        embedded_BSD, values = self.embed(tokens_BS, context, dtype)
         x_BSD, report = embedded_BSD, Report()
         if self.prelude:
             x_BSD, cache, report = self.prelude(x_BSD, context, cache, values.prelude)
@@ -125,13 +122,17 @@ class LoopLM(nnx.Module):
             x_BSD = self.prelude_norm(x_BSD)
         return Inputs(x_BSD, embedded_BSD, tokens_BS, values.block), Entered(values, cache, one_visit(report))
 
-    def body(self, context: Context, halting: Halting, per_loop: Any = None, *, leaving: bool = False) -> Body:
-        """Return one loop as a function, and its parameters: what training, scoring, prefill and decoding share.
+    def embed(self, tokens_BS: jax.Array, context: Context, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, Embedded]:
+        """Look up what belongs to tokens alone: (embeddings (B, S, D), value embeddings of all stacks)."""
+        values = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
+        embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
+        if self.position_table is not None:
+            embedded_BSD += self.position_table(context.positions_BS, dtype)
+        return embedded_BSD, values
 
-        Args:
-            per_loop: what every loop gets for itself beside its own parameters; see `run_loops`.
-            leaving: whether tokens that have left stop writing keys and values.
-        """
+    def body(self, context: Context, halting: Halting, per_loop: Any = None) -> Body:
+        """Return one loop as a function, and its parameters: what training, scoring and writing share. per_loop: what
+        every loop gets for itself beside its own parameters; see `run_loops`."""
         graph, own, shared = nnx.split((self.core, halting), LoopParam, ...)
 
         def step(shared: nnx.State, carry: Carry, inputs: Inputs, loop: Loop) -> tuple[Carry, Report]:
@@ -139,8 +140,10 @@ class LoopLM(nnx.Module):
             core, halting = nnx.merge(graph, own, shared)
             here, h_BSD = replace(context, loop=replace(loop, own=given)), core.read(carry.state)
             halt, present_BS = halting.admit(carry.halt, h_BSD, here)
-            here = replace(here, mask=here.mask.among(present_BS), left_BS=halting.left(halt) if leaving else None)
+            here = replace(here, mask=here.mask.among(present_BS))
             new, cache, report = core.step(carry.state, inputs, here, carry.cache)
+            if context.step_size != 1:
+                new = jax.tree.map(lambda old, new: old + context.step_size * (new - old), carry.state, new)
             state, halt = halting.update(halt, carry.state, new, core.read(new), here)
             trail = (jax.lax.stop_gradient(h_BSD), *carry.trail)[: len(carry.trail)]
             return Carry(state, halt, cache, trail), report

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 import looplm
 from looplm.config.schema import ZeroState
 from looplm.errors import UserError
-from looplm.infer.cache import new_cache
+from looplm.infer.cache import new_cache, parse_policy
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
 from looplm.model.context import Context
@@ -115,12 +115,12 @@ def test_ouro_cache_holds_the_official_keys_and_values(ouro, arrays):
     tokens_BS = jnp.asarray(arrays["ouro_a"]["input_ids"])
     size, length = tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(length), tokens_BS.shape)
-    cache = new_cache(ouro.model, batch_size=size, length=length, slots=4, dtype=jnp.float32)
+    cache = new_cache(ouro.model, batch_size=size, length=length, policy=parse_policy("each", 4), dtype=jnp.float32)
     context = Context(positions_BS, cached_mask(ouro.model, positions_BS, length))
     model = ouro.functional.bind(ouro.params)
     block = Forward(model, tokens_BS, context, Depth(4), jnp.float32, cache=cache)().cache.block
     for ours_RLBTKH, name in ((block.keys, "prefill_k_cache"), (block.values, "prefill_v_cache")):
-        slots = jnp.swapaxes(ours_RLBTKH.reshape(-1, *ours_RLBTKH.shape[2:]), 2, 3)
+        slots = jnp.swapaxes(ours_RLBTKH.numbers.reshape(-1, *ours_RLBTKH.numbers.shape[2:]), 2, 3)
         np.testing.assert_allclose(slots, arrays["ouro_a"][name], atol=3e-5)
 
 

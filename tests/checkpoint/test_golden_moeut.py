@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 import looplm
 from looplm.errors import UserError
-from looplm.infer.cache import new_cache
+from looplm.infer.cache import new_cache, parse_policy
+from looplm.infer.items import Engine
 from looplm.model.context import Context
-from looplm.model.decode import decode
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.ops.attention import cached_mask, self_mask
+from looplm.ops.attention import self_mask
 from tests.checkpoint.folders import config_of, folders
 
 
@@ -129,14 +129,17 @@ def test_a_cache_gives_the_same_logits_token_by_token(lm, io, sizes):
     tokens_BS = jnp.asarray(io["input_ids"])
     B, S = tokens_BS.shape
     model, R = lm.functional.bind(lm.params), sizes.n_repeats
-    cache = new_cache(lm.model, batch_size=B, length=S, slots=R, dtype=jnp.float32)
+    cache = new_cache(lm.model, batch_size=B, length=S, policy=parse_policy("each", R), dtype=jnp.float32)
 
     @jax.jit
     def step(token_B, position, cache):
-        positions_B1 = jnp.full((B, 1), position)
-        context = Context(positions_B1, cached_mask(lm.model, positions_B1, S))
-        one = decode(model, token_B[:, None], context, R, dtype=jnp.float32, halting=model.halting, cache=cache)
-        return model.logits(one.hidden_B1D)[:, 0], one.cache
+        streams_B, positions_B1 = jnp.zeros(B, jnp.uint32), jnp.full((B, 1), position)
+        engine = Engine(model, model.halting, R, jnp.float32, S, lm.model.vocab_size, streams_B)
+        items, cache = engine.enter(cache, token_B[:, None], positions_B1, positions_B1 >= 0)
+        for _ in range(R):
+            items, cache = engine.advance(cache, items, together=True)
+        logits_B1V, cache = engine.leave(cache, items)
+        return logits_B1V[:, 0], cache
 
     for position in range(S):
         logits_BV, cache = step(tokens_BS[:, position], position, cache)

@@ -1,6 +1,7 @@
 """The cache is changed in place: the compiled loops of a generation never make another one, with and without exits."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,13 @@ import pytest
 from looplm.config.schema import AddInjection, ExitGate, Model
 from looplm.infer.cache import parse_policy
 from looplm.infer.exit_rule import parse_exit
-from looplm.infer.generate import Sampling, _generate
+from looplm.infer.program import Plan, empty_board, write
+from looplm.infer.sampling import Sampling
+from looplm.infer.schedule.depth_batching import DepthBatching
+from looplm.infer.schedule.draft import DraftAndVerify
+from looplm.infer.schedule.in_step import InStep
+from looplm.infer.schedule.scheduler import Scheduler
+from looplm.infer.schedule.wavefront import Wavefront
 from looplm.model.functional import FunctionalLM
 
 NUM_LOOPS, LAYERS, ROWS, PADDED, TOKENS = 4, 3, 2, 32, 100
@@ -17,7 +24,7 @@ CACHE = f"f32[{NUM_LOOPS},{LAYERS},{ROWS},{PADDED + TOKENS},4,8]"
 MOVES_NOTHING = {"parameter", "get-tuple-element", "while", "conditional", "bitcast", "optimization-barrier"}
 
 
-def compiled(rule: str | None) -> str:
+def compiled(scheduler: Scheduler, rule: str | None) -> str:
     lm = FunctionalLM(
         Model(
             vocab_size=64, dim=32, num_heads=4, hidden_dim=32, prelude_layers=1, block_layers=LAYERS, coda_layers=1,
@@ -25,23 +32,24 @@ def compiled(rule: str | None) -> str:
         )
     )  # fmt: skip
     policy = parse_policy(None, NUM_LOOPS)
-    sampling = Sampling(NUM_LOOPS, parse_exit(rule, lm.config), policy, TOKENS, greedy=True, num_ids=64)
-    tokens_BP, lengths_B, stream_B, end_ids_N = (
-        jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (
-            ((ROWS, PADDED), jnp.int32),
-            ((ROWS,), jnp.int32),
-            ((ROWS,), jnp.uint32),
-            ((1,), jnp.int32),
-        )
-    )
-    lowered = _generate.lower(lm, sampling, lm.shapes, tokens_BP, lengths_B, 1.0, stream_B, end_ids_N)
-    return lowered.compile().as_text()
+    plan = Plan(NUM_LOOPS, parse_exit(rule, lm.config), policy, scheduler, 64, ROWS, PADDED + TOKENS)
+    board = jax.eval_shape(partial(empty_board, lm, plan), lm.shapes)
+    ends_N = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return write.lower(lm, plan, lm.shapes, board, Sampling(), ends_N, 1000, until_one_ends=False).compile().as_text()
 
 
-@pytest.mark.parametrize("rule", [None, "latent:0.5"])
-def test_loops_write_into_the_cache_and_copy_none_of_it(rule: str | None) -> None:
-    computations = re.split(r"\n(?=\S[^\n]*\{\n)", compiled(rule))
+@pytest.mark.parametrize(
+    ("scheduler", "rule"),
+    [
+        (InStep(), None),
+        (InStep(), "latent:0.5"),
+        (DepthBatching(), "latent:0.5"),
+        (Wavefront(1), None),
+        (DraftAndVerify(1, 2), None),
+    ],
+)
+def test_loops_write_into_the_cache_and_copy_none_of_it(scheduler: Scheduler, rule: str | None) -> None:
+    computations = re.split(r"\n(?=\S[^\n]*\{\n)", compiled(scheduler, rule))
     roots = {}
     for text in computations[1:]:
         if root := re.search(r"ROOT \S+ = [^( ]+ (\S+)\(", text):  # a tuple makes nothing

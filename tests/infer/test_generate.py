@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import ConcatInjection, ExitGate, Model, MoE, NormalInit, NormalState, ValueEmbedding
-from looplm.infer.cache import new_cache
+from looplm.infer.cache import new_cache, parse_policy
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
+from looplm.infer.items import Engine
 from looplm.model.context import Context
-from looplm.model.decode import decode
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.ops.attention import cached_mask, self_mask
+from looplm.ops.attention import self_mask
 
 VOCAB, END = 41, 40
 PROMPTS = [np.arange(1, 8), np.array([5]), np.arange(9, 30, 2)]
@@ -205,19 +205,24 @@ def test_in_loops_after_its_last_a_token_stands_as_it_was_in_its_last(lm, params
 
     @jax.jit
     def decoded(params):
-        model, positions_B1 = lm.bind(params), jnp.zeros((num_rows, 1), jnp.int32)
-        return decode(
-            model, jnp.arange(num_rows)[:, None], Context(positions_B1, cached_mask(lm.config, positions_B1, 2)),
-            num_loops, dtype=jnp.float32, halting=parse_exit("gate:0.6", lm.config).build(model), exact=exact,
-            cache=new_cache(lm.config, batch_size=num_rows, length=2, slots=num_loops, dtype=jnp.float32),
+        model = lm.bind(params)
+        engine = Engine(
+            model, parse_exit("gate:0.6", lm.config).build(model), num_loops, jnp.float32, 2, VOCAB,
+            jnp.zeros(num_rows, jnp.uint32), exact=exact,
         )  # fmt: skip
+        policy = parse_policy("each" if exact else "ragged", num_loops)
+        cache = new_cache(lm.config, batch_size=num_rows, length=2, policy=policy, dtype=jnp.float32)
+        zeros_B1 = jnp.zeros((num_rows, 1), jnp.int32)
+        items, cache = engine.enter(cache, jnp.arange(num_rows)[:, None], zeros_B1, zeros_B1 == 0)
+        for _ in range(num_loops):
+            items, cache = engine.advance(cache, items, together=True)
+        return engine.leave(cache, items)[1].block, engine.loops(items)[:, 0] - 1
 
-    found = decoded(params)
-    exit_B = np.asarray(found.exit_B1)[:, 0]
+    block, exit_B = jax.device_get(decoded(params))
     assert exit_B.min() + 1 < exit_B.max()
-    for kept in (found.cache.block.keys, found.cache.block.values):
+    for kept in (block.keys.numbers, block.values.numbers):
         for row, last in enumerate(exit_B):
-            own_RLKH = np.asarray(kept[:, :, row, 0])
+            own_RLKH = kept[:, :, row, 0]
             ran = num_loops if exact else last + 1
             assert all((own_RLKH[t] != own_RLKH[:t]).any(axis=(1, 2, 3)).all() for t in range(1, ran))
             np.testing.assert_array_equal(own_RLKH[ran:], np.broadcast_to(own_RLKH[last], own_RLKH[ran:].shape))
