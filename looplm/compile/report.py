@@ -25,6 +25,8 @@ class CompileReport:
     mesh: dict[str, int]
     gather: str
     remat: str
+    attention: str
+    """What computes it, and why no better one does."""
     accumulation_steps: int
     num_params: int
     num_active_params: int
@@ -90,6 +92,7 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         gather="per_layer" if program.gathers_per_layer else "once",
         remat=run.loop.remat,
+        attention=str(program.attention),
         accumulation_steps=run.data.accumulation_steps,
         num_params=program.lm.num_params,
         num_active_params=program.lm.num_active_params,
@@ -116,6 +119,7 @@ def lines(result: CompileReport) -> Iterator[str]:
         f"{result.num_params:,} parameters{active}; gather {result.gather}, remat {result.remat}, "
         f"{result.accumulation_steps} micro-batches"
     )
+    yield f"attention: {result.attention}"
     yield memory_line(result.memory, find(result.device_kind))
     yield (
         f"FLOPs: {result.flops_per_token:.3g} a token ({result.hardware_flops_per_token:.3g} with recomputation and "

@@ -21,10 +21,14 @@ from looplm.config.schema import Mesh
 from looplm.doctor.known_bad import installed, version_problems
 from looplm.errors import UserError
 from looplm.hardware import find as find_device
+from looplm.ops.attention import Asked, Mask, choose
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import MESH_AXES
 
 REPEATS = 5
+DOCUMENTS = Mask("causal", None, 4096, segments_BS=jax.ShapeDtypeStruct((1, 4096), jnp.int32))  # type: ignore[arg-type]
+ASKED = Asked(num_queries=4096, dtype=jnp.bfloat16, head_dim=128)
+"""An attention as most models have it: which backend would compute it here is told."""
 MIB = 2**20
 
 
@@ -81,6 +85,7 @@ def _devices() -> dict[str, str]:
         "devices": f"{jax.device_count()} x {', '.join(kinds)} ({here.platform})",
         "processes": f"{jax.process_count()}, {jax.local_device_count()} devices on this one",
         "data sheet": sheet.name if (sheet := find_device(here.device_kind)) else "unknown, so no perf/mfu",
+        "attention": f"{choose(DOCUMENTS, ASKED)} (4,096 tokens of documents, heads of 128, bfloat16)",
     } | ({"memory of a device": f"{memory / 2**30:.1f} GiB"} if memory else {})
 
 

@@ -20,7 +20,7 @@ from looplm.model.lm import Entered, LoopLM
 from looplm.model.loop import slice_of_loop
 from looplm.model.output import Carry
 from looplm.model.report import Report
-from looplm.ops.attention import cached_mask, prepare, self_mask
+from looplm.ops.attention import Asked, cached_mask, prepare, self_mask
 from looplm.ops.precision import at_least_fp32
 
 STATE_PURPOSE, SAMPLE_PURPOSE = 0, 1
@@ -113,7 +113,9 @@ class Engine:
 
     def context(self, items_or_row_N: jax.Array, positions_NS: jax.Array, row_N: jax.Array | None) -> Context:
         """Return what the layers need of items of these rows; all of them are written into the cache."""
-        mask = prepare(cached_mask(self.model.config, positions_NS, self.num_places), positions_NS.shape[1], self.dtype)
+        config = self.model.config
+        asked = Asked(positions_NS.shape[1], self.dtype, config.head_size)
+        mask = prepare(cached_mask(config, positions_NS, self.num_places), asked)
         key = jax.random.fold_in(jax.random.key(0), STATE_PURPOSE)
         return Context(
             positions_NS,

@@ -22,7 +22,7 @@ from looplm.model.report import Report
 from looplm.model.residual import PLACEMENTS
 from looplm.model.routing import Routing
 from looplm.model.value_embedding import ValueGate, embedded_layers
-from looplm.ops.attention import RESIDUALS
+from looplm.ops.attention import kept
 from looplm.sharding.collective import gather_sequence, split_sequence
 
 LayerCarry = tuple[jax.Array, KVCache | None]
@@ -167,8 +167,10 @@ class Stack(nnx.Module):
 
         apply: Any = visit_layer
         if context.remat != "none":
-            saved = (RESIDUALS, *SAVED_NAMES) if context.remat == "names" else (RESIDUALS,)
-            policy = jax.checkpoint_policies.save_only_these_names(*saved)
+            saved = SAVED_NAMES if context.remat == "names" else ()
+            policy = jax.checkpoint_policies.save_from_both_policies(
+                jax.checkpoint_policies.save_only_these_names(*saved), kept
+            )
             apply = jax.checkpoint(visit_layer, policy=policy, static_argnums=0)
         (x_BSD, cache), report = scan_layers(apply, (x_BSD, cache), self.kinds, data, unroll=context.unroll)
         return x_BSD, cache, report

@@ -17,7 +17,7 @@ from looplm.model.lm import LoopLM
 from looplm.model.loop import run_loops
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
-from looplm.ops.attention import prepare
+from looplm.ops.attention import Asked, prepare
 from looplm.ops.scopes import WINDOW
 from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
 
@@ -127,9 +127,10 @@ class Forward:
         )
 
     def _prepared_context(self) -> Context:
-        biased = isinstance(self.model.config.positions, RelativePositions)
-        mask = prepare(self.context.mask, self.tokens_BS.shape[1], self.dtype, biased=biased)
-        return replace(self.context, mask=mask)
+        config = self.model.config
+        biased = isinstance(config.positions, RelativePositions)
+        asked = Asked(self.tokens_BS.shape[1], self.dtype, config.head_size, biased)
+        return replace(self.context, mask=prepare(self.context.mask, asked))
 
     def _first_state(self, inputs: Inputs, context: Context) -> Any:
         if self.start is None:

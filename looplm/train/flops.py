@@ -122,6 +122,9 @@ def flops_of(equation: JaxprEqn) -> float | None:
             return 2 * results[0].size * operands[1].size / out_channels
         case "pallas_call" if parameters["cost_estimate"] is not None:
             return parameters["cost_estimate"].flops
+        case "dot_product_attention_fwd_wrapper" | "dot_product_attention_bwd_wrapper" as name:  # cuDNN's
+            num_products = 2 if "fwd" in name else 5
+            return 2 * num_products * operands[0].size * operands[1].shape[1]
         case _:
             return None
 

@@ -11,6 +11,7 @@ from looplm.hardware import find as find_device
 from looplm.metrics.step import StepOutput
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective import build_objective
+from looplm.ops.attention import choose_for
 from looplm.ops.grouped_matmul import check_backend
 from looplm.optim.build import build_guarded
 from looplm.sharding.mesh import check_fit
@@ -22,7 +23,7 @@ from looplm.train.step import build_train_step
 
 class Program:
     """What a run computes on a mesh. Raises UserError when the model or batch does not fit the mesh, or what
-    it needs there is not installed."""
+    it needs there is not installed, or cannot compute it."""
 
     def __init__(self, run: Run, mesh: jax.sharding.Mesh):
         self.run, self.mesh = run, mesh
@@ -36,6 +37,7 @@ class Program:
                 check_backend(moe.backend, platform)
         self.lm = FunctionalLM(run.model)
         self.dtype = compute_dtype(run.model, platform)
+        self.attention = choose_for(run.model, run.data.sequence_length, self.dtype, mesh)
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property

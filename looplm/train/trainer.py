@@ -114,6 +114,7 @@ class Trainer:
     def _train(self) -> TrainState:
         for note in self.notes():
             self.console.print(f"note: {note}", highlight=False)
+        self.console.print(f"attention: {self.program.attention}", highlight=False, soft_wrap=True)
         # A job that held the lock until now has gone on from what the constructor saw.
         wait_for_all("the workdir is locked")
         self.look_back()

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Mesh, Model
-from looplm.ops.attention import api, attention, blockwise, cached_mask, dense, prepare, reference, self_mask, splash
-from looplm.ops.attention.mask import Mask
+from looplm.ops.attention import (
+    Asked,
+    Mask,
+    attention,
+    blockwise,
+    cached_mask,
+    choose,
+    dense,
+    prepare,
+    reference,
+    self_mask,
+    splash,
+    triton,
+)  # fmt: skip
+from looplm.ops.attention.choice import WORTH_BLOCKS
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
-from looplm.sharding.rules import MESH_AXES
 from looplm.train.flops import step_flops
 
 CAUSAL = Model(vocab_size=2, dim=8, num_heads=2, hidden_dim=8, block_layers=1)
@@ -170,7 +182,7 @@ def test_the_kernel_for_tpus_gives_the_values_and_gradients_of_the_definition(na
     """Interpreted: every operation by itself, on the CPU."""
     case = CASES[name]
     mask, inputs = case.mask(), [jnp.float32(x) for x in case.inputs()]
-    assert splash.can(mask, case.queries, jnp.float32, biased=False)
+    assert splash.cannot(mask, Asked(case.queries, jnp.float32, 8)) is None
     found = values_and_gradients(partial(splash.attention, interpret=True), mask, inputs)
     for array, expected in zip(found, by_definition[name], strict=True):
         np.testing.assert_allclose(array, expected, atol=4e-6 * max(1, np.abs(expected).max()))
@@ -179,7 +191,7 @@ def test_the_kernel_for_tpus_gives_the_values_and_gradients_of_the_definition(na
 @pytest.mark.parametrize("name", ["prefix", "bias", "a cache", "tokens that left", "one token"])
 def test_what_the_kernel_for_tpus_cannot_do_is_known(name):
     case = CASES[name]
-    assert not splash.can(case.mask(), case.queries, jnp.float32, biased=case.biased)
+    assert splash.cannot(case.mask(), Asked(case.queries, jnp.float32, 8, case.biased))
 
 
 def test_float64_and_bfloat16_by_blocks(by_definition):
@@ -253,8 +265,9 @@ MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=2, con
 
 @pytest.mark.parametrize(
     ("axes", "function", "S"),
-    [(axes, attention, api.WORTH_BLOCKS) for axes in MESHES]
-    + [(MESHES[-1], partial(splash.attention, interpret=True), 2 * splash.TILE)],
+    [(axes, attention, WORTH_BLOCKS) for axes in MESHES]
+    + [(MESHES[-1], partial(splash.attention, interpret=True), 2 * splash.TILE)]
+    + [(MESHES[1], partial(triton.attention, interpret=True), 150)],
 )
 def test_a_mesh_changes_nothing(axes, function, S):
     """Every device computes what is of its rows, heads and queries."""
@@ -267,32 +280,14 @@ def test_a_mesh_changes_nothing(axes, function, S):
         def loss(q, k, v):
             q, k, v = (lay_out(x, "batch", "sequence", "heads", "head_dim") for x in (q, k, v))
             k, v = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k, v))
-            mask = prepare(self_mask(CAUSAL, lay_out(segments_BS, "batch", "sequence")), S, q.dtype)
+            mask = prepare(self_mask(CAUSAL, lay_out(segments_BS, "batch", "sequence")), Asked(S, q.dtype, 8))
             return jnp.sum(jnp.sin(function(q, k, v, mask)))
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 
     expected = run(q, k, v, segments_BS)
-    assert api.choose(self_mask(CAUSAL, segments_BS), S, q.dtype) == "blockwise"
+    assert choose(self_mask(CAUSAL, segments_BS), Asked(S, q.dtype, 8)).backend == "blockwise"
     with jax.set_mesh(build_mesh(Mesh(**axes))):
         found = run(q, k, v, segments_BS)
     for array, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("platform", "queries", "biased", "backend"),
-    [
-        ("cpu", 128, True, "blockwise"), ("cpu", 127, False, "dense"), ("tpu", 128, False, "splash"),
-        ("tpu", 1, False, "dense"), ("tpu", 128, True, "dense"), ("gpu", 4096, False, "dense"),
-    ],
-)  # fmt: skip
-def test_the_platform_of_the_program_decides(platform, queries, biased, backend):
-    """A mask is written out before the loops where all scores are held, and only there."""
-    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
-    mesh = jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        mask = Mask("causal", None, queries)
-        assert api.choose(mask, queries, jnp.bfloat16, biased=biased) == backend
-        prepared = jax.eval_shape(lambda: prepare(mask, queries, jnp.bfloat16, biased=biased))
-    assert (prepared.seen_BST is not None) == (backend == "dense")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Mesh
-from looplm.ops.attention import attention, dense, prepare, reference, splash
+from looplm.ops.attention import Asked, attention, dense, prepare, reference, splash
 from looplm.ops.attention.mask import Mask
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
@@ -71,7 +71,7 @@ def values_and_gradients(function: Function, mask: Mask, arrays: list[np.ndarray
             q, k, v = (
                 lay_out(x, "batch", "sequence", heads, "head_dim") for x, heads in zip(arrays, HEADS, strict=True)
             )
-            return jnp.where(sees_BS11, function(q, k, v, prepare(mask, S, dtype)), 0)
+            return jnp.where(sees_BS11, function(q, k, v, prepare(mask, Asked(S, dtype, q.shape[-1]))), 0)
 
         sees_BS11 = lay_out(jnp.any(mask.dense(S), axis=-1), "batch", "sequence")[:, :, None, None]
         out, pull_back = jax.vjp(attend, *arrays)

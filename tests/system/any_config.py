@@ -23,6 +23,7 @@ from looplm.config.schema import Own, Run, Section
 from looplm.config.schema.importing import importable
 from looplm.errors import UserError
 from looplm.model.functional import compute_dtype
+from looplm.ops.attention import choose_for
 from looplm.sharding.mesh import build_mesh, check_fit
 from looplm.sharding.rules import BATCH_AXES, MESH_AXES
 from tests.own_parts import LeaveAfter, MeanCore, MeanCrossEntropy
@@ -63,7 +64,7 @@ def any_config(seed: int) -> AnyConfig | None:
             run = check(from_dict(tree))
             mesh, data = build_mesh(run.mesh, devices), run.data
             micro_batch = data.batch_tokens // data.sequence_length // data.accumulation_steps
-            compute_dtype(run.model)
+            choose_for(run.model, data.sequence_length, compute_dtype(run.model), mesh)
             check_fit(mesh, run.model, micro_batch=micro_batch, sequence_length=data.sequence_length)
         except UserError as error:
             refused.append(str(error))

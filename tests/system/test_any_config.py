@@ -16,6 +16,7 @@ from looplm.infer.cache import parse_policy
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import Sampling, _generate
 from looplm.metrics.step import StepOutput
+from looplm.ops.attention.choice import KERNELS
 from looplm.ops.cross_entropy import IGNORED
 from looplm.sharding.mesh import build_mesh
 from looplm.sharding.rules import MESH_AXES, placement
@@ -28,6 +29,7 @@ NUM_SEEDS, NUM_QUICK = 1000, 40
 NUM_STEPS, NUM_QUICK_STEPS = 40, 1
 ALWAYS_REFUSED = {
     ("Model", "attention_mask", "prefix"),  # a token dataset holds no prefixes
+    *(("Model", "attention_backend", name) for name in KERNELS),  # not for CPUs
     ("Model", "dtype", "float64"),  # outside of JAX's 64-bit mode
     ("Checkpoint", "best_metric", "str"),  # no metric has the name that is drawn
 }

@@ -18,7 +18,7 @@ from looplm.config.schema import ExitGate, ExpectedCrossEntropy, FinalCrossEntro
 from looplm.model.functional import FunctionalLM
 from looplm.model.injection import Injection
 from looplm.model.layers import parameter
-from looplm.ops.attention import Mask, api
+from looplm.ops.attention import Mask
 from looplm.optim.guard import guarded
 from looplm.sharding.collective import use
 from looplm.sharding.mesh import build_mesh
@@ -152,12 +152,10 @@ def test_what_is_recomputed_is_done_and_not_needed(name: str, remat: Any) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_config_costs_what_the_formula_says_at_any_depth(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api, "choose", lambda *_, **__: "dense")  # the formula's: no score is computed twice
+def test_every_shipped_config_costs_what_the_formula_says_at_any_depth(name: str) -> None:
     run = load_config(name)
-    run = override(run, {"data.batch_tokens": A * B * run.data.sequence_length, "data.accumulation_steps": A})
+    batch = {"data.batch_tokens": A * B * run.data.sequence_length, "data.accumulation_steps": A}
+    run = override(run, batch | {"model.attention_backend": "dense"})  # the formula's: no score is computed twice
     window, flops = int(DepthSchedule(run).window), counted(run)
     depths = [(max(0, run.loop.num_loops - window), window)]
     if not isinstance(run.loop.depth, schema.FixedDepth):

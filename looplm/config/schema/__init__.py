@@ -17,6 +17,7 @@ from looplm.config.schema.loop import Loop as Loop
 from looplm.config.schema.loop import PoissonDepth as PoissonDepth
 from looplm.config.schema.loop import ScheduledDepth as ScheduledDepth
 from looplm.config.schema.loop import UniformDepth as UniformDepth
+from looplm.config.schema.model import AttentionBackend as AttentionBackend
 from looplm.config.schema.model import Model as Model
 from looplm.config.schema.model import Place as Place
 from looplm.config.schema.moe import Balance as Balance

@@ -29,6 +29,7 @@ from looplm.config.schema.parts import (
 )
 
 Place = Literal["prelude", "block", "coda"]
+AttentionBackend = Literal["auto", "dense", "blockwise", "splash", "triton", "cudnn"]
 
 
 class Model(Section):
@@ -58,6 +59,10 @@ class Model(Section):
     """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
     attention_window: PositiveInt | None = None
     """A token sees so many of the last tokens, itself included; None means all."""
+    attention_backend: AttentionBackend = "auto"
+    """What computes whole sequences. `auto`: the first that can of `splash` on a TPU, of `cudnn` (Hopper and newer) and
+    `triton` on a GPU; else `blockwise`, or `dense` (XLA, with all scores in memory) for short sequences. Any other is
+    used, or refused before compiling. With a cache the kernels leave it to `auto`."""
     qk_norm: bool = False
     """RMSNorm on every head of queries and keys, before the rotation."""
     qk_norm_over: Literal["head", "all_heads"] = "head"

@@ -1,36 +1,30 @@
-"""The attention that the model calls, and which backend computes it."""
+"""The attention that the model calls, computed by the backend that `choose` names."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-from looplm.ops.attention import blockwise, dense, splash
-from looplm.ops.attention.mask import Mask
+from looplm.ops.attention import blockwise, cudnn, dense, splash, triton
+from looplm.ops.attention.choice import choose
+from looplm.ops.attention.mask import Asked, Mask
 from looplm.sharding.collective import lay_out, on_each_device, vary
 from looplm.sharding.rules import activation_spec, splitting
 
-Backend = Literal["dense", "blockwise", "splash"]
-
-WORTH_BLOCKS = 128
-"""From so many queries on a CPU is faster by blocks."""
+BY_THEMSELVES = ("triton", "cudnn")
+"""Backends for whole sequences that look at themselves: the documents of the keys are those of the queries."""
 
 
-def choose(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool = False) -> Backend:
-    """Choose the backend of a program that is traced now, by the platform that it is for and by what is asked."""
-    mesh = jax.sharding.get_abstract_mesh()
-    match jax.default_backend() if mesh.empty else mesh.abstract_device.platform:
-        case "cpu" if num_queries >= WORTH_BLOCKS:
-            return "blockwise"
-        case "tpu" if splash.can(mask, num_queries, dtype, biased=biased):
-            return "splash"
-        case _:
-            return "dense"
-
-
-def prepare(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool = False) -> Mask:
+def prepare(mask: Mask, asked: Asked) -> Mask:
     """Do before the loops what no loop should do again; a mask that is not prepared gives the same."""
-    is_dense = choose(mask, num_queries, dtype, biased=biased) == "dense"
-    return mask.written_out(num_queries) if is_dense else mask.with_whole_keys()
+    match choose(mask, asked).backend:
+        case "dense":
+            return mask.written_out(asked.num_queries)
+        case "cudnn":
+            return cudnn.with_runs(mask)
+        case "triton":
+            return mask
+        case _:
+            return mask.with_whole_keys()
 
 
 def attention(
@@ -47,13 +41,19 @@ def attention(
     """
     # Where the sequence is split over devices, every query needs the keys and values of all of it.
     k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
-    inputs, mask = (q_BSNH, k_BTKH, v_BTKH), mask.with_whole_keys()
-    spec = activation_spec("batch", "sequence", "heads", "head_dim")
-    match choose(mask, q_BSNH.shape[1], q_BSNH.dtype, biased=bias_BNST is not None):
+    inputs, spec = (q_BSNH, k_BTKH, v_BTKH), activation_spec("batch", "sequence", "heads", "head_dim")
+    backend = choose(mask, Asked(q_BSNH.shape[1], q_BSNH.dtype, q_BSNH.shape[-1], bias_BNST is not None)).backend
+    if backend not in BY_THEMSELVES:
+        mask = mask.with_whole_keys()
+    match backend:
         case "dense":
             return dense.attention(*inputs, mask, bias_BNST)
         case "splash":
             return splash.attention(*inputs, mask)
+        case "triton":
+            return triton.attention(*inputs, mask)
+        case "cudnn":
+            return cudnn.attention(*inputs, mask)
         case _ if spec is None:
             return blockwise.attention(*inputs, mask, bias_BNST)
         case _:

@@ -1,18 +1,40 @@
 """Whom a token sees: a description, which every backend of the attention turns into what it needs."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looplm.config.schema import Model
+from looplm.config.schema import AttentionBackend, Model
 from looplm.sharding.collective import lay_out
 from looplm.sharding.rules import num_shards
 from looplm.sharding.split import Split
 
 Kind = Literal["causal", "prefix", "full"]
+
+
+class Asked(NamedTuple):
+    """What else decides whether a backend can compute an attention."""
+
+    num_queries: int
+    """S."""
+    dtype: jax.typing.DTypeLike
+    """Of queries, keys and values."""
+    head_dim: int
+    """H."""
+    biased: bool = False
+    """Whether something is added to the scores."""
+
+
+class Runs(NamedTuple):
+    """Rows of documents by their lengths, as cuDNN takes them."""
+
+    lengths_BM: jax.Array
+    """Tokens of every document from the left, int32; -1 beyond the last."""
+    fit_B: jax.Array
+    """Whether a row is that: no more documents than M, and each of them in one piece."""
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +64,10 @@ class Mask:
     """False for keys that nobody sees: tokens that have left, places that are not written; None: all are there."""
     seen_BST: jax.Array | None = None
     """All of the above but `present_BT`, pair by pair, once it was written out."""
+    runs: Runs | None = None
+    """The documents once more, once a backend that takes lengths was prepared for."""
+    backend: AttentionBackend = field(default="auto", metadata={"static": True})
+    """What the user wants it computed with."""
 
     def written_out(self, num_queries: int) -> "Mask":
         """Writes every pair out, before the loops, so that no loop does it again."""
@@ -145,6 +171,17 @@ class Mask:
         return seen_BST if self.present_BT is None else seen_BST & self.present_BT[:, None, :]
 
 
+def not_plain(mask: Mask, asked: Asked) -> str | None:
+    """Say what no fused kernel computes; None where there is nothing of that kind."""
+    if asked.biased:
+        return "something is added to the scores (model.positions=relative)"
+    if mask.kind == "prefix":
+        return "a prefix is seen as a whole (model.attention_mask=prefix)"
+    if mask.place_BS is not None or mask.present_BT is not None:
+        return "keys are in a cache, or some of them have left"
+    return None
+
+
 def self_mask(
     config: Model, segments_BS: jax.Array, prefix_BS: jax.Array | None = None, split: Split | None = None
 ) -> Mask:
@@ -156,10 +193,12 @@ def self_mask(
         split: how the tokens lie on devices; None: in their order.
     """
     kind, window, length = config.attention_mask, config.attention_window, segments_BS.shape[1]
-    return Mask(kind, window, length, split, segments_BS=segments_BS, prefix_BT=prefix_BS)
+    backend = config.attention_backend
+    return Mask(kind, window, length, split, segments_BS=segments_BS, prefix_BT=prefix_BS, backend=backend)
 
 
 def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> Mask:
     """Describes the mask with a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last
     of them that its window holds."""
-    return Mask("causal", config.attention_window, cache_length, place_BS=positions_BS)
+    backend = config.attention_backend if config.attention_backend in ("dense", "blockwise") else "auto"
+    return Mask("causal", config.attention_window, cache_length, place_BS=positions_BS, backend=backend)

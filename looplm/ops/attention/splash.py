@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from looplm.ops.attention.mask import Mask
+from looplm.ops.attention import residuals
+from looplm.ops.attention.mask import Asked, Mask, not_plain
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.scopes import done, needed, needed_back
 from looplm.sharding.collective import on_each_device
@@ -20,18 +21,22 @@ from looplm.sharding.split import Split
 TILE = 128
 """Sequences are padded to whole tiles."""
 LARGEST_BLOCK = 512
-RESIDUALS = "attention_residuals"
-"""What the kernel keeps for its backward pass, by name: a layer that is recomputed need not run it once more."""
 PADDING = -1
 """The document of padding, which sees itself alone."""
 
 
-def can(mask: Mask, num_queries: int, dtype: jax.typing.DTypeLike, *, biased: bool) -> bool:
-    """Say whether the kernel computes this: causal or full, with documents and windows, and nothing else."""
-    plain = mask.place_BS is None and mask.present_BT is None and mask.kind != "prefix" and not biased
+def cannot(mask: Mask, asked: Asked) -> str | None:
+    """Say why the kernel does not compute this; None where it does: causal or full, documents, windows."""
     parts = num_shards("context")
-    fits = num_queries >= TILE and (parts == 1 or num_queries % (parts * TILE) == 0)
-    return plain and fits and dtype in (jnp.float32, jnp.bfloat16)
+    if (reason := not_plain(mask, asked)) is not None:
+        return reason
+    if asked.num_queries < TILE:
+        return f"{asked.num_queries} queries are less than a tile of {TILE}"
+    if parts > 1 and asked.num_queries % (parts * TILE):
+        return f"{asked.num_queries} queries in mesh.context={parts} parts are not whole tiles of {TILE}"
+    if asked.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"its types are bfloat16 and float32, and these are {jnp.dtype(asked.dtype).name}"
+    return None
 
 
 def attention(
@@ -102,7 +107,7 @@ def _kernel(
     q, kv = (max(b for b in range(TILE, LARGEST_BLOCK + 1, TILE) if length % b == 0) for length in lengths)
     return kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * num_heads), head_shards=1, q_seq_shards=parts, interpret=interpret,
-        block_sizes=kernels.BlockSizes(q, kv, kv, q, kv, kv, q, kv), residual_checkpoint_name=RESIDUALS,
+        block_sizes=kernels.BlockSizes(q, kv, kv, q, kv, kv, q, kv), residual_checkpoint_name=residuals.NAME,
     )  # fmt: skip
 
 
