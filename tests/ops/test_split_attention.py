@@ -144,12 +144,11 @@ def test_keys_that_are_gathered_give_the_values_and_gradients_of_the_definition(
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_the_zigzag_order_gives_all_devices_the_same_work(parts: int) -> None:
-    """Blocks that are computed of a causal mask; the last of the devices in order has 2C - 1 times the first's."""
+    """Blocks that are computed of a causal mask. In order the last device has nearly twice the mean."""
 
     def blocks(zigzag: bool) -> np.ndarray:
         seen = Mask("causal", None, 4096, Split(parts, zigzag)).blocks(4096, 128, 128)
         return seen.reshape(parts, -1).sum(axis=1)
 
     assert set(blocks(zigzag=True)) == {32 * 33 // 2 // parts}
-    in_order = blocks(zigzag=False)
-    assert in_order[-1] > (2 * parts - 2) * in_order[0] * 0.9
+    assert max(blocks(zigzag=False)) == pytest.approx((2 - 1 / parts) * 32 * 33 / 2 / parts, rel=0.03)
