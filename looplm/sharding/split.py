@@ -1,13 +1,18 @@
-"""How a sequence that is split over `mesh.context` lies on the devices."""
+"""How a sequence that is split over `mesh.context` lies on the devices, and how queries meet the keys of the others."""
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from looplm.config.schema import MoE, Own, Place, Run
-from looplm.sharding.rules import AnyMesh
+from looplm.hardware import find as find_device
+from looplm.sharding.rules import BATCH_AXES, AnyMesh
+
+MOST_OF_MEMORY = 1 / 8
+"""Share of a device's memory above which `sharding.keys = auto` passes keys around."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Split:
     zigzag: bool
     """Whether device i has the chunks i and 2C - 1 - i of 2C, so that all have the same work where a token sees what
     precedes it; else device i has the part i of C."""
+    ring: bool
+    """Whether keys and values go around the devices; else every device gathers them."""
 
     def order(self, length: int) -> np.ndarray:
         """Return the places in the sequence of its tokens as they lie on the devices, one after the other, (S,)."""
@@ -49,4 +56,23 @@ def split_of(run: Run, mesh: AnyMesh) -> Split | None:
     places: tuple[Place, ...] = ("prelude", "block", "coda")
     limited = any(isinstance(moe := model.feed_forward_of(p), MoE) and moe.capacity_factor is not None for p in places)
     zigzag = model.attention_mask != "full" and not own and not limited and length % (2 * parts) == 0
-    return Split(parts, zigzag)
+    return Split(parts, zigzag, ring=_passes_around(run, mesh))
+
+
+def _passes_around(run: Run, mesh: AnyMesh) -> bool:
+    """Decide what `sharding.keys` comes to."""
+    device = find_device(_kind_of(mesh))
+    if run.sharding.keys != "auto" or device is None or run.model.positions.kind == "relative":
+        return run.sharding.keys == "ring"
+    sequences = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
+    for axis in BATCH_AXES:
+        sequences //= mesh.shape[axis]
+    tokens, channels = sequences * run.data.sequence_length, run.model.kv_heads * run.model.head_size
+    # Keys and values, and their gradients, in two bytes.
+    gathered = 4 * 2 * tokens * channels / mesh.shape["tensor"]
+    return gathered > device.memory_bytes * MOST_OF_MEMORY
+
+
+def _kind_of(mesh: AnyMesh) -> str:
+    device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
+    return "" if device is None else device.device_kind

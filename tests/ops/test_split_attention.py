@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Mesh
-from looplm.ops.attention import Asked, attention, dense, prepare, reference, splash
+from looplm.ops.attention import Asked, attention, dense, prepare, reference, splash, splash_ring
 from looplm.ops.attention.mask import Mask
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
@@ -137,9 +137,56 @@ WAYS = [
 def test_keys_that_are_gathered_give_the_values_and_gradients_of_the_definition(
     function: Function, name: str, parts: int, zigzag: bool, by_definition: Callable[[str], list[np.ndarray]]
 ) -> None:
-    found = on_mesh(function, CASES[name], Split(parts, zigzag), inputs())
+    found = on_mesh(function, CASES[name], Split(parts, zigzag, ring=False), inputs())
     for array, expected in zip(found, by_definition(name), strict=True):
         np.testing.assert_allclose(array, expected, atol=4e-6 * max(1, np.abs(expected).max()))
+
+
+def around_in_the_kernel(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    """By the kernel for TPUs, interpreted."""
+    return splash_ring.attention(q, k, v, mask, interpret=True)
+
+
+AROUND_BY_DEFAULT = {
+    (attention, "packed", 4, True),
+    (attention, "prefix", 2, False),
+    (around_in_the_kernel, "packed", 4, True),
+    (around_in_the_kernel, "window", 2, False),
+}
+AROUND = [
+    *product([attention], CASES, (2, 4), (True, False)),
+    *product([around_in_the_kernel], ("causal", "packed", "window", "both sides"), (2, 4), (True, False)),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "parts", "zigzag"),
+    [pytest.param(*way, marks=[] if way in AROUND_BY_DEFAULT else pytest.mark.slow) for way in AROUND],
+)
+def test_keys_that_go_around_give_the_values_and_gradients_of_the_definition(
+    function: Function, name: str, parts: int, zigzag: bool, by_definition: Callable[[str], list[np.ndarray]]
+) -> None:
+    found = on_mesh(function, CASES[name], Split(parts, zigzag, ring=True), inputs())
+    for array, expected in zip(found, by_definition(name), strict=True):
+        np.testing.assert_allclose(array, expected, atol=4e-6 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("function", "ring"),
+    [(attention, False), (attention, True), pytest.param(around_in_the_kernel, True, marks=pytest.mark.slow)],
+)
+def test_a_document_changes_no_bit_of_another(function: Function, ring: bool) -> None:
+    """One that lies on several devices."""
+    changed_S, split = DOCUMENTS == 3, Split(4, zigzag=True, ring=ring)
+    changed_B1S = np.stack([changed_S, changed_S[::-1]])[:, :, None, None]
+    found, other = (
+        on_mesh(function, CASES["packed"], split, [np.where(changed_B1S, factor * x, x) for x in inputs()])
+        for factor in (1.0, -3.0)
+    )
+    for array, after in zip(found, other, strict=True):
+        same = array == after
+        assert np.all(same | changed_B1S)
+        assert not np.all(same)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -147,7 +194,7 @@ def test_the_zigzag_order_gives_all_devices_the_same_work(parts: int) -> None:
     """Blocks that are computed of a causal mask. In order the last device has nearly twice the mean."""
 
     def blocks(zigzag: bool) -> np.ndarray:
-        seen = Mask("causal", None, 4096, Split(parts, zigzag)).blocks(4096, 128, 128)
+        seen = Mask("causal", None, 4096, Split(parts, zigzag, ring=False)).blocks(4096, 128, 128)
         return seen.reshape(parts, -1).sum(axis=1)
 
     assert set(blocks(zigzag=True)) == {32 * 33 // 2 // parts}

@@ -24,18 +24,22 @@ class Mesh(Section):
     expert: int = 1
     """Experts and batch are split."""
     context: int = 1
-    """The sequence is split; attention gathers keys and values."""
+    """The sequence is split; see `sharding.keys`."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary are split; between the branches of a layer the sequence is."""
 
 
 class Sharding(Section):
-    """How weights that are split over `mesh.fsdp` meet the batch."""
+    """How weights that are split over `mesh.fsdp` meet the batch, and queries the keys of a sequence that is split."""
 
     gather: Literal["once", "per_layer", "auto"] = "auto"
     """`once`: the weights are made whole before the loops and their gradient is reduced after them, once a step.
     `per_layer`: at every layer of every loop; for models whose whole block does not fit a device. `auto`: once, unless
     that takes more than a third of a device's memory."""
+    keys: Literal["gathered", "ring", "auto"] = "auto"
+    """Of a sequence that is split over `mesh.context`. `gathered`: every device has all keys and values of a layer
+    while it attends. `ring`: they go around the devices, each of which has one part at a time. `auto`: gathered, unless
+    they and their gradients take more than an eighth of a device's memory."""
 
 
 class Recipe(Section):

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from looplm.ops.attention import blockwise, cudnn, dense, splash, triton
+from looplm.ops.attention import blockwise, blockwise_ring, cudnn, dense, splash, splash_ring, triton
 from looplm.ops.attention.choice import choose
 from looplm.ops.attention.mask import Asked, Mask
 from looplm.sharding.collective import lay_out, on_each_device, vary
@@ -16,6 +16,8 @@ BY_THEMSELVES = ("triton", "cudnn")
 
 def prepare(mask: Mask, asked: Asked) -> Mask:
     """Do before the loops what no loop should do again; a mask that is not prepared gives the same."""
+    if _goes_around(mask, asked):
+        return mask  # nobody has all keys
     match choose(mask, asked).backend:
         case "dense":
             return mask.written_out(asked.num_queries)
@@ -39,10 +41,13 @@ def attention(
     Returns:
         (B, S, N, H).
     """
+    asked = Asked(q_BSNH.shape[1], q_BSNH.dtype, q_BSNH.shape[-1], bias_BNST is not None)
+    backend = choose(mask, asked).backend
+    if _goes_around(mask, asked):
+        return (splash_ring if backend == "splash" else blockwise_ring).attention(q_BSNH, k_BTKH, v_BTKH, mask)
     # Where the sequence is split over devices, every query needs the keys and values of all of it.
     k_BTKH, v_BTKH = (lay_out(x, "batch", "all_keys", "kv_heads", "head_dim") for x in (k_BTKH, v_BTKH))
     inputs, spec = (q_BSNH, k_BTKH, v_BTKH), activation_spec("batch", "sequence", "heads", "head_dim")
-    backend = choose(mask, Asked(q_BSNH.shape[1], q_BSNH.dtype, q_BSNH.shape[-1], bias_BNST is not None)).backend
     if backend not in BY_THEMSELVES:
         mask = mask.with_whole_keys()
     match backend:
@@ -57,8 +62,12 @@ def attention(
         case _ if spec is None:
             return blockwise.attention(*inputs, mask, bias_BNST)
         case _:
-            mask = mask.with_places(*q_BSNH.shape[:2])
+            mask = mask.with_places(q_BSNH.shape[0], q_BSNH.shape[1])
             return on_each_device(_blockwise_on_device, *inputs, mask, bias_BNST, out_specs=spec)
+
+
+def _goes_around(mask: Mask, asked: Asked) -> bool:
+    return mask.split is not None and mask.split.ring and not asked.biased
 
 
 def _blockwise_on_device(q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *others: Any) -> jax.Array:

@@ -56,18 +56,30 @@ def attention(
     q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, bias_BNST: jax.Array | None = None
 ) -> jax.Array:
     """See `api.attention`; of one device."""
+    blocks = plan(mask, q_BSNH.shape[1], k_BTKH.shape[1])
+    rows = in_rows(blocks, q_BSNH, k_BTKH, v_BTKH, bias_BNST)
+    masks = mask_in_blocks(blocks, mask, q_BSNH.shape[0], q_BSNH.shape[1])
+    # One sequence after the other: its blocks fit into a cache, and it passes over blocks of its own.
+    return out_of_blocks(jax.lax.map(lambda row: _attend(blocks, *row), (rows, masks)), q_BSNH.shape)
+
+
+def in_rows(
+    blocks: Blocks, q_BSNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, bias_BNST: jax.Array | None = None
+) -> Row:
+    """Cut what sequences attend with into blocks: a `Row` with a leading dim."""
     (B, S, N, H), (_, T, K, _) = q_BSNH.shape, k_BTKH.shape
-    blocks = plan(mask, S, T)
-    q_BSKGH = q_BSNH.reshape(B, S, K, N // K, H)
-    row = Row(
-        _in_blocks(q_BSKGH, 1, blocks.queries).transpose(0, 1, 3, 4, 2, 5),
+    return Row(
+        _in_blocks(q_BSNH.reshape(B, S, K, N // K, H), 1, blocks.queries).transpose(0, 1, 3, 4, 2, 5),
         _in_blocks(k_BTKH, 1, blocks.keys).transpose(0, 1, 3, 2, 4),
         _in_blocks(v_BTKH, 1, blocks.keys).transpose(0, 1, 3, 2, 4),
         None if bias_BNST is None else _bias_in_blocks(bias_BNST.reshape(B, K, N // K, S, T), blocks),
     )
-    # One sequence after the other: its blocks fit into a cache, and it passes over blocks of its own.
-    out_BiKGSH = jax.lax.map(lambda row: _attend(blocks, *row), (row, _mask_in_blocks(mask, B, S, T, blocks)))
-    return out_BiKGSH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :S]
+
+
+def out_of_blocks(x_BiKGSH: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Put blocks of queries together again: (B, S, N, H), which is the shape."""
+    B, S, N, H = shape
+    return x_BiKGSH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :S]
 
 
 def plan(mask: Mask, num_queries: int, num_keys: int) -> Blocks:
@@ -90,6 +102,14 @@ def _attend(blocks: Blocks, row: Row, mask: Mask) -> jax.Array:
 
 
 def _forward(blocks: Blocks, row: Row, mask: Mask) -> tuple[jax.Array, tuple]:
+    out, normaliser = forward(blocks, row, mask)
+    out = out.astype(row.q_iKGSH.dtype)
+    return out, (row, mask, out, normaliser)
+
+
+def forward(blocks: Blocks, row: Row, mask: Mask) -> tuple[jax.Array, jax.Array]:
+    """Attend with one row: (out (i, K, G, S, H), the logarithm of its softmax's denominator), float32 at least."""
+
     def add(sums: tuple, i: jax.Array, j: jax.Array, seen_ST: jax.Array) -> tuple:
         out_KGSH, top_KGS, total_KGS = (x[i] for x in sums)
         score_KGST = _scores(row, i, j, seen_ST)
@@ -108,12 +128,19 @@ def _forward(blocks: Blocks, row: Row, mask: Mask) -> tuple[jax.Array, tuple]:
     zeros_iKGS = zeros_iKGSH[..., 0]
     out, top, total = _over_pairs(blocks, mask, add, (zeros_iKGSH, zeros_iKGS + UNSEEN, zeros_iKGS))
     total = jnp.where(total == 0, 1, total)  # of a query all of whose blocks were passed over
-    out = (out / total[..., None]).astype(row.q_iKGSH.dtype)
-    return out, (row, mask, out, top + jnp.log(total))
+    return out / total[..., None], top + jnp.log(total)
 
 
 def _backward(blocks: Blocks, saved: tuple, d_out_iKGSH: jax.Array) -> tuple[Row, None]:
     row, mask, out_iKGSH, normaliser_iKGS = saved
+    gradient = backward(blocks, row, mask, out_iKGSH, normaliser_iKGS, d_out_iKGSH)
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), gradient, row), None
+
+
+def backward(
+    blocks: Blocks, row: Row, mask: Mask, out_iKGSH: jax.Array, normaliser_iKGS: jax.Array, d_out_iKGSH: jax.Array
+) -> Row:
+    """Return the gradients of a row, float32 at least, by the results of `forward` over all keys that there are."""
     # What the softmax takes from the gradient of all scores of a query.
     mean_iKGS = jnp.sum(at_least_fp32(d_out_iKGSH) * at_least_fp32(out_iKGSH), axis=-1)
 
@@ -137,8 +164,7 @@ def _backward(blocks: Blocks, saved: tuple, d_out_iKGSH: jax.Array) -> tuple[Row
         )
 
     zeros = jax.tree.map(lambda x: jnp.zeros_like(at_least_fp32(x)), row)
-    sums = _over_pairs(blocks, mask, add, zeros)
-    return jax.tree.map(lambda total, x: total.astype(x.dtype), sums, row), None
+    return _over_pairs(blocks, mask, add, zeros)
 
 
 _attend.defvjp(_forward, _backward)
@@ -186,8 +212,9 @@ def _bias_in_blocks(bias_BKGST: jax.Array, blocks: Blocks) -> jax.Array:
     return jnp.transpose(bias_BKGiSjT, (0, 3, 5, 1, 2, 4, 6))
 
 
-def _mask_in_blocks(mask: Mask, batch: int, num_queries: int, num_keys: int, blocks: Blocks) -> Mask:
+def mask_in_blocks(blocks: Blocks, mask: Mask, batch: int, num_queries: int) -> Mask:
     """Spell the mask out: an array for everything that it says of one token, in blocks; padding is not present."""
+    num_keys = mask.num_keys
     place_BS, present_BT, segments_BS = mask.place_BS, mask.present_BT, mask.segments_BS
     if place_BS is None:
         place_BS = jnp.broadcast_to(jnp.arange(num_keys - num_queries, num_keys), (batch, num_queries))
@@ -209,7 +236,7 @@ def _mask_in_blocks(mask: Mask, batch: int, num_queries: int, num_keys: int, blo
 def _seen(blocks: Blocks, mask: Mask, i: jax.Array, j: jax.Array) -> jax.Array:
     """Return which keys of block j the queries of block i see, (S, T); mask: of one sequence, in blocks."""
 
-    assert mask.place_BS is not None, "see _mask_in_blocks"
+    assert mask.place_BS is not None, "see mask_in_blocks"
 
     def block(x: jax.Array | None, number: jax.Array) -> jax.Array | None:
         return None if x is None else x[number][None]

@@ -106,8 +106,11 @@ class Mask:
         """Returns the places of the keys, (T,), if no array says so."""
         return np.arange(self.num_keys, dtype=np.int32) if self.split is None else self.split.order(self.num_keys)
 
-    def with_places(self, batch: int, num_queries: int) -> "Mask":
-        """Writes places down that follow from how the sequence is split, since a device sees only some of them."""
+    def with_places(self, batch: int, num_queries: int, keys: str = "all_keys") -> "Mask":
+        """Writes places down that follow from how the sequence is split, since a device sees only some of them.
+
+        keys: how what is said of keys is laid out, by logical axis.
+        """
         if self.split is None and num_shards("context") == 1:
             return self
         place_BS, key_place_BT = self.place_BS, self.key_place_BT
@@ -116,7 +119,7 @@ class Mask:
         if key_place_BT is None and self.split is not None:
             key_place_BT = jnp.broadcast_to(self.key_places(), (batch, self.num_keys))
         place_BS = lay_out(place_BS, "batch", "sequence")
-        return replace(self, split=None, place_BS=place_BS, key_place_BT=key_place_BT).with_whole_keys()
+        return replace(self, split=None, place_BS=place_BS, key_place_BT=key_place_BT).with_keys(keys)
 
     def mean_keys(self, num_queries: int) -> float:
         """Returns how many keys a query sees on average in one document without a prefix. Queries with places of their
@@ -145,9 +148,13 @@ class Mask:
 
     def with_whole_keys(self) -> "Mask":
         """Lays out what is said of keys: whole where the sequence of the queries is split over devices."""
+        return self.with_keys("all_keys")
+
+    def with_keys(self, axis: str) -> "Mask":
+        """Lays out what is said of keys."""
         key_segments_BT = self.segments_BS if self.key_segments_BT is None else self.key_segments_BT
         key_segments_BT, prefix_BT, present_BT, key_place_BT = (
-            None if x_BT is None else lay_out(x_BT, "batch", "all_keys")
+            None if x_BT is None else lay_out(x_BT, "batch", axis)
             for x_BT in (key_segments_BT, self.prefix_BT, self.present_BT, self.key_place_BT)
         )
         return replace(

@@ -79,6 +79,11 @@ def _on_device(
     return out_BNSH.transpose(0, 2, 1, 3)[:, :S]
 
 
+def largest_block(length: int) -> int:
+    """Return the largest block of whole tiles that divides a length."""
+    return max(block for block in range(TILE, LARGEST_BLOCK + 1, TILE) if length % block == 0)
+
+
 def _laid_out(kernel: kernels.SplashAttentionKernel) -> kernels.SplashAttentionKernel:
     """Give every device the part of the mask that is its queries'."""
     heads_and_queries = activation_spec("one", "sequence")
@@ -104,7 +109,7 @@ def _kernel(
         seen.q_sequence = mask.places(num_queries)
     # A block of queries lies in one chunk, if that is whole tiles: what is masked in it is then least.
     lengths = shape[0] // (chunks if shape[0] % (chunks * TILE) == 0 else parts), shape[1]
-    q, kv = (max(b for b in range(TILE, LARGEST_BLOCK + 1, TILE) if length % b == 0) for length in lengths)
+    q, kv = map(largest_block, lengths)
     return kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * num_heads), head_shards=1, q_seq_shards=parts, interpret=interpret,
         block_sizes=kernels.BlockSizes(q, kv, kv, q, kv, kv, q, kv), residual_checkpoint_name=residuals.NAME,

@@ -1,0 +1,61 @@
+"""Training on sequences that lie on several devices: the same numbers, and what the compiled step holds and sends."""
+
+import re
+from collections.abc import Callable
+
+import jax
+import pytest
+
+from looplm.config.schema import Run
+from looplm.sharding.mesh import build_mesh
+from looplm.train.program import Program
+from tests.system.test_meshes import ALONE, MODEL, WITH_EXPERTS, assert_same, train
+
+PACKED = {"data.sequence_length": 128, "data.batch_tokens": 4 * 128, "optim.optimizer.eps": 1e-4}
+"""Long enough for attention by blocks; documents end on all devices."""
+DENSE = MODEL | PACKED | {"model.positions": "rotary"}
+EXPERTS = WITH_EXPERTS | PACKED
+WINDOW = {**PACKED, "model.attention_window": 30}
+BY_SEQUENCE = DENSE | {"loop.depth_per": "sequence", "model.conditioning": "none"}
+RING = {"sharding.keys": "ring"}
+
+
+@pytest.mark.parametrize(
+    ("model", "axes"),
+    [
+        (PACKED, {"mesh.context": 4, **RING}),
+        *(
+            pytest.param(model, axes, marks=pytest.mark.slow)
+            for model, axes in (
+                (DENSE, {"mesh.fsdp": 2, "mesh.context": 2, "mesh.tensor": 2}),
+                (DENSE, {"mesh.context": 2, "mesh.tensor": 4, **RING}),
+                (WINDOW, {"mesh.context": 4}),
+                (WINDOW, {"mesh.context": 4, **RING}),
+                (BY_SEQUENCE, {"mesh.data": 2, "mesh.context": 4}),
+                (BY_SEQUENCE, {"mesh.data": 2, "mesh.context": 4, **RING}),
+                (EXPERTS, {"mesh.expert": 2, "mesh.context": 4}),
+                (EXPERTS, {"mesh.expert": 2, "mesh.context": 2, **RING}),
+            )
+        ),
+    ],
+)
+def test_a_sequence_over_devices(tiny_run: Callable[..., Run], model: dict, axes: dict) -> None:
+    """Losses, all other metrics and the weights of five steps."""
+    assert_same(train(tiny_run(**model | ALONE | axes)), train(tiny_run(**model | ALONE)))
+
+
+LENGTH = 1280
+"""Neither it nor a fourth of it is another dim."""
+
+
+@pytest.mark.parametrize("keys", ["gathered", "ring"])
+def test_no_device_holds_scores_of_all_and_in_a_ring_not_even_keys(tiny_run: Callable[..., Run], keys: str) -> None:
+    changes = {"mesh.fsdp": 1, "mesh.context": 4, "sharding.keys": keys, "objective": "final", "loop.num_loops": 2}
+    run = tiny_run(**changes, **{"data.sequence_length": LENGTH, "data.batch_tokens": LENGTH, "model.exit_gate": None})
+    program = Program(run, build_mesh(run.mesh, jax.devices()[:4])).lower().compile().as_text()
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f\d+\[([\d,]+)\]", program)}
+    part = LENGTH // 4
+    assert any(part in shape for shape in shapes)
+    assert [shape for shape in shapes if sum(dim in (LENGTH, part) for dim in shape) > 1] == []
+    assert any(LENGTH in shape for shape in shapes) == (keys == "gathered")
+    assert ("collective-permute" in program) == (keys == "ring")
