@@ -62,7 +62,8 @@ def split_of(run: Run, mesh: AnyMesh) -> Split | None:
 def _passes_around(run: Run, mesh: AnyMesh) -> bool:
     """Decide what `sharding.keys` comes to."""
     device = find_device(_kind_of(mesh))
-    if run.sharding.keys != "auto" or device is None or run.model.positions.kind == "relative":
+    needs_all = run.model.positions.kind == "relative" or run.model.attention_backend == "dense"  # scores in memory
+    if run.sharding.keys != "auto" or device is None or needs_all:
         return run.sharding.keys == "ring"
     sequences = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
     for axis in BATCH_AXES:

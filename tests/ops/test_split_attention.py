@@ -73,7 +73,8 @@ def values_and_gradients(function: Function, mask: Mask, arrays: list[np.ndarray
             )
             return jnp.where(sees_BS11, function(q, k, v, prepare(mask, Asked(S, dtype, q.shape[-1]))), 0)
 
-        sees_BS11 = lay_out(jnp.any(mask.dense(S), axis=-1), "batch", "sequence")[:, :, None, None]
+        sees_BS = jnp.broadcast_to(jnp.any(mask.dense(S), axis=-1), (B, S))
+        sees_BS11 = lay_out(sees_BS, "batch", "sequence")[:, :, None, None]
         out, pull_back = jax.vjp(attend, *arrays)
         return out, *pull_back(lay_out(weight, "batch", "sequence", "heads", "head_dim"))
 

@@ -107,11 +107,6 @@ def _positions(run: Run) -> Iterator[str]:
         yield (
             f"model.positions.length={positions.length} is less than data.sequence_length={length}; use at least that"
         )
-    if isinstance(positions, RelativePositions) and run.sharding.keys == "ring":
-        yield (
-            "sharding.keys=ring has no device see all keys, and model.positions=relative adds scores of all of them; "
-            "use sharding.keys=gathered, or other positions"
-        )
     if isinstance(positions, RelativePositions) and run.model.attention_mask != "causal":
         yield (
             f"model.positions=relative knows no distance to keys that follow, and model.attention_mask="

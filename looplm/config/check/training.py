@@ -10,6 +10,7 @@ from looplm.config.schema import (
     GateImprovement,
     NoInjection,
     Optim,
+    RelativePositions,
     Run,
     Schedule,
     WeightedCrossEntropy,
@@ -110,4 +111,14 @@ def _schedule(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_objective, _eval, _keep_best, _rates, _schedule)
+def _keys(run: Run) -> Iterator[str]:
+    keys, dense = run.sharding.keys, run.model.attention_backend == "dense"
+    may_split = run.mesh.context != 1 or any("mesh.context" in recipe.settings for recipe in run.recipes)
+    if keys != "auto" and not may_split:
+        yield f"sharding.keys={keys} is about sequences over devices; set mesh.context, or sharding.keys=auto"
+    if keys == "ring" and (dense or isinstance(run.model.positions, RelativePositions)):
+        what = "model.attention_backend=dense" if dense else "model.positions=relative"
+        yield f"sharding.keys=ring has no device hold all scores, and {what} does; use sharding.keys=gathered"
+
+
+RULES: Rules = (_objective, _eval, _keep_best, _rates, _schedule, _keys)

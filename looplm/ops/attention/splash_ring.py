@@ -34,9 +34,9 @@ def attention(
     table = table_of(mask.kind, mask.window, mask.num_keys, mask.split)
     part = InKernel(mask.split, table, interpret)
     spec = activation_spec("batch", "sequence", "heads", "head_dim")
-    computed, size = np.count_nonzero(table.forward.block_mask), table.block**2
-    seen = mask.num_keys * mask.mean_keys(mask.num_keys) / (computed * size)
-    with done(computed / table.forward.block_mask.size), needed(seen), needed_back(4 / 7):
+    scores = table.num_computed * table.block**2
+    seen = mask.num_keys * mask.mean_keys(mask.num_keys) / scores
+    with done(table.num_computed / table.num_visited), needed(seen), needed_back(4 / 7):
         arrays = q_BSNH, k_BSKH, v_BSKH, mask.segments_BS
         return on_each_device(partial(_on_device, part), *arrays, out_specs=spec, check_vma=False)
 
@@ -57,10 +57,15 @@ class Table:
     """Queries, and keys, of a block."""
     sees_CC: np.ndarray
     """Whether a device sees something in a turn."""
-    forward: Any
-    """The kernel's `MaskInfo`, for the forward pass and the gradient of queries: rows of all devices and turns."""
-    keys: Any
+    forward: infos.MaskInfo
+    """For the forward pass and the gradient of queries: rows of all devices and turns. Without arrays: all blocks are
+    computed as a whole."""
+    keys: infos.MaskInfo
     """The same for the gradients of keys and values."""
+    num_visited: int
+    """Blocks in the forward pass, of all devices and turns."""
+    num_computed: int
+    """Those that the kernel does not pass over."""
 
 
 @cache
@@ -69,11 +74,15 @@ def table_of(kind: Kind, window: int | None, length: int, split: Split) -> Table
     chunk = length // split.parts // (2 if split.zigzag else 1)
     block = splash.largest_block(chunk if chunk % splash.TILE == 0 else length // split.parts)
     turns = AllTurns(kind, window, length, split)
+    if kind == "full" and window is None:
+        everything, number = infos.MaskInfo(None, None, None, None, None), (length // block) ** 2
+        return Table(block, turns.sees_CC, everything, everything, number, number)
     settings = {"head_shards": 1, "q_seq_shards": split.parts**2}
     whole = masks.MultiHeadMask([turns])
     forward, _ = infos.process_mask(whole, (block, block), **settings)
     keys, _ = infos.process_mask_dkv(whole, (block, block), **settings)
-    return Table(block, turns.sees_CC, forward, keys)
+    computed = np.asarray(forward.block_mask)
+    return Table(block, turns.sees_CC, forward, keys, computed.size, int(np.count_nonzero(computed)))
 
 
 class AllTurns(masks.Mask):
@@ -181,11 +190,11 @@ class InKernel:
             "interpret": self.interpret,
         }  # fmt: skip
 
-    def _info(self, table: Any, turn: jax.Array) -> Any:
+    def _info(self, table: infos.MaskInfo, turn: jax.Array) -> infos.MaskInfo:
         """Take the rows of this device and turn."""
         number = jax.lax.axis_index(ring.AXIS) * self.split.parts + turn
 
-        def rows(x: np.ndarray | None) -> jax.Array | None:
+        def rows(x: np.ndarray | jax.Array | None) -> jax.Array | None:
             if x is None:
                 return None
             count = x.shape[1] // self.split.parts**2
