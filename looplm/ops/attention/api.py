@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from looplm.ops.attention import blockwise, blockwise_ring, cudnn, dense, splash, splash_ring, triton
-from looplm.ops.attention.choice import choose
+from looplm.ops.attention import blockwise, blockwise_ring, cudnn, dense, splash_ring
+from looplm.ops.attention.choice import KERNELS, choose
 from looplm.ops.attention.mask import Asked, Mask
 from looplm.sharding.collective import lay_out, on_each_device, vary
 from looplm.sharding.rules import activation_spec, splitting
@@ -51,12 +51,8 @@ def attention(
     match backend:
         case "dense":
             return dense.attention(*inputs, mask, bias_BNST)
-        case "splash":
-            return splash.attention(*inputs, mask)
-        case "triton":
-            return triton.attention(*inputs, mask)
-        case "cudnn":
-            return cudnn.attention(*inputs, mask)
+        case "splash" | "triton" | "cudnn":
+            return KERNELS[backend][1].attention(*inputs, mask)
         case _ if spec is None:
             return blockwise.attention(*inputs, mask, bias_BNST)
         case _:
