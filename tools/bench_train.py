@@ -89,8 +89,10 @@ def looplm_step(run: Run, tokens_BS: np.ndarray) -> Step:
     return step
 
 
-def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, compiled: bool, threads: int) -> Step:
-    """The official modelling code with the same sizes, under torch's AdamW."""
+def torch_step(
+    peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, compiled: bool, threads: int, device: str = "cpu"
+) -> Step:
+    """The official modelling code with the same sizes, under torch's AdamW; on a GPU with bfloat16 products."""
     import torch
 
     torch.set_num_threads(threads)
@@ -119,15 +121,16 @@ def torch_step(peer: str, run: Run, tokens_BS: np.ndarray, checkout: Path, *, co
         )  # fmt: skip
         model = code.RavenForCausalLM(config)
         options = {"num_steps": torch.tensor([0, run.loop.num_loops]), "use_cache": False}
-    model.float().train()
+    model.float().to(device).train()
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    tokens = torch.tensor(tokens_BS, dtype=torch.long)
+    tokens = torch.tensor(tokens_BS, dtype=torch.long, device=device)
     # Ouro's code shifts labels itself, Huginn's does not.
     labels = tokens if peer == "ouro" else torch.roll(tokens, -1, dims=1)
 
     def step() -> float:
-        loss = forward(tokens, labels=labels, **options).loss
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            loss = forward(tokens, labels=labels, **options).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

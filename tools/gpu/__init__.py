@@ -1,0 +1,1 @@
+"""The sections of `tools/bench_gpu.py`."""
