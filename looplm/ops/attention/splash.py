@@ -79,6 +79,22 @@ def _on_device(
     return out_BNSH.transpose(0, 2, 1, 3)[:, :S]
 
 
+class Local(masks.LocalMask):
+    """The library's mask, which asks for every pair of blocks whether `any` and `all` is seen: most pairs are answered
+    with one number, since a sequence of 131,072 tokens has 65,536 pairs."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        """Return a block, or one number for all of it."""
+        rows, columns = index
+        place_S, (left, right) = self.q_sequence[rows] + self.offset, self.window_size
+        nearest, farthest = place_S.min() - (columns.stop - 1), place_S.max() - columns.start  # how far behind
+        if (left is None or farthest <= left) and (right is None or nearest >= -right):
+            return np.ones((1, 1), bool)
+        if (left is not None and nearest > left) or (right is not None and farthest < -right):
+            return np.zeros((1, 1), bool)
+        return super().__getitem__(index)
+
+
 def largest_block(length: int) -> int:
     """Return the largest block of whole tiles that divides a length."""
     return max(block for block in range(TILE, LARGEST_BLOCK + 1, TILE) if length % block == 0)
@@ -100,12 +116,12 @@ def _kernel(
     shape = num_queries + -num_queries % TILE, num_keys + -num_keys % TILE
     window = None if mask.window is None else mask.window - 1
     if mask.kind == "causal":
-        seen: masks.Mask = masks.LocalMask(shape, (window, 0), offset)
+        seen: masks.Mask = Local(shape, (window, 0), offset)
     elif window is not None:
-        seen = masks.LocalMask(shape, (window, window), offset)
+        seen = Local(shape, (window, window), offset)
     else:
         seen = masks.FullMask(shape)
-    if mask.split is not None and isinstance(seen, masks.LocalMask):
+    if mask.split is not None and isinstance(seen, Local):
         seen.q_sequence = mask.places(num_queries)
     # A block of queries lies in one chunk, if that is whole tiles: what is masked in it is then least.
     lengths = shape[0] // (chunks if shape[0] % (chunks * TILE) == 0 else parts), shape[1]

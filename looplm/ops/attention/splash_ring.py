@@ -108,19 +108,22 @@ class AllTurns(masks.Mask):
         return C * C * s, s
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        """Return one block; it lies in the rows of one device and turn."""
+        """Return one block, which lies in the rows of one device and turn, or one number for all of it; see
+        `splash.Local`."""
         rows, columns = index
         C, s = self.place_Cs.shape
         number, first = divmod(rows.start, s)
         device, turn = divmod(number, C)
-        size = rows.stop - rows.start
-        q_S1 = self.place_Cs[device, first : first + size, None]
-        k_T = self.place_Cs[(device - turn) % C, columns]
         if not self.sees_CC[device, turn]:
             # The table has no room for a turn without a block. This one is never asked for: see `InKernel.sees`.
-            return np.full((size, k_T.size), first == columns.start == 0)
-        if q_S1.min() - k_T.max() >= self.nearest and q_S1.max() - k_T.min() <= self.farthest:
-            return np.broadcast_to(np.True_, (size, k_T.size))
+            return np.full((1, 1), first == columns.start == 0)
+        q_S1 = self.place_Cs[device, first : first + rows.stop - rows.start, None]
+        k_T = self.place_Cs[(device - turn) % C, columns]
+        nearest, farthest = q_S1.min() - k_T.max(), q_S1.max() - k_T.min()
+        if nearest >= self.nearest and farthest <= self.farthest:
+            return np.ones((1, 1), bool)
+        if farthest < self.nearest or nearest > self.farthest:
+            return np.zeros((1, 1), bool)
         distance_ST = q_S1 - k_T
         return (distance_ST >= self.nearest) & (distance_ST <= self.farthest)
 
