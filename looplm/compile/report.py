@@ -92,7 +92,7 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         gather="per_layer" if program.gathers_per_layer else "once",
         remat=run.loop.remat,
-        attention=str(program.attention),
+        attention=program.attention,
         accumulation_steps=run.data.accumulation_steps,
         num_params=program.lm.num_params,
         num_active_params=program.lm.num_active_params,

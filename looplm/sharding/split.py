@@ -12,7 +12,7 @@ from looplm.hardware import find as find_device
 from looplm.sharding.rules import BATCH_AXES, AnyMesh
 
 MOST_OF_MEMORY = 1 / 8
-"""Share of a device's memory above which `sharding.keys = auto` passes keys around."""
+"""Share of a device's memory from which on `sharding.keys = auto` passes keys around."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Split:
     precedes it; else device i has the part i of C."""
     ring: bool
     """Whether keys and values go around the devices; else every device gathers them."""
+
+    def __str__(self) -> str:
+        """Return a line for the console."""
+        order, keys = "zig-zag" if self.zigzag else "their", "going around" if self.ring else "gathered"
+        return f"sequences on {self.parts} devices each, tokens in {order} order, keys {keys}"
 
     def order(self, length: int) -> np.ndarray:
         """Return the places in the sequence of its tokens as they lie on the devices, one after the other, (S,)."""
@@ -71,7 +76,7 @@ def _passes_around(run: Run, mesh: AnyMesh) -> bool:
     tokens, channels = sequences * run.data.sequence_length, run.model.kv_heads * run.model.head_size
     # Keys and values, and their gradients, in two bytes.
     gathered = 4 * 2 * tokens * channels / mesh.shape["tensor"]
-    return gathered > device.memory_bytes * MOST_OF_MEMORY
+    return gathered >= device.memory_bytes * MOST_OF_MEMORY
 
 
 def _kind_of(mesh: AnyMesh) -> str:

@@ -15,6 +15,7 @@ from looplm.ops.attention import choose_for
 from looplm.ops.grouped_matmul import check_backend
 from looplm.optim.build import build_guarded
 from looplm.sharding.mesh import check_fit
+from looplm.sharding.split import split_of
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState, abstract_state, create_state, state_of
@@ -37,7 +38,9 @@ class Program:
                 check_backend(moe.backend, platform)
         self.lm = FunctionalLM(run.model)
         self.dtype = compute_dtype(run.model, platform)
-        self.attention = choose_for(run.model, run.data.sequence_length, self.dtype, mesh)
+        backend, split = choose_for(run.model, run.data.sequence_length, self.dtype, mesh), split_of(run, mesh)
+        self.attention = str(backend) if split is None else f"{backend}; {split}"
+        """What computes it, and how sequences lie on devices: a line for the console."""
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property

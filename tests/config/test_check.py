@@ -20,6 +20,18 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             {"model.dim": 18, "model.num_heads": 6},
             "model.dim=18 over model.num_heads=6 is a head of 3 dims, which is odd; rotary positions need an even one",
         ),
+        (
+            {"sharding.keys": "ring"},
+            "sharding.keys=ring is about sequences over devices; set mesh.context, or sharding.keys=auto",
+        ),
+        *(
+            (
+                {"sharding.keys": "ring", "mesh.context": 2, name: value},
+                f"sharding.keys=ring has no device hold all scores, and {name}={value} does; "
+                "use sharding.keys=gathered",
+            )
+            for name, value in (("model.positions", "relative"), ("model.attention_backend", "dense"))
+        ),
         ({"model.head_dim": 5}, "model.head_dim=5 is odd; rotary positions need an even one"),
         (
             {"model.attention": {"kind": "mixture", "num_experts": 2, "experts_per_token": 3}},

@@ -59,3 +59,19 @@ def test_no_device_holds_scores_of_all_and_in_a_ring_not_even_keys(tiny_run: Cal
     assert [shape for shape in shapes if sum(dim in (LENGTH, part) for dim in shape) > 1] == []
     assert any(LENGTH in shape for shape in shapes) == (keys == "gathered")
     assert ("collective-permute" in program) == (keys == "ring")
+
+
+def test_a_run_says_how_its_sequences_lie(tiny_run: Callable[..., Run]) -> None:
+    """Not in zig-zag order where a part may look at neighbours or at who is first."""
+    capacity = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "capacity_factor": 1.0}
+    mesh = jax.devices()[:4]
+    for changes, line in (
+        ({}, "zig-zag order, keys gathered"),
+        (RING, "zig-zag order, keys going around"),
+        ({"model.attention_mask": "full"}, "their order, keys gathered"),
+        ({"model.feed_forward": capacity}, "their order, keys gathered"),
+    ):
+        run = tiny_run(**PACKED | changes | {"mesh.fsdp": 1, "mesh.context": 4})
+        assert Program(run, build_mesh(run.mesh, mesh)).attention.endswith(
+            f"sequences on 4 devices each, tokens in {line}"
+        )

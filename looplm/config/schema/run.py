@@ -39,7 +39,7 @@ class Sharding(Section):
     keys: Literal["gathered", "ring", "auto"] = "auto"
     """Of a sequence that is split over `mesh.context`. `gathered`: every device has all keys and values of a layer
     while it attends. `ring`: they go around the devices, each of which has one part at a time. `auto`: gathered, unless
-    they and their gradients take more than an eighth of a device's memory."""
+    they and their gradients take an eighth of a device's memory or more."""
 
 
 class Recipe(Section):
