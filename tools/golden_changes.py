@@ -1,6 +1,7 @@
 """Makes tests/golden/*/changes.npz: what the official code computes when keys of config.json have other values.
 
-python tools/golden_changes.py OFFICIAL tests/golden          needs torch and transformers 4.54.1
+python tools/golden_changes.py OFFICIAL tests/golden          needs torch and transformers 4.54.1; for llama_a, qwen3_a,
+olmo2_a and nanbeige_a (`--only NAME`), 5.23.0
 
 OFFICIAL is a folder of packages with the authors' files: `ouro` (modeling_ouro.py, configuration_ouro.py), `raven`
 (raven_modeling_minimal.py, raven_config_minimal.py of seal-rg/recurrent-pretraining), `parcae_lm` and `moeut`.
@@ -22,8 +23,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from tools.golden_nanbeige import llama_of, looped
+
 NEAR = {"use_sliding_window": True, "sliding_window": 4}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -54,6 +58,17 @@ CHANGES: dict[str, list[Any]] = {
         {"ff_k": 1}, {"att_k": 1}, {"rope_base": 500.0}, {"rotate_fraction": 1.0}, {"n_layers": 4, "n_repeats": 2},
         ({"n_layers": 3, "group_size": 1}, ["transformer.layers.1."]),
     ],
+    "llama_a": [
+        *DECODER, {"rope_scaling": LINEAR}, {"rope_scaling": LLAMA3}, {"rope_scaling": YARN},
+        {"rope_scaling": {**YARN, "attention_factor": 1.5}}, {"rope_scaling": {**YARN, "truncate": False}},
+        {"rope_scaling": {**YARN, "mscale": 0.5, "mscale_all_dim": 1.5}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    ],
+    "qwen3_a": [{"rms_norm_eps": 0.1}, {"rope_theta": 500.0}, {"rope_scaling": YARN},
+                {**NEAR, "layer_types": ["sliding_attention"] * 4},
+                ({"tie_word_embeddings": False}, [], {"lm_head.weight": [131, 64]})],
+    "olmo2_a": [*DECODER, {"rope_scaling": LINEAR}],
+    "nanbeige_a": [*DECODER, {"num_loops": 3}, {"skip_loop_final_norm": True}],
     "mixtral_a": [*EXPERTS, {"sliding_window": 4}],
     "olmoe_a": [*EXPERTS, {"norm_topk_prob": True}, {"rope_scaling": LINEAR}],
     "qwen3moe_a": [*EXPERTS, {"norm_topk_prob": False}, {"rope_scaling": LLAMA3}, NEAR],
@@ -64,12 +79,15 @@ CHANGES: dict[str, list[Any]] = {
 def main(
     official: Annotated[Path, typer.Argument(help="Folder of packages with the authors' code.")],
     golden: Annotated[Path, typer.Argument(help="Folder of the fixtures.")],
+    only: Annotated[list[str] | None, typer.Option(help="Of these fixtures; of all when left out.")] = None,
 ) -> None:
     sys.path.insert(0, str(official))
     import torch
     from safetensors.torch import load_file
 
     for name, changes in CHANGES.items():
+        if only and name not in only:
+            continue
         folder, found = golden / name, {}
         io = {key: torch.from_numpy(value) for key, value in np.load(folder / "io.npz").items()}
         for change in changes:
@@ -77,7 +95,8 @@ def main(
             stored = load_file(folder / "model.safetensors")
             tensors = {key: value for key, value in stored.items() if not key.startswith(tuple(gone or ["-"]))}
             tensors |= {key: torch.from_numpy(made(shape)) for key, shape in come.items()}
-            config = json.loads((folder / "config.json").read_text()) | keys
+            # A copy: the library writes into the tables that it is given.
+            config = json.loads((folder / "config.json").read_text()) | json.loads(json.dumps(keys))
             with torch.no_grad():
                 logits = OFFICIAL[name.partition("_")[0]](torch, config, tensors, io)[0]
             found[json.dumps({"config": keys, "gone": list(gone), "come": dict(come)})] = logits.float().numpy()
@@ -178,9 +197,16 @@ def transformers(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io
     return model.float()(io["input_ids"], use_cache=False).logits
 
 
+def nanbeige(torch: Any, config: dict[str, Any], tensors: dict[str, Any], io: dict[str, Any]) -> Any:
+    model = loaded(llama_of(config), tensors)
+    model.tie_weights()
+    return looped(model, io["input_ids"], config)[1]
+
+
 OFFICIAL: dict[str, Any] = {
     "ouro": ouro, "huginn": huginn, "parcae": parcae, "moeut": moeut, "mixtral": transformers, "olmoe": transformers,
-    "qwen3moe": transformers,
+    "qwen3moe": transformers, "llama": transformers, "qwen3": transformers, "olmo2": transformers,
+    "nanbeige": nanbeige,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ class Post(Pre):
         return self.norm(x_BSD + scaled(out_BSD, scale)), more
 
 
+class Output(Pre):
+    """x + norm(f(x)): the norm on the branch alone, which reads the residual stream as it is (arXiv 2501.00656)."""
+
+    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        out_BSD, more = branch(x_BSD, x_BSD)
+        return x_BSD + scaled(self.norm(out_BSD), scale), more
+
+
 class Peri(Pre):
     """x + f(x), where values and experts read x, and queries, keys and routers read norm(x) (arXiv 2405.16039)."""
 
@@ -76,4 +84,5 @@ PLACEMENTS: dict[str, type[Pre]] = {
     "sandwich_sum": SandwichSum,
     "peri": Peri,
     "post": Post,
+    "output": Output,
 }

@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+SUPPORTED = (
+    "ouro", "huginn", "parcae", "moeut", "nanbeige", "llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen3moe",
+)  # fmt: skip
 
 
 def folders(*systems: str) -> list[Path]:
     """All variants of these systems (the first part of a folder's name); of every supported one when none is named."""
-    wanted = systems or ("ouro", "huginn", "parcae", "moeut", "mixtral", "olmoe", "qwen3moe")
+    wanted = systems or SUPPORTED
     elsewhere = [Path(place) for place in os.environ.get("LOOPLM_GOLDEN", "").split(os.pathsep) if place]
     found: dict[str, Path] = {}
     for place in (GOLDEN, *elsewhere):
@@ -19,5 +22,5 @@ def folders(*systems: str) -> list[Path]:
     return list(found.values())
 
 
-def config_of(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
+def config_of(folder: Path, name: str = "config.json") -> dict:
+    return json.loads((folder / name).read_text())

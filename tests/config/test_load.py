@@ -93,7 +93,8 @@ def test_a_wrong_key_names_the_right_one(load, override: str, message: str) -> N
         ("model=3", "model=3 is a section and no value; it has vocab_size, dim"),
         (
             "model.norm_placement=middle",
-            "model.norm_placement='middle': input should be 'pre', 'sandwich', 'sandwich_sum', 'peri' or 'post'",
+            "model.norm_placement='middle': input should be 'pre', 'sandwich', 'sandwich_sum', 'peri', 'post' or "
+            "'output'",
         ),
         ("model.injection=gated", "model.injection='gated' is not known; use 'none', 'add', "),
         ("model.exit_gate.initial_exit_probability=2", "model.exit_gate.initial_exit_probability=2: input should be"),

@@ -123,6 +123,8 @@ def branch(config: Model, p: Params, x: Array, f: Any, step: float) -> Array:
             return x + step * f(x, before(x))
         case "post":
             return before(x + step * f(x, x))
+        case "output":
+            return x + step * before(f(x, x))
 
 
 def norm(config: Model, p: Params | None, x: Array) -> Array:
@@ -248,16 +250,25 @@ def rotate(rope: schema.Rope, x_SH: Array) -> Array:
     xp, size = x_SH.__array_namespace__(), 2 * int(rope.fraction * x_SH.shape[1] / 2)
     firsts = np.arange(size // 2) if rope.layout == "half" else np.arange(0, size, 2)
     seconds = firsts + (size // 2 if rope.layout == "half" else 1)
-    frequencies = [frequency(rope, rope.theta ** (-2 * i / size)) for i in range(size // 2)]
+    frequencies = [frequency(rope, rope.theta ** (-2 * i / size), i, size) for i in range(size // 2)]
     turn = xp.exp(1j * xp.asarray(np.outer(np.arange(len(x_SH)), frequencies)))
+    if isinstance(rope.scaling, schema.YarnScaling):
+        turn = turn * (0.1 * np.log(rope.scaling.factor) + 1)
     turned = (x_SH[:, firsts] + 1j * x_SH[:, seconds]) * turn
     places = np.argsort(np.concatenate([firsts, seconds]))
     return xp.concatenate([xp.concatenate([turned.real, turned.imag], axis=1)[:, places], x_SH[:, size:]], axis=1)
 
 
-def frequency(rope: schema.Rope, plain: float) -> float:
-    """Scaled, as Llama 3.1 was published: waves shorter than a quarter of the original length stay."""
+def frequency(rope: schema.Rope, plain: float, pair: int, size: int) -> float:
+    """Scaled, as Llama 3.1 was published: waves shorter than a quarter of the original length stay. YaRN has its ramp
+    between the pairs, as real numbers made whole, that turn 32 times (here 4) and once in the original length."""
     scaling = rope.scaling
+    if isinstance(scaling, schema.YarnScaling):
+        log_theta, waves = np.log(rope.theta), scaling.original_length / (2 * np.pi)
+        kept_until = max(np.floor(size * np.log(waves / scaling.fast_turns) / (2 * log_theta)), 0)
+        stretched_from = np.ceil(size * np.log(waves) / (2 * log_theta))
+        share = min(max((pair - kept_until) / (stretched_from - kept_until), 0), 1)
+        return plain * (1 - share) + plain / scaling.factor * share
     if isinstance(scaling, schema.LinearScaling):
         return plain / scaling.factor
     if not isinstance(scaling, schema.RampScaling):

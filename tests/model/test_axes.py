@@ -32,7 +32,7 @@ AXES = {
         schema.ConcatInjection(init="input", bias=True), schema.DiagonalInjection(),
     ],
     "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],
-    "norm_placement": ["pre", "sandwich", "sandwich_sum", "peri", "post"],
+    "norm_placement": ["pre", "sandwich", "sandwich_sum", "peri", "post", "output"],
     "norm": ["rms", "layer", "unit"],
     "norm_at_loop_end": [False, True],
     "norm_before_coda": [False, True],
@@ -53,6 +53,7 @@ AXES = {
         schema.Rope(), schema.Rope(layout="interleaved", fraction=0.5),
         schema.Rope(scaling=schema.LinearScaling(factor=2.0)),
         schema.Rope(scaling=schema.RampScaling(factor=8.0, original_length=64)),
+        schema.Rope(scaling=schema.YarnScaling(factor=8.0, original_length=64, fast_turns=4.0)),
     ],
     "positions": [
         schema.RotaryPositions(), schema.RelativePositions(), schema.LearnedPositions(length=S), schema.NoPositions(),

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from looplm.checkpoint.adapters import huginn, moe, moeut, ouro, parcae
+from looplm.checkpoint.adapters import dense, huginn, moe, moeut, ouro, parcae
 from looplm.checkpoint.adapters.base import Official
 from looplm.checkpoint.adapters.config import OfficialConfig
 from looplm.config.schema import Loop, Model, Objective
@@ -28,21 +28,44 @@ class Adapter(Generic[Config]):
     """What it was trained with."""
     buffers: Mapping[str, Callable[[Model, tuple[int, ...]], np.ndarray]] = field(default_factory=dict)
     """Stored tensors that follow from the config: what each must hold, by its stored shape."""
+    describe: Callable[[Model, Loop, int], dict[str, Any]] | None = None
+    """The config.json of a model that is looped so and takes sequences of a length; what the family cannot say is left
+    out, see `expressible`. None for a family that is read alone."""
 
 
 ADAPTERS: dict[str, Adapter[Any]] = {
-    "ouro": Adapter(ouro.OuroConfig, ouro.model, ouro.loop, ouro.tensors, ouro.OBJECTIVE),
+    "ouro": Adapter(ouro.OuroConfig, ouro.model, ouro.loop, ouro.tensors, ouro.OBJECTIVE, describe=ouro.describe),
     "huginn_raven": Adapter(
-        huginn.HuginnConfig, huginn.model, huginn.loop, huginn.tensors, huginn.OBJECTIVE, huginn.BUFFERS
+        huginn.HuginnConfig, huginn.model, huginn.loop, huginn.tensors, huginn.OBJECTIVE, huginn.BUFFERS,
+        huginn.describe,
     ),
     "ParcaeConfig": Adapter(
         parcae.ParcaeConfig, parcae.model, parcae.loop, parcae.tensors, parcae.OBJECTIVE, parcae.BUFFERS
     ),
     "RobertCsordas/moeut": Adapter(moeut.MoEUTConfig, moeut.model, moeut.loop, moeut.tensors, moeut.OBJECTIVE),
-    "mixtral": Adapter(moe.MixtralConfig, moe.mixtral, moe.loop, moe.mixtral_tensors, moe.OBJECTIVE),
-    "olmoe": Adapter(moe.OlmoeConfig, moe.olmoe, moe.loop, moe.hf_tensors, moe.OBJECTIVE),
-    "qwen3_moe": Adapter(moe.Qwen3MoeConfig, moe.qwen3_moe, moe.loop, moe.hf_tensors, moe.OBJECTIVE),
-}
+    "llama": Adapter(
+        dense.LlamaConfig, dense.llama, dense.loop, dense.tensors, dense.OBJECTIVE, describe=dense.describe_llama
+    ),
+    "nanbeige": Adapter(
+        dense.NanbeigeConfig, dense.nanbeige, dense.nanbeige_loop, dense.tensors, dense.OBJECTIVE,
+        describe=dense.describe_nanbeige,
+    ),
+    "qwen3": Adapter(
+        dense.Qwen3Config, dense.qwen3, dense.loop, dense.tensors, dense.OBJECTIVE, describe=dense.describe_qwen3
+    ),
+    "olmo2": Adapter(
+        dense.Olmo2Config, dense.olmo2, dense.loop, dense.olmo2_tensors, dense.OBJECTIVE, describe=dense.describe_olmo2
+    ),
+    "mixtral": Adapter(
+        moe.MixtralConfig, moe.mixtral, moe.loop, moe.mixtral_tensors, moe.OBJECTIVE, describe=moe.describe_mixtral
+    ),
+    "olmoe": Adapter(
+        moe.OlmoeConfig, moe.olmoe, moe.loop, moe.hf_tensors, moe.OBJECTIVE, describe=moe.describe_olmoe
+    ),
+    "qwen3_moe": Adapter(
+        moe.Qwen3MoeConfig, moe.qwen3_moe, moe.loop, moe.hf_tensors, moe.OBJECTIVE, describe=moe.describe_qwen3_moe
+    ),
+}  # fmt: skip
 """By the kind that the official config.json names."""
 KIND_KEYS = ("model_type", "_class_name", "repo")
 """Where it does so: Hugging Face's key; Parcae's own; MoEUT's repository, whose code writes no config."""

@@ -4,9 +4,9 @@ Every mapping is a permutation of numbers, so what holds for weights holds for t
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +46,58 @@ def name_of_embeddings(tensors: Sequence[Official]) -> str:
     return next(tensor.name for tensor in tensors if tensor.parts[0].path == "embedding.table")
 
 
+class Placed(NamedTuple):
+    """A part, the official tensor that holds it, and where in it: from which entry of its first dim."""
+
+    part: Part
+    tensor: Official
+    start: int
+
+
+def by_leaf(tensors: Iterable[Official]) -> dict[str, list[Placed]]:
+    """What every one of our leaves is made of, by its path."""
+    found: dict[str, list[Placed]] = {}
+    for tensor in tensors:
+        start = 0
+        for part in tensor.parts:
+            found.setdefault(part.path, []).append(Placed(part, tensor, start))
+            start += part.shape[0]
+    return found
+
+
+def rows_of(placed: Sequence[Placed], get: Callable[[str], Any], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The rows of one of our leaves in their order, float32, each with a leading dim of 1; one that is not stacked is
+    whole. Memory is that of a row and an official tensor.
+
+    Args:
+        placed: what it is made of.
+        get: reads one official tensor of the right shape by name.
+        shape: of the leaf.
+    """
+    rows: dict[int | None, list[Placed]] = {}
+    for one in placed:
+        layer = one.tensor.layer
+        rows.setdefault(layer[0] if isinstance(layer, tuple) else layer, []).append(one)
+    for layer in sorted(rows, key=lambda layer: layer or 0):
+        row = np.empty(shape if layer is None else shape[1:], np.float32)
+        for part, tensor, start in rows[layer]:
+            ours = row[tensor.layer[1]] if isinstance(tensor.layer, tuple) else row
+            _put(np.asarray(get(tensor.name))[start : start + part.shape[0]], part, ours)
+        yield row if layer is None else row[None]
+
+
+def _put(piece: np.ndarray, part: Part, ours: np.ndarray) -> None:
+    """Writes a piece of an official tensor where it belongs."""
+    permuted = [ours.shape[dim] for dim in part.order]
+    ours[...] = piece.reshape(permuted).transpose(np.argsort(part.order))
+
+
+def official_tensor(tensor: Official, ours: Callable[[str, int | tuple[int, int] | None], np.ndarray]) -> np.ndarray:
+    """One official tensor. ours: reads one of our leaves, or one layer of it, by its path."""
+    pieces = [ours(part.path, tensor.layer).transpose(part.order).reshape(part.shape) for part in tensor.parts]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
 def to_params(tensors: Sequence[Official], get: Callable[[str], Any], shapes: Params, dtype: Any) -> Params:
     """Builds our parameters from official tensors, one of them in memory at a time.
 
@@ -65,8 +117,7 @@ def to_params(tensors: Sequence[Official], get: Callable[[str], Any], shapes: Pa
             start += part.shape[0]
             leaf = _leaf(params, shapes, part.path, dtype)
             ours = leaf if tensor.layer is None else leaf[tensor.layer]
-            permuted = [ours.shape[dim] for dim in part.order]
-            ours[...] = piece.reshape(permuted).transpose(np.argsort(part.order))
+            _put(piece, part, ours)
     return params
 
 

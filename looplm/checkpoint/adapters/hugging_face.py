@@ -1,11 +1,12 @@
 """What the decoders of Hugging Face's library transformers share: keys of the config, and names of the attention."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from looplm.checkpoint.adapters.base import Part, linear
+from looplm.checkpoint.adapters.base import Official, Part, linear, vector
 from looplm.checkpoint.adapters.config import only
 from looplm.checkpoint.adapters.rope import RotaryConfig
-from looplm.config.schema import Model
+from looplm.checkpoint.adapters.rope import described as described_rope
+from looplm.config.schema import Model, NormalInit
 
 CLASS = "says which class reads the folder"
 STORED = "the type of the stored numbers; the compute type is that of who loads them"
@@ -54,6 +55,59 @@ class DecoderConfig(RotaryConfig):
     attention_dropout: Dropout = 0.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+
+
+def described(model: Model, architecture: str) -> dict[str, Any]:
+    """What the configs of all these decoders say of a model."""
+    return {
+        "architectures": [architecture],
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.dim,
+        "intermediate_size": model.hidden_dim,
+        "num_hidden_layers": model.block_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": model.norm_eps,
+        **described_rope(model.rope),
+        "tie_word_embeddings": model.tie_embeddings,
+        "initializer_range": model.init.std if isinstance(model.init, NormalInit) else 0.02,
+        "use_cache": True,
+    }
+
+
+def attention(model: Model, path: str) -> dict[str, Part]:
+    """The projections of an attention and the norms of its queries and keys, by official name in a layer; path: of our
+    layer."""
+    N, K, H = model.num_heads, model.kv_heads, model.head_size
+    parts = projections(model, path)
+    if model.qk_norm:
+        for name, heads, ours in (("q_norm", N, "query"), ("k_norm", K, "key")):
+            scale = f"{path}.attention.{ours}.norm.scale"
+            together = model.qk_norm_over == "all_heads"
+            parts[f"self_attn.{name}"] = Part(scale, (0, 1), (heads * H,)) if together else vector(scale, H)
+    return parts
+
+
+def dense(model: Model, path: str) -> dict[str, Part]:
+    """The matrices of a SwiGLU, by official name in a layer; path: of our layer."""
+    D, F, feed_forward = model.dim, model.hidden_dim, f"{path}.feed_forward"
+    return {
+        "mlp.gate_proj": linear(f"{feed_forward}.gate.kernel", (D,), (F,)),
+        "mlp.up_proj": linear(f"{feed_forward}.up.kernel", (D,), (F,)),
+        "mlp.down_proj": linear(f"{feed_forward}.down.kernel", (F,), (D,)),
+    }
+
+
+def ends(model: Model, norm: str) -> tuple[Official, list[Official]]:
+    """(the embeddings, what follows the layers: the norm, ours of the given path, and the head)."""
+    D, V = model.dim, model.vocab_size
+    head = [] if model.tie_embeddings else [Official("lm_head.weight", (vector("head", V, D),))]
+    embeddings = Official("model.embed_tokens.weight", (vector("embedding.table", V, D),))
+    return embeddings, [Official("model.norm.weight", (vector(norm, D),)), *head]
 
 
 def projections(model: Model, path: str) -> dict[str, Part]:

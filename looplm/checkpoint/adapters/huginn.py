@@ -5,7 +5,7 @@ trained it, recpre/model_dynamic.py. Here a key means what it means there, but f
 """
 
 import math
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -133,6 +133,48 @@ def loop(config: HuginnConfig) -> Loop:
         depth=LogNormalPoissonDepth(),
         backprop_loops=config.mean_backprop_depth,
     )
+
+
+def describe(model: Model, loop: Loop, length: int) -> dict[str, Any]:
+    """Its `n_layers` counts every layer once; `init_values` are read for the first state alone."""
+    concat = model.injection if isinstance(model.injection, ConcatInjection) else None
+    prelude, block, coda = model.prelude_layers, model.block_layers, model.coda_layers
+    std = model.state_init.std / math.sqrt(model.dim) if isinstance(model.state_init, NormalState) else 0.0
+    return {
+        "architectures": ["RavenForCausalLM"],
+        "model_type": "huginn_raven",
+        "n_embd": model.dim,
+        "n_heads": model.num_heads,
+        "n_layers": prelude + block + coda,
+        "block_size": length,
+        "vocab_size": model.vocab_size,
+        "padded_vocab_size": model.vocab_size,
+        "padding_multiple": 1,
+        "tie_embeddings": model.tie_embeddings,
+        "intermediate_size": model.hidden_dim,
+        "bias": concat is not None and concat.bias,
+        "architecture_class_name": "RecurrentGPT",
+        "block_class_name": "SandwichBlock" if model.norm_placement == "sandwich_sum" else "SandwichBlockSwin",
+        "norm_class_name": "RMSNorm_llama",
+        "norm_eps": model.norm_eps,
+        "mlp_class_name": "GatedMLP",
+        "nonlin_name": "SiLU",
+        "init_strategy": "takase",
+        "init_orthogonal": False,
+        "state_init": "zero" if isinstance(model.state_init, ZeroState) else "like-init",
+        "injection_type": "linear" if concat is not None else "add",
+        "n_layers_in_prelude": prelude,
+        "n_layers_in_recurrent_block": block,
+        "n_layers_in_coda": coda,
+        "mean_recurrence": loop.num_loops,
+        "sampling_scheme": "poisson-lognormal-filling",
+        "mean_backprop_depth": loop.backprop_loops or loop.num_loops,
+        "qk_bias": model.qk_bias,
+        "activation_checkpoint_impl": "per-iteration",
+        "rope_base": model.rope.theta,
+        "test_time_noise": 0.0,
+        "init_values": {"std": std},
+    }
 
 
 def tensors(model: Model) -> list[Official]:

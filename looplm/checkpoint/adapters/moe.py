@@ -10,8 +10,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from looplm.checkpoint.adapters.base import Official, Part, linear, vector
 from looplm.checkpoint.adapters.config import only, other_model
-from looplm.checkpoint.adapters.hugging_face import DecoderConfig, projections
+from looplm.checkpoint.adapters.hugging_face import DecoderConfig, attention, described, ends
 from looplm.config.schema import Balance, FinalCrossEntropy, Loop, Model, MoE, NormalInit
+from looplm.errors import UserError
 
 OBJECTIVE = FinalCrossEntropy()
 
@@ -148,6 +149,60 @@ def _model(config: ExpertsConfig, moe: MoE, **fields: Any) -> Model:
     )
 
 
+def describe_mixtral(model: Model, loop: Loop, length: int) -> dict[str, Any]:
+    moe = _moe(model)
+    return _described(model, moe, "MixtralForCausalLM", length) | {
+        "model_type": "mixtral",
+        "intermediate_size": moe.expert_dim or model.hidden_dim,
+        "num_local_experts": moe.num_experts,
+        "sliding_window": model.attention_window,
+        "router_jitter_noise": 0.0,
+    }
+
+
+def describe_olmoe(model: Model, loop: Loop, length: int) -> dict[str, Any]:
+    moe = _moe(model)
+    return _described(model, moe, "OlmoeForCausalLM", length) | {
+        "model_type": "olmoe",
+        "intermediate_size": moe.expert_dim or model.hidden_dim,
+        "num_experts": moe.num_experts,
+        "norm_topk_prob": moe.renormalise,
+        "clip_qkv": None,
+    }
+
+
+def describe_qwen3_moe(model: Model, loop: Loop, length: int) -> dict[str, Any]:
+    moe, window = _moe(model), model.attention_window
+    return _described(model, moe, "Qwen3MoeForCausalLM", length) | {
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": moe.expert_dim or model.hidden_dim,
+        "num_experts": moe.num_experts,
+        "norm_topk_prob": moe.renormalise,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(moe.dense_layers),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": 0,
+    }
+
+
+def _moe(model: Model) -> MoE:
+    if not isinstance(model.feed_forward, MoE):
+        raise UserError(f"model.feed_forward={model.feed_forward.kind} has no experts")
+    return model.feed_forward
+
+
+def _described(model: Model, moe: MoE, architecture: str, length: int) -> dict[str, Any]:
+    """What the three have in common. The balance loss is that over the whole model, or off."""
+    weighs = moe.balance.auxiliary_over == "model" and moe.balance.auxiliary_weight > 0
+    return described(model, architecture) | {
+        "max_position_embeddings": length,
+        "num_experts_per_tok": moe.experts_per_token,
+        "output_router_logits": weighs,
+        "router_aux_loss_coef": moe.balance.auxiliary_weight if weighs else 0.001,
+    }
+
+
 def mixtral_tensors(model: Model) -> list[Official]:
     return _tensors(model, "block_sparse_moe", {"w1": "gate", "w3": "up", "w2": "down"})
 
@@ -158,14 +213,18 @@ def hf_tensors(model: Model) -> list[Official]:
 
 
 def _tensors(model: Model, mlp: str, kernels: dict[str, str]) -> list[Official]:
-    moe, D, V = model.feed_forward, model.dim, model.vocab_size
+    moe, D = model.feed_forward, model.dim
     assert isinstance(moe, MoE)
     named, seen = [], {"layers": 0, "dense_layers": 0}
     for i in range(model.block_layers):
         stack = "dense_layers" if i in moe.dense_layers else "layers"
         path, place, layer = f"core.block.{stack}", seen[stack], f"model.layers.{i}"
         seen[stack] += 1
-        parts = _attention(model, path)
+        parts = {
+            "input_layernorm": vector(f"{path}.attention_residual.norm.scale", D),
+            "post_attention_layernorm": vector(f"{path}.feed_forward_residual.norm.scale", D),
+            **attention(model, path),
+        }
         feed_forward, F = f"{path}.feed_forward", moe.expert_dim or model.hidden_dim
         if stack == "dense_layers":
             parts |= {
@@ -184,28 +243,9 @@ def _tensors(model: Model, mlp: str, kernels: dict[str, str]) -> list[Official]:
                 for theirs, ours in kernels.items()
             ]
         named += [Official(f"{layer}.{name}.weight", (part,), layer=place) for name, part in parts.items()]
-    return [
-        Official("model.embed_tokens.weight", (vector("embedding.table", V, D),)),
-        *named,
-        Official("model.norm.weight", (vector("final_norm.scale", D),)),
-        *([] if model.tie_embeddings else [Official("lm_head.weight", (vector("head", V, D),))]),
-    ]
+    embeddings, after = ends(model, "final_norm.scale")
+    return [embeddings, *named, *after]
 
 
 def _kernel(path: str, role: str, D: int, F: int) -> Part:
     return linear(path, (F,), (D,)) if role == "down" else linear(path, (D,), (F,))
-
-
-def _attention(model: Model, path: str) -> dict[str, Part]:
-    N, K, H = model.num_heads, model.kv_heads, model.head_size
-    parts = {
-        "input_layernorm": vector(f"{path}.attention_residual.norm.scale", model.dim),
-        "post_attention_layernorm": vector(f"{path}.feed_forward_residual.norm.scale", model.dim),
-        **projections(model, path),
-    }
-    if model.qk_norm:
-        for name, heads, ours in (("q_norm", N, "query"), ("k_norm", K, "key")):
-            scale = f"{path}.attention.{ours}.norm.scale"
-            together = model.qk_norm_over == "all_heads"
-            parts[f"self_attn.{name}"] = Part(scale, (0, 1), (heads * H,)) if together else vector(scale, H)
-    return parts

@@ -1,13 +1,14 @@
 """Ouro (arXiv 2510.25741): names of the Hugging Face code of ByteDance/Ouro."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
 
 from looplm.checkpoint.adapters.base import Official, linear, vector
 from looplm.checkpoint.adapters.config import only, other_model
-from looplm.checkpoint.adapters.hugging_face import FORM, DecoderConfig, projections
+from looplm.checkpoint.adapters.hugging_face import FORM, DecoderConfig, dense, described, ends, projections
 from looplm.checkpoint.adapters.window import WindowConfig
+from looplm.checkpoint.adapters.window import described as described_window
 from looplm.config.schema import ExitGate, ExpectedCrossEntropy, Loop, Model, NormalInit
 
 LEFT_TO_THE_CALL = "looplm leaves it to a call when tokens exit; take the key out to load the weights"
@@ -54,28 +55,37 @@ def loop(config: OuroConfig) -> Loop:
     return Loop(num_loops=config.total_ut_steps)
 
 
+def describe(model: Model, loop: Loop, length: int) -> dict[str, Any]:
+    return {
+        "model_type": "ouro",
+        **described(model, "OuroForCausalLM"),
+        **described_window(model),
+        "max_position_embeddings": length,
+        "total_ut_steps": loop.num_loops,
+        "early_exit_threshold": 1.0,
+    }
+
+
 def tensors(model: Model) -> list[Official]:
-    D, F, V = model.dim, model.hidden_dim, model.vocab_size
-    layers = "core.block.layers"
+    D, layers = model.dim, "core.block.layers"
     per_layer = {
         "input_layernorm": vector(f"{layers}.attention_residual.norm.scale", D),
         "input_layernorm_2": vector(f"{layers}.attention_residual.out_norm.scale", D),
         "post_attention_layernorm": vector(f"{layers}.feed_forward_residual.norm.scale", D),
         "post_attention_layernorm_2": vector(f"{layers}.feed_forward_residual.out_norm.scale", D),
         **projections(model, layers),
-        "mlp.gate_proj": linear(f"{layers}.feed_forward.gate.kernel", (D,), (F,)),
-        "mlp.up_proj": linear(f"{layers}.feed_forward.up.kernel", (D,), (F,)),
-        "mlp.down_proj": linear(f"{layers}.feed_forward.down.kernel", (F,), (D,)),
+        **dense(model, layers),
     }
+    embeddings, (norm, *head) = ends(model, "core.end_norm.scale")
     return [
-        Official("model.embed_tokens.weight", (vector("embedding.table", V, D),)),
+        embeddings,
         *(
             Official(f"model.layers.{i}.{name}.weight", (part,), layer=i)
             for i in range(model.block_layers)
             for name, part in per_layer.items()
         ),
-        Official("model.norm.weight", (vector("core.end_norm.scale", D),)),
+        norm,
         Official("model.early_exit_gate.weight", (linear("gate.kernel", (D,), (1,)),)),
         Official("model.early_exit_gate.bias", (vector("gate.bias", 1),)),
-        *([] if model.tie_embeddings else [Official("lm_head.weight", (vector("head", V, D),))]),
+        *head,
     ]

@@ -1,11 +1,12 @@
 """Which layers see a window of the last tokens: Hugging Face configs say it for every layer, our model for all."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from looplm.checkpoint.adapters.config import OfficialConfig, other_model
+from looplm.config.schema import Model
 
 
 class WindowConfig(OfficialConfig):
@@ -47,6 +48,17 @@ class WindowConfig(OfficialConfig):
         if self.layer_types is not None:
             return [i for i, kind in enumerate(self.layer_types) if kind == "sliding_attention"]
         return () if self._window() is None else range(max(0, self.max_window_layers), self.num_hidden_layers)
+
+
+def described(model: Model) -> dict[str, Any]:
+    """The window of all layers, or none, as keys of a config."""
+    window, layers = model.attention_window, model.block_layers
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": layers if window is None else 0,
+        "layer_types": ["full_attention" if window is None else "sliding_attention"] * layers,
+    }
 
 
 def _short(layers: Sequence[int]) -> str:

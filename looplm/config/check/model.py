@@ -15,6 +15,7 @@ from looplm.config.schema import (
     RotaryPositions,
     Run,
     VectorConditioning,
+    YarnScaling,
 )
 
 
@@ -43,6 +44,11 @@ def _heads(run: Run) -> Iterator[str]:
             f"model.rope.scaling.low_frequency_factor={scaling.low_frequency_factor} is not below "
             f"high_frequency_factor={scaling.high_frequency_factor}, and the ramp lies between them; "
             "use e.g. 1.0 and 4.0"
+        )
+    if isinstance(scaling, YarnScaling) and scaling.slow_turns >= scaling.fast_turns:
+        yield (
+            f"model.rope.scaling.slow_turns={scaling.slow_turns} is not below fast_turns={scaling.fast_turns}, and the "
+            "ramp lies between them; use e.g. 1.0 and 32.0"
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield (

@@ -70,12 +70,14 @@ from looplm.config.schema.parts import ReadOut as ReadOut
 from looplm.config.schema.parts import RelativePositions as RelativePositions
 from looplm.config.schema.parts import Rope as Rope
 from looplm.config.schema.parts import RotaryPositions as RotaryPositions
+from looplm.config.schema.parts import Scaling as Scaling
 from looplm.config.schema.parts import SingleCore as SingleCore
 from looplm.config.schema.parts import SquaredReLU as SquaredReLU
 from looplm.config.schema.parts import StateInit as StateInit
 from looplm.config.schema.parts import SwiGLU as SwiGLU
 from looplm.config.schema.parts import ValueEmbedding as ValueEmbedding
 from looplm.config.schema.parts import VectorConditioning as VectorConditioning
+from looplm.config.schema.parts import YarnScaling as YarnScaling
 from looplm.config.schema.parts import ZeroOutputInit as ZeroOutputInit
 from looplm.config.schema.parts import ZeroState as ZeroState
 from looplm.config.schema.run import Checkpoint as Checkpoint

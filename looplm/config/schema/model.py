@@ -66,7 +66,7 @@ class Model(Section):
     qk_norm: bool = False
     """RMSNorm on every head of queries and keys, before the rotation."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
-    """Whether that norm is of every head by itself, or of all heads together (OLMoE)."""
+    """Whether that norm is of every head by itself, or of all heads together (OLMo 2, OLMoE)."""
     qk_norm_scale: bool = True
     """Whether that norm has a learned scale; without one, its eps is the machine epsilon (Parcae)."""
     qk_bias: bool = False
@@ -74,9 +74,10 @@ class Model(Section):
     positions: Positions = RotaryPositions()
     rope: Rope = Rope()
     value_embedding: ValueEmbedding | None = None
-    norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri", "post"] = "pre"
+    norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri", "post", "output"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
-    `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM)."""
+    `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM).
+    `output`: x + norm(f(x)) (OLMo 2)."""
     norm: Literal["rms", "layer", "unit"] = "rms"
     """RMSNorm, LayerNorm with a scale and a bias, or RMSNorm without a scale; norms of queries and keys are RMSNorm
     always."""

@@ -1,5 +1,6 @@
 """The parts of a model: unions of variants, one class a value, told apart by `kind`."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -128,6 +129,33 @@ class RampScaling(Section):
     original_length: PositiveInt
 
 
+class YarnScaling(Section):
+    """Dims that turn seldom stretched by `factor`, those that turn often kept, a ramp between over the number of the
+    dim; scores sharpened (YaRN, arXiv 2309.00071)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: PositiveFloat
+    fast_turns: PositiveFloat = 32.0
+    """Dims that turn so often within the original length, and faster ones, are kept."""
+    slow_turns: PositiveFloat = 1.0
+    """Dims that turn so often within it, and slower ones, are stretched."""
+    original_length: PositiveInt
+    whole_dims: bool = True
+    """Whether the ramp begins and ends at whole numbers of dims."""
+    attention_factor: PositiveFloat | None = None
+    """Queries and keys are both multiplied with this; None means 0.1 ln(factor) + 1."""
+
+    @property
+    def sharpening(self) -> float:
+        """The factor of queries and of keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+Scaling = Annotated[NoScaling | LinearScaling | RampScaling | YarnScaling, Field(discriminator="kind")]
+
+
 class Rope(Section):
     """Rotary positions (arXiv 2104.09864)."""
 
@@ -137,7 +165,7 @@ class Rope(Section):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of a head's dims that turn, the first ones, down to an even number; frequencies are those of a head of that
     size."""
-    scaling: Annotated[NoScaling | LinearScaling | RampScaling, Field(discriminator="kind")] = NoScaling()
+    scaling: Scaling = NoScaling()
 
     def turned(self, head_dim: int) -> int:
         """How many dims of a head turn."""
