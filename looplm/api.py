@@ -17,7 +17,7 @@ from looplm.config.load import from_json
 from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
 from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.tokenizer.official import official_tokenizer
+from looplm.data.tokenizer.official import official_tokenizer, tokenizer_of
 from looplm.errors import UserError
 from looplm.eval.weights import restore_weights
 from looplm.infer.continuation import Continuation, Continuations
@@ -406,7 +406,7 @@ def load(
         raise UserError(f"step={step} is not that of {path}; leave it out, or give {root}")
     step = step if named is None else named
     run = from_json(root / "config.json")
-    tokenizer = Tokenizer.find(root)
+    tokenizer = tokenizer_of(root, run)
     template = tokenizer.chat_template if tokenizer else None
     if (stored := root / TEMPLATE_FILE).is_file():
         template = stored.read_bytes().decode()

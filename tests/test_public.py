@@ -6,10 +6,11 @@ import inspect
 import looplm
 from looplm.api import LoadedLM, Result
 
-PUBLIC = ["__version__", "load"]
+PUBLIC = ["__version__", "from_folder", "load"]
 REQUIRED = inspect.Parameter.empty
 SIGNATURES = {
     looplm.load: {"path": REQUIRED, "step": None, "dtype": None, "ema": False, "allow_keys": ()},
+    looplm.from_folder: {"path": REQUIRED, "allow_keys": ()},
     LoadedLM.__call__: {
         "tokens_BS": REQUIRED,
         "num_loops": None,

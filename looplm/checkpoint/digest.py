@@ -30,6 +30,16 @@ def digests(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([_digest(array) for array in arrays])
 
 
+def digest_of_rows(rows: np.ndarray, start: int) -> np.ndarray:
+    """(2,) uint32: the share that the rows from `start` on have in the digest of the array that they are of."""
+    return np.asarray(_digest(jnp.asarray(rows), jnp.uint32(start)))
+
+
+def add_digests(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of rows of one array that do not overlap."""
+    return first + second  # modulo 2^32, as unsigned numbers add up
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by dotted path, e.g. `core.layers.attention.query.kernel` or `0.mu.head`; `...` is left out."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
@@ -52,10 +62,10 @@ def as_text(digest: np.ndarray) -> str:
 
 
 @jax.jit  # traced once for all arrays of a kind
-def _digest(array: jax.Array) -> jax.Array:
+def _digest(array: jax.Array, start: jax.Array | None = None) -> jax.Array:
     word = _words(array)
-    first = _mix(word ^ _place(word, FIRST))
-    second = _mix(word * jnp.uint32(SECOND[-1]) + _place(word, SECOND))
+    first = _mix(word ^ _place(word, FIRST, start))
+    second = _mix(word * jnp.uint32(SECOND[-1]) + _place(word, SECOND, start))
     zero = jnp.uint32(0)
     # One reduction of pairs: two of them make XLA on a CPU store the mixed words (20 times slower).
     sums = jax.lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), range(word.ndim))
@@ -68,11 +78,14 @@ def _words(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
 
 
-def _place(word: jax.Array, multipliers: tuple[int, ...]) -> jax.Array:
+def _place(word: jax.Array, multipliers: tuple[int, ...], start: jax.Array | None) -> jax.Array:
+    """start: of the rows that the array is, in the whole."""
     sharding = jax.typeof(word).sharding
     place = jnp.zeros_like(word)
     for dim in range(word.ndim):
         index = jax.lax.broadcasted_iota(jnp.uint32, word.shape, dim, out_sharding=sharding)
+        if dim == 0 and start is not None:
+            index += start
         place += index * jnp.uint32(multipliers[dim])
     return place
 

@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from looplm.checkpoint.adapters import Adapter, find, kind_of
-from looplm.checkpoint.adapters.base import Official, name_of_embeddings, to_params
+from looplm.checkpoint.adapters.base import Official, by_leaf, name_of_embeddings, rows_of, to_params
 from looplm.checkpoint.adapters.config import OfficialConfig
+from looplm.checkpoint.streamed import Streamed
 from looplm.checkpoint.weight_files import Stored, read, refuse_pointer, stored_tensors, without_wrappers
 from looplm.config.schema import Loop, Model
 from looplm.errors import UserError
@@ -67,8 +69,25 @@ class HFFolder:
             raise UserError(f"{file} describes no model ({reason}); download it again") from error
 
     def params(self, model: Model, dtype: Any) -> Params:
-        """All parameters as numpy arrays. Raises as `check`, and UserError for a tensor that holds something else than
-        finite numbers, or that is not what the config makes of it: a head that is tied, a table of rotations."""
+        """All parameters as numpy arrays. Raises as `checked`."""
+        tensors, get = self.checked(model)
+        return to_params(tensors, get, FunctionalLM(model).shapes, dtype)
+
+    def streamed(self, model: Model) -> Params:
+        """All parameters as leaves that are read while they are written, float32. Raises as `checked`, then or now."""
+        tensors, get = self.checked(model)
+        placed = by_leaf(tensors)
+
+        def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Streamed:
+            own = placed[jax.tree_util.keystr(path, simple=True, separator=".")]
+            return Streamed(shape.shape, np.dtype(np.float32), lambda: rows_of(own, get, shape.shape))
+
+        return jax.tree_util.tree_map_with_path(leaf, FunctionalLM(model).shapes)
+
+    def checked(self, model: Model) -> tuple[list[Official], Callable[[str], np.ndarray]]:
+        """How the tensors map, and what reads one by its official name. Raises as `check`, and UserError for a tensor
+        that holds something else than finite numbers, or that is not what the config makes of it: a head that is tied,
+        a table of rotations."""
         tensors = self.check(model)
         named = self._named(tensors)
         for name, expected in self.adapter.buffers.items():
@@ -76,7 +95,12 @@ class HFFolder:
                 self._check_buffer(named[name], expected(model, named[name].shape))
         if model.tie_embeddings and HEAD in named:
             self._check_tied(named[HEAD], named[name_of_embeddings(tensors)])
-        return to_params(tensors, lambda name: _finite(named[name]), FunctionalLM(model).shapes, dtype)
+        return tensors, lambda name: _finite(named[name])
+
+    def stored_dtype(self) -> str:
+        """The type of all stored tensors in the words of safetensors; float32's where they differ."""
+        kinds = {tensor.dtype for tensor in self._stored.values()}
+        return kinds.pop() if len(kinds) == 1 else "F32"
 
     def check(self, model: Model) -> list[Official]:
         """Returns how the tensors map; reads the headers of the files alone.

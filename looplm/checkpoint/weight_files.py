@@ -15,11 +15,12 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 class Stored(NamedTuple):
-    """Where a tensor is, and its shape."""
+    """Where a tensor is, its shape, and its type in the words of safetensors."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -35,12 +36,13 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     for file in _files(folder):
         refuse_pointer(file)
         with reading(file), safe_open(file, framework="flax") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        if twice := sorted(set(shapes) & set(stored)):
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            held = {name: Stored(file, name, tuple(at.get_shape()), at.get_dtype()) for name, at in slices.items()}
+        if twice := sorted(set(held) & set(stored)):
             raise UserError(
                 f"{file} and {stored[twice[0]].file} both hold {twice[0]!r}; keep the files of one model in the folder"
             )
-        stored |= {name: Stored(file, name, shape) for name, shape in shapes.items()}
+        stored |= held
     return stored
 
 
@@ -105,6 +107,9 @@ def _indexed(index: Path) -> set[str]:
     """Files that the index of a sharded model names."""
     refuse_pointer(index)
     try:
-        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        named = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} cannot be read ({error}); download it again") from error
+    if outside := sorted(name for name in named if Path(name).name != name or name == ".."):
+        raise UserError(f"{index} names {outside[0]!r}, which is no file of its folder; download the model again")
+    return named

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from looplm.cli.options import Config, Coordinator, NumProcesses, Overrides, ProcessId
+from looplm.cli.options import Config, Coordinator, NumProcesses, Overrides, ProcessId, written_out
 from looplm.cli.output import console
 from looplm.cli.processes import several
 from looplm.errors import UserError
@@ -23,10 +23,11 @@ def compile_command(
 
     # Before jax is imported, which a config file with parts of its own does: no device of this machine is taken.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    run = load_config(config, set or ())
+    overrides = written_out(set)
+    run = load_config(config, overrides)
     from looplm.compile.command import compile_run
 
-    for line in compile_run(run, topology, given=given(set or ()), as_json=json):
+    for line in compile_run(run, topology, given=given(overrides), as_json=json):
         console.print(line)
 
 

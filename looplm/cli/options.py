@@ -12,7 +12,9 @@ Config = Annotated[
         help="A config file or the name of a shipped one, and which of its configs: configs/ouro.py:1.4b, ouro:tiny.",
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, e.g. loop.num_loops=8, or model=from:DIR.")
+]
 Coordinator = Annotated[
     str | None, typer.Option(help="HOST:PORT of process 0, when several processes are started by hand.")
 ]
@@ -29,3 +31,12 @@ AllowKey = Annotated[
     typer.Option(help="Key of an official model's config.json that looplm does not know, to pass over; repeatable."),
 ]
 Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest when left out.")]
+
+
+def written_out(overrides: list[str] | None, allow_keys: list[str] | None = None) -> list[str]:
+    """The overrides, with the model of a folder in the place of `model=from:DIR`."""
+    if not any(text.replace(" ", "").startswith("model=from:") for text in overrides or ()):
+        return overrides or []
+    from looplm.convert.from_folder import expanded
+
+    return expanded(overrides or (), allow_keys or ())

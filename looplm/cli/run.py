@@ -17,6 +17,7 @@ from looplm.cli.options import (
     ProcessId,
     Step,
     Workdir,
+    written_out,
 )
 from looplm.cli.output import console
 from looplm.cli.processes import several
@@ -40,7 +41,8 @@ def train(
 
     options = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
     options += [f"init_allow_keys={json.dumps(allow_key)}"] if allow_key else []
-    run = load_config(config, [*(set or ()), *options])
+    overrides = written_out(set, allow_key)
+    run = load_config(config, [*overrides, *options])
     with several(coordinator, num_processes, process_id):
         import jax
 
@@ -51,7 +53,7 @@ def train(
         from looplm.train.trainer import Trainer
 
         keep_compiled(compiled, workdir)
-        run = for_machine(run, jax.devices(), given(set or ()))
+        run = for_machine(run, jax.devices(), given(overrides))
         trainer = Trainer(run, workdir, console, process_started())
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")

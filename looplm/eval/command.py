@@ -14,7 +14,7 @@ from looplm.config.load import from_json, override
 from looplm.config.schema import Mesh, Run
 from looplm.data.folder import obstacle, write_result
 from looplm.data.held_out import HeldOut, open_held_out
-from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError, warn
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.score import Scorer
@@ -66,7 +66,7 @@ def evaluate(
         raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
     keeps = _can_be_kept(workdir / "eval", out)
     held_out = open_held_out(_data(run, workdir, data), run.data)
-    held_out.check_tokenizer(Tokenizer.find(workdir))
+    held_out.check_tokenizer(tokenizer_of(workdir, run))
 
     mesh = build_mesh(Mesh(data=-1, fsdp=1))
     rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps

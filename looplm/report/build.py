@@ -36,14 +36,18 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
         raise UserError(f"run directory {workdir} does not exist; give the --workdir of `looplm train`")
     if reason := obstacle(target):
         raise UserError(f"{target} cannot be written: {reason}; give a file elsewhere with --out")
-    rows = read_metrics(workdir / "metrics.jsonl")
-    if not rows:
-        raise UserError(f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`")
+    run, file = from_json(workdir / "config.json"), workdir / "metrics.jsonl"
+    rows = read_metrics(file) if run.data.sources or file.exists() else []  # an imported model has none
     sweeps = read_sweeps(workdir / "eval")
+    if not rows and not sweeps:
+        raise UserError(
+            f"{workdir / 'metrics.jsonl'} holds no step yet; wait for the first step of `looplm train`, or score the "
+            "weights with `looplm eval`"
+        )
     events = read_events(workdir / "events.jsonl")
     seconds = whole([event for event in events if event["kind"] == TIME])
     notes = [event for event in events if event["kind"] == NOTE]
-    run, loads = from_json(workdir / "config.json"), read_loads(workdir / "experts.jsonl")
+    loads = read_loads(workdir / "experts.jsonl")
     html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads, notes)
     # The name of a folder may hold bytes that are no UTF-8.
     write_result(target, html.encode("utf-8", errors="replace"))
@@ -85,7 +89,10 @@ def _summary(run: Run, history: History, sweep: Sweep | None) -> list[str]:
     text = f"A looped language model of width {model.dim} with a shared block of {block}"
     if model.prelude_layers or model.coda_layers:
         text += f" ({pieces.count(model.prelude_layers, 'layer')} before it, {model.coda_layers} after it)"
-    text += f". It was trained with {loops} for {history.last_step:,} of {run.num_steps:,} steps."
+    if run.data.sources:
+        text += f". It was trained with {loops} for {history.last_step:,} of {run.num_steps:,} steps."
+    else:
+        text += f". It was imported, runs {loops}, and was not trained here."
     if sweep is None:
         return [text]
     scored = f"{sweep.num_tokens:,} tokens in {pieces.count(sweep.num_documents, 'document')} of {sweep.data}"

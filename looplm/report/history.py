@@ -19,7 +19,7 @@ class History:
 
     @property
     def last_step(self) -> int:
-        return max(int(row["step"]) for row in self._rows)
+        return max((int(row["step"]) for row in self._rows), default=0)
 
     def __contains__(self, name: Any) -> bool:
         return any(name in row for row in self._rows)

@@ -3,6 +3,7 @@
 A run is given by its directory, which means its newest checkpoint that verifies, or by the folder of one checkpoint.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.checkpoint.reader import CheckpointReader
-from looplm.checkpoint.tree import differences, kinds
+from looplm.checkpoint.tree import Kind, differences, kinds
 from looplm.config.load import changes, from_json, leaves
 from looplm.config.schema import Model, Run
 from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 from looplm.train.program import Program
+from looplm.train.resize import as_stored, fitted, of_loops, resized
 
 
 def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> None:
@@ -32,21 +35,21 @@ def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> N
             f"init_from={path} is neither a run directory nor a model folder (it has no config.json); "
             "give one of them, or null"
         )
-    if is_official(path):
-        stored, theirs = kinds(FunctionalLM(_model_of(path, run)).shapes), None
-    else:
-        stored = CheckpointReader(folder).newest_seal(step).kinds("params")
-        theirs = Tokenizer.find(folder.parent)
-    if found := differences(stored, kinds(program.lm.shapes)):
+    stored, theirs = _stored(path, run), None
+    if not is_official(path):
+        theirs = tokenizer_of(folder.parent, from_json(path / "config.json"))
+    wanted = kinds(program.lm.shapes)
+    if found := differences(fitted(stored, program.lm, run.init_resize), wanted):
         told = "; ".join(part for part in (", ".join(_settings(path, run)), found) if part)
         raise UserError(
             f"init_from={path} holds other weights than this config asks for: {told}; give its values, or "
-            "init_from=null"
+            f"{_remedy(stored, program)}init_from=null"
         )
     if is_official(path):
         official = _official(path, run)
         official.check(official.model())
-    if theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
+    other_rows = "vocabulary" in run.init_resize
+    if theirs and not other_rows and theirs.eos_id >= 0 and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"init_from={path} was trained with another tokenizer than {tokenizer.path}; "
             f"build the datasets with {theirs.path}, or give init_from=null"
@@ -58,16 +61,17 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
     abstract = program.lm.abstract(program.mesh)
     if is_official(path):
         official = _official(path, program.run)
-        params = jax.tree.map(_place, official.params(official.model(), jnp.float32), abstract)
+        params = official.params(official.model(), jnp.float32)
         report(f"starting from the weights of {path}")
     else:
         folder, step = _checkpoints_of(path)
-        restored = CheckpointReader(folder, report).restore({"params": abstract}, step=step)
+        as_it_is = as_stored(abstract, _stored(path, program.run), program.mesh)
+        restored = CheckpointReader(folder, report).restore({"params": as_it_is}, step=step)
         params = restored.trees["params"]
         report(f"starting from the weights of {folder.parent} after step {restored.seal.step}")
     if notes := _settings(path, program.run):
         report(f"note: the weights of {path} were trained with {', '.join(notes)}")
-    return params
+    return jax.tree.map(_placed, params, abstract, of_loops(program.lm))
 
 
 def _checkpoints_of(path: Path) -> tuple[Path, int | None]:
@@ -84,7 +88,28 @@ def _model_of(path: Path, run: Run) -> Model:
     return _official(path, run).model() if is_official(path) else from_json(path / "config.json").model
 
 
-def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _stored(path: Path, run: Run) -> dict[str, Kind]:
+    """The arrays that the folder holds. Reads seals and headers alone."""
+    if is_official(path):
+        return kinds(FunctionalLM(_model_of(path, run)).shapes)
+    folder, step = _checkpoints_of(path)
+    return CheckpointReader(folder).newest_seal(step).kinds("params")
+
+
+def _remedy(stored: dict[str, Kind], program: Program) -> str:
+    """What makes them fit, where that is all."""
+    wanted = kinds(program.lm.shapes)
+    for given in (["vocabulary"], ["loops"], ["vocabulary", "loops"]):
+        if not differences(fitted(stored, program.lm, given), wanted):
+            return f"init_resize={json.dumps(given)} to fit them, or "
+    return ""
+
+
+def _placed(value: Any, leaf: jax.ShapeDtypeStruct, is_of_loops: bool) -> jax.Array:
+    """Where it belongs, and of the size that the run has."""
+    value = resized(value, leaf.shape, is_of_loops)
+    if isinstance(value, jax.Array):
+        return value  # restored there
     assert leaf.sharding is not None, "of an abstract state"
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 

@@ -51,6 +51,19 @@ class Saving:
         """The newest step that may be gone on from; 0 when there is none."""
         return max(CheckpointReader(self.folder).steps(), default=0)
 
+    def source(self) -> Path | None:
+        """Where a run without a checkpoint of its own has its first weights from: `init_from`, or the model that was
+        imported into its workdir, which is the checkpoint of step 0. Raises UserError where these are two."""
+        imported, named = self.folder / "0", self.run.init_from
+        if self.newest() or not imported.exists():
+            return None if named is None else Path(named)
+        if named is not None and Path(named).resolve() not in (imported.resolve(), self.folder.parent.resolve()):
+            raise UserError(
+                f"init_from={named}, and {self.folder.parent} holds the weights of an imported model (step 0); leave "
+                "init_from out, or give another --workdir"
+            )
+        return imported
+
     def check_data(self) -> None:
         """Raises UserError when the newest checkpoint is of another dataset. One whose seal cannot be read is passed
         over later, with a reason."""
@@ -66,7 +79,7 @@ class Saving:
         reader = CheckpointReader(self.folder, self.report)
         abstract = self.program.abstract_state()
         digest = compile_digests(_trees(abstract))
-        if not reader.steps():
+        if not self.newest():
             state, step = self._create(), None
         else:
             restored = reader.restore(_trees(abstract), accept=self._check_data, digest=digest)
@@ -110,9 +123,9 @@ class Saving:
             self._writer.close()
 
     def _create(self) -> TrainState:
-        if self.run.init_from is None:
+        if (source := self.source()) is None:
             return self.program.create_state()
-        return self.program.state_of(weights_from(Path(self.run.init_from), self.program, self.report))
+        return self.program.state_of(weights_from(source, self.program, self.report))
 
     def _check_data(self, seal: Seal) -> None:
         if not self.mixture.is_what_was_read(seal.data, self.num_batches(seal.step)):

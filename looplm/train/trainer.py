@@ -95,8 +95,8 @@ class Trainer:
             self.program, self.mixture, self.workdir, self.events, self.console.print, self.num_batches
         )
         self.saving.check_data()
-        if run.init_from is not None and not self.saving.newest():
-            check_source(Path(run.init_from), self.program, self.mixture.tokenizer)
+        if not self.saving.newest() and (source := self.saving.source()) is not None:
+            check_source(source, self.program, self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
         if run.eval.every_steps:
             self.evaluate.check_labels()

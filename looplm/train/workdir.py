@@ -16,8 +16,8 @@ from looplm.train.lock import only_one
 FREE_TO_CHANGE = (
     "model.feed_forward.backend", "model.prelude_feed_forward.backend", "model.coda_feed_forward.backend",
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
-    "data.cache_dir", "data.cache_gb", "data.validation", "init_allow_keys", "optim.guard.", "checkpoint.", "eval.",
-    "log.",
+    "data.cache_dir", "data.cache_gb", "data.validation", "init_allow_keys", "init_resize", "optim.guard.",
+    "checkpoint.", "eval.", "log.",
 )  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
 
@@ -54,13 +54,13 @@ class Workdir:
         if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
             raise UserError(f"{self.checkpoints} is a file; move it away, checkpoints are kept in a folder")
         steps = checkpoint_steps(self.checkpoints)
-        if not steps and last_saved is not None:
+        if not (trained := [step for step in steps if step]) and last_saved is not None:
             raise UserError(
                 f"{self.checkpoints} holds no checkpoint, and step {last_saved} was saved there ({self.events}); bring "
                 f"the checkpoints back (a disk that is not mounted?), or give another --workdir to begin anew"
             )
-        if not steps:
-            return  # whatever is there, nothing was saved: it may be claimed anew
+        if not trained:
+            return  # whatever is there, nothing was trained: it may be claimed anew
         if not self.config.exists():
             raise UserError(
                 f"workdir {self.root} holds checkpoints without a config.json; put back the one that is in every "

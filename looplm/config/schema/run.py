@@ -97,6 +97,10 @@ class Run(Section):
     it."""
     init_allow_keys: tuple[str, ...] = ()
     """Keys of that official model's config.json which looplm does not know, and would refuse, to pass over."""
+    init_resize: tuple[Literal["vocabulary", "loops"], ...] = ()
+    """In what those weights may have another size. `vocabulary`: rows of tokens are cut off at the end, and new ones
+    are the mean of the others. `loops`: values that every loop has for itself are cut off, and new ones are the
+    last."""
     model: Model
     loop: Loop
     objective: Objective = FinalCrossEntropy()

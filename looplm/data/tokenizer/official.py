@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from looplm.config.schema import Run
 from looplm.data.tokenizer.base import Tokenizer
 from looplm.data.tokenizer.huggingface import HuggingFaceTokenizer
 
@@ -27,3 +28,9 @@ def official_tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / OfficialTokenizer.file_name
     # Older folders hold the same tokenizer in both forms.
     return OfficialTokenizer.read(path.read_bytes(), path) if path.is_file() else Tokenizer.find(folder)
+
+
+def tokenizer_of(workdir: Path, run: Run) -> Tokenizer | None:
+    """Return the tokenizer of a run directory; of one that has read nothing, as its authors' code uses it, since no
+    dataset has said otherwise."""
+    return Tokenizer.find(workdir) if run.data.sources else official_tokenizer(workdir)

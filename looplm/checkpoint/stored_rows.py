@@ -1,0 +1,48 @@
+"""Rows of the leaves of a checkpoint, read one at a time: for weights that no process holds as a whole."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from looplm.checkpoint.seal import Damaged, Seal
+
+SPARE = 64 << 20
+"""Bytes beside the largest leaf, for what the store keeps of its own."""
+
+
+class StoredRows:
+    """The weights of a checkpoint whose files are what was saved (`CheckpointReader.verified`)."""
+
+    def __init__(self, folder: Path, seal: Seal):
+        """folder: of the checkpoint. Raises Damaged when its weights cannot be opened."""
+        self._folder = (folder / "params").absolute()
+        try:
+            metadata = json.loads((self._folder / "_METADATA").read_text())
+        except (OSError, ValueError) as error:
+            raise Damaged(f"params/_METADATA cannot be read ({error})") from error
+        self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        import tensorstore as ts
+
+        # A chunk of a run's checkpoint is a whole leaf: it stays until all its rows are read.
+        largest = max((4 * math.prod(kind.shape) for kind in seal.kinds("params").values()), default=0)
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": largest + SPARE}})
+        self._opened: tuple[str, Any] | None = None
+
+    def __call__(self, path: str, layer: int | tuple[int, int] | None) -> np.ndarray:
+        """A leaf, or a layer of it, or an expert of a layer."""
+        store = self._open(path)
+        return np.asarray((store if layer is None else store[layer]).read().result())
+
+    def _open(self, path: str) -> Any:
+        import tensorstore as ts
+
+        if self._opened is None or self._opened[0] != path:
+            kvstore = {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{path}/"}
+            store = ts.open(
+                {"driver": self._driver, "kvstore": kvstore}, context=self._context, open=True, read=True
+            ).result()
+            self._opened = path, store
+        return self._opened[1]

@@ -1,0 +1,44 @@
+"""`looplm convert`: official folders of Hugging Face to runs, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from looplm.cli.options import AllowKey, Step
+from looplm.cli.output import console
+
+app = typer.Typer(no_args_is_help=True, help="Import official models as runs; export runs as official models.")
+
+
+@app.command("import")
+def convert_import(
+    hf_dir: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors files.")],
+    workdir: Annotated[Path, typer.Argument(help="Run directory to be made.")],
+    allow_key: AllowKey = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Also compare logits with the library transformers; needs torch.")
+    ] = False,
+) -> None:
+    """Make a run of an official model: its weights, its config, its tokenizer."""
+    from looplm.convert.import_folder import import_folder
+
+    import_folder(hf_dir, workdir, console, allow_keys=allow_key or (), reference=reference)
+
+
+@app.command("export")
+def convert_export(
+    workdir: Annotated[Path, typer.Argument(help="Run directory.")],
+    hf_dir: Annotated[Path, typer.Argument(help="Folder to be made.")],
+    step: Step = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Family, e.g. ouro or llama; the first that can say the model when left out.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; as it came when nothing was trained, or float32.")
+    ] = None,
+) -> None:
+    """Write a run as an official model's folder: config.json, safetensors, tokenizer, model card."""
+    from looplm.convert.export_folder import export_run
+
+    export_run(workdir, hf_dir, console, step=step, kind=kind, dtype=dtype)

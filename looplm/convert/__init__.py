@@ -1,0 +1,1 @@
+"""From folders of Hugging Face to runs, and back: `looplm convert`."""
