@@ -1,30 +1,70 @@
-"""Tokens per second of greedy decoding: all loops, all tokens leaving after the first loop, and one loop alone.
+"""Tokens per second of writing text: in step, with exits, with drafts, and with depths that differ.
 
-    python tools/bench_decode.py [--rounds 5]
+    python tools/bench_decode.py [--rounds 5] [--run DIR]
 
-Four rows of 32 tokens are continued by 160; the cache of eight loops holds 25 MB. One process, in turn, medians.
+Four rows of 32 tokens are continued by 160; the cache of eight loops holds 25 MB. With --run also drafts, by a trained
+run of 8 loops, for which drafts are worth something. One process, in turn, medians of ratios.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+import looplm
 from looplm.config.schema import ExitGate, Model
 from looplm.infer.exit_rule import parse_exit
-from looplm.infer.generate import generate
+from looplm.infer.generate import Generation
+from looplm.infer.sampling import Sampling
+from looplm.infer.schedule.depth_batching import DepthBatching
+from looplm.infer.schedule.in_step import InStep
+from looplm.model.context import Context
+from looplm.model.exits import Exits
 from looplm.model.functional import FunctionalLM
+from looplm.model.lm import LoopLM
 
 NUM_LOOPS, ROWS, PROMPT, TOKENS = 8, 4, 32, 160
 SURE = 100.0
 """A bias of the gate at which every token leaves after the first loop."""
+Case = Callable[[], object]
 
 
-def cases() -> dict[str, Callable[[], object]]:
+@dataclass(frozen=True)
+class Trace:
+    """Lets tokens leave after loops that were written down, by position and row."""
+
+    loops: tuple[int, ...]
+
+    def build(self, model: LoopLM) -> Exits:
+        """Make the halting rule."""
+        return Exits(OfTrace(self.loops))
+
+
+class OfTrace(nnx.Module):
+    """See `Trace`."""
+
+    def __init__(self, loops: tuple[int, ...]) -> None:
+        self.loops = loops
+
+    def init(self, h_BSD: jax.Array) -> tuple[()]:
+        return ()
+
+    def judge(self, memory: tuple[()], h_BSD: jax.Array, context: Context) -> tuple[jax.Array, tuple[()]]:
+        assert context.sequence_B is not None
+        own_BS = context.positions_BS * 7 + context.sequence_B[:, None].astype(jnp.int32) % 1000
+        leave_BS = jnp.asarray(self.loops)[own_BS % len(self.loops)]
+        return context.loop.number_B[:, None] + 1 >= leave_BS, memory
+
+
+def fixed_cases() -> dict[str, Case]:
     """Calls that write ROWS * TOKENS tokens."""
     lm = FunctionalLM(
         Model(vocab_size=2048, dim=256, num_heads=8, hidden_dim=768, block_layers=2, exit_gate=ExitGate())
@@ -33,11 +73,9 @@ def cases() -> dict[str, Callable[[], object]]:
     params["gate"]["bias"] += SURE
     prompts = list(np.random.default_rng(0).integers(0, 2048, (ROWS, PROMPT)))
 
-    def case(num_loops: int, exit: str | None = None) -> Callable[[], object]:
-        return lambda: generate(
-            lm, params, prompts, num_loops=num_loops, exit=parse_exit(exit, lm.config),
-            max_tokens=TOKENS, temperature=0.0, seed=0, end_ids=[], num_ids=2048,
-        )  # fmt: skip
+    def case(num_loops: int, exit: str | None = None) -> Case:
+        options = dict(num_loops=num_loops, exit=parse_exit(exit, lm.config), max_tokens=TOKENS)
+        return lambda: dict(Generation(lm, params, prompts, sampling=Sampling(), num_ids=2048, **options))
 
     return {
         "all loops": case(NUM_LOOPS),
@@ -46,25 +84,65 @@ def cases() -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    calls = cases()
-    for call in calls.values():
+def depth_cases(share: float) -> dict[str, Case]:
+    """16 rows, 24 prompts, tokens that need `share` of the loops on average; and what all loops cost."""
+    lm = FunctionalLM(Model(vocab_size=256, dim=256, num_heads=8, hidden_dim=768, block_layers=2))
+    params = lm.init(jax.random.key(0))
+    prompts = list(np.random.default_rng(0).integers(0, 256, (24, 8)))
+    spread = np.random.default_rng(0).integers(1, int(2 * share * NUM_LOOPS), 97)
+    trace = Trace(tuple(int(loops) for loops in spread))
+
+    def case(**options: object) -> Case:
+        settings = dict(num_loops=NUM_LOOPS, max_tokens=TOKENS, batch_size=16, num_ids=256) | options
+        return lambda: dict(Generation(lm, params, prompts, sampling=Sampling(), **settings))
+
+    return {
+        "all loops": case(),
+        f"mean depth {spread.mean() / NUM_LOOPS:.2f}, in step": case(exit=trace, scheduler=InStep()),
+        f"mean depth {spread.mean() / NUM_LOOPS:.2f}, depth batching": case(exit=trace, scheduler=DepthBatching()),
+    }
+
+
+def draft_cases(run: Path, rows: int) -> dict[str, Case]:
+    """Text of a trained run, plain and with drafts."""
+    lm = looplm.load(run)
+    texts = ["def read_lines(path):\n    ", 'class Queue:\n    """', "import os\nimport sys\n\n", "# The number of"]
+
+    def case(**options: object) -> Case:
+        return lambda: lm.generate(texts[:rows], max_tokens=256, **options)
+
+    drafts = ("1", "2", "1:3", "1:4", "1:6", "2:4")
+    return {"plain": case()} | {f"--draft {draft}": case(draft=draft) for draft in drafts}
+
+
+def show(title: str, cases: dict[str, Case], rounds: int) -> None:
+    """Time the cases in turn; the first is what the others are compared with."""
+    for call in cases.values():
         call()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
-        for name, call in calls.items():
+        for name, call in cases.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    table = Table("decoding", "tokens/s", "of all loops")
+    table = Table(title, "seconds", "times as fast")
     first = np.array(next(iter(seconds.values())))
     for name, values in seconds.items():
-        rate = ROWS * TOKENS / np.median(values)
-        table.add_row(name, f"{rate:,.0f}", f"{np.median(first / np.array(values)):.2f}")
+        table.add_row(name, f"{np.median(values):.3f}", f"{np.median(first / np.array(values)):.2f}")
     Console().print(table)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--run", type=Path, help="A run of 8 loops.")
+    arguments = parser.parse_args()
+    show("4 rows, 160 tokens each", fixed_cases(), arguments.rounds)
+    show("24 prompts on 16 rows, 160 tokens each", depth_cases(0.5), arguments.rounds)
+    if arguments.run is not None:
+        for rows in (1, 4):
+            show(f"{rows} row(s), 256 tokens each", draft_cases(arguments.run, rows), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,10 @@ def answer_file(lm: Any, prompts: Path, out: Path, asked: dict[str, Any], seed: 
     """Answer all prompts of a file that are not answered yet, and say how many there were."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from looplm.infer.answers import Answers, read_prompts
+    from looplm.infer.answers import Answers, read_prompts, seeds_of
 
     all_asked = read_prompts(prompts)
+    seeds = seeds_of(all_asked, seed)
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         closing(Answers(out, all_asked, asked | {"seed": seed, "step": lm.step})) as answers,
@@ -177,8 +178,7 @@ def answer_file(lm: Any, prompts: Path, out: Path, asked: dict[str, Any], seed: 
                 if is_chat
                 else {"prompts": [one.prompt for one in given]},
                 **asked,
-                # A prompt's own seed, so that an answer is the same whatever was answered before.
-                seed=[seed if one.seed is None else one.seed for one in given],
+                seed=[seeds[number] for number in numbers],
                 batch_size=batch_size,
                 on_answer=keep,
             )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,21 @@ def read_prompts(path: Path) -> list[Asked]:
     if not prompts:
         raise UserError(f"{path} holds no prompts; write one a line")
     return prompts
+
+
+def seeds_of(prompts: Sequence[Asked], seed: int) -> list[int]:
+    """Return a seed for every prompt of a file: its own, or `seed`. A prompt that is there again has another, whatever
+    part of the file is answered together."""
+    copies: Counter[str] = Counter()
+    seeds = []
+    for asked in prompts:
+        own = seed if asked.seed is None else asked.seed
+        text = json.dumps([own, asked.prompt, asked.messages], sort_keys=True, default=str)
+        copy = copies[text]
+        copies[text] += 1
+        digest = hashlib.sha256(f"{own} {copy}".encode()).digest()
+        seeds.append(int.from_bytes(digest[:4], "little") if copy else own)
+    return seeds
 
 
 def _object(path: Path, number: int, line: str) -> Asked:

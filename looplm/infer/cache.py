@@ -44,7 +44,7 @@ def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dt
     kept = policy.dtype(dtype)
 
     def room(layers: int, slots: int = 1, own: int = 0) -> KVCache | None:
-        shape = (slots, layers, batch_size, length, config.kv_heads, config.head_size)
+        shape = (slots, layers, batch_size, config.kv_heads, length, config.head_size)
         return KVCache(Kept.empty(shape, kept), Kept.empty(shape, kept), own) if layers else None
 
     block = room(config.block_layers, policy.slots, policy.own)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from looplm.errors import UserError
@@ -73,7 +74,8 @@ class Generation:
         watch: Watch | None = None,
         scheduler: Scheduler | None = None,
     ) -> None:
-        self._lm, self._params, self._sampling, self._end_ids, self._watch = lm, params, sampling, end_ids, watch
+        self._lm, self._sampling, self._end_ids, self._watch = lm, sampling, end_ids, watch
+        self._params = lm.apart(params) if jax.default_backend() == "cpu" else params
         policy = parse_policy(kv, num_loops)
         rows = min(batch_size or len(prompts), len(prompts))
         drafts = parse_draft(draft, num_loops)

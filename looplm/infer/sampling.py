@@ -47,15 +47,16 @@ class Sampling:
         if self.repetition_penalty is not None:
             logits_NV = _penalised(logits_NV, position_N, tokens_NT, self.repetition_penalty)
         if self.temperature is None:
-            return jnp.argmax(logits_NV, axis=-1).astype(jnp.int32)
+            return likeliest(logits_NV)
         logits_NV = self._filtered(logits_NV / self.temperature)
         purpose = jax.random.fold_in(jax.random.key(0), SAMPLE_PURPOSE)
 
-        def one(logits_V: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
-            # The likeliest after noise that no logit changes: a draft that agrees draws the same token.
-            return jax.random.categorical(jax.random.fold_in(jax.random.fold_in(purpose, stream), position), logits_V)
+        def noise(stream: jax.Array, position: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.fold_in(purpose, stream), position)
+            return jax.random.gumbel(key, logits_NV.shape[-1:], logits_NV.dtype)
 
-        return jax.vmap(one)(logits_NV, stream_N, position_N).astype(jnp.int32)
+        # The likeliest after Gumbel noise is a draw. No logit changes the noise: a draft that agrees draws the same.
+        return likeliest(logits_NV + jax.vmap(noise)(stream_N, position_N))
 
     def _filtered(self, logits_NV: jax.Array) -> jax.Array:
         if self.top_k is not None and self.top_k < logits_NV.shape[-1]:
@@ -72,6 +73,14 @@ class Sampling:
             least_N1 = jnp.max(logits_NV, axis=-1, keepdims=True) + jnp.log(self.min_p)
             logits_NV = jnp.where(logits_NV < least_N1, LEAST, logits_NV)
         return logits_NV
+
+
+def likeliest(logits_NV: jax.Array) -> jax.Array:
+    """Return the first of the largest logits, (N,) int32; on a CPU several times faster than `argmax`, which is not
+    vectorised there."""
+    most_N1, V = jnp.max(logits_NV, axis=-1, keepdims=True), logits_NV.shape[-1]
+    places_NV = jnp.where(logits_NV == most_N1, jnp.arange(V, dtype=jnp.int32), V - 1)
+    return jnp.min(places_NV, axis=-1)
 
 
 def _penalised(logits_NV: jax.Array, position_N: jax.Array, tokens_NT: jax.Array, penalty: float) -> jax.Array:

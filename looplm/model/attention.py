@@ -16,7 +16,7 @@ from looplm.model.init import Init
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.model.positions import RelativePositions
 from looplm.model.routing import Routing
-from looplm.ops.attention import attention
+from looplm.ops.attention import attention, cached_attention
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import per_channel, use
 
@@ -138,11 +138,14 @@ class Attention(nnx.Module):
             v_BTKH = add_embedding(v_BTKH, x_BSD)
         if cache is not None:
             assert visit is not None, "a cache comes with a visit"
-            k_BTKH, v_BTKH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
+            k_BKTH, v_BKTH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
         bias_BNST = None
         if self.relative is not None:
             q_BSNH, bias_BNST = self.relative(q_BSNH, context.mask)
-        out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask, bias_BNST)
+        if cache is not None:
+            out_BSNH = cached_attention(q_BSNH, k_BKTH, v_BKTH, context.mask, bias_BNST)
+        else:
+            out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask, bias_BNST)
         routing = None
         if output_choice is not None and self.mixture and context.reporting.routing:
             choices = [choice for choice in (value_choice, output_choice) if choice is not None]

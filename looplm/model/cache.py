@@ -25,11 +25,11 @@ class Visit(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Keys or values of all places: numbers (slots, layers, B, T, K, H)."""
+    """Keys or values of all places: numbers (slots, layers, B, K, T, H), as the products of attention read them."""
 
     numbers: jax.Array
     scales: jax.Array | None = None
-    """What int8 numbers are multiplied with, (slots, layers, B, T, K) float32; None: the numbers are as they are."""
+    """What int8 numbers are multiplied with, (slots, layers, B, K, T) float32; None: the numbers are as they are."""
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> "Kept":
@@ -86,13 +86,14 @@ class KVCache:
     ) -> tuple[jax.Array, jax.Array, "KVCache"]:
         """Write the keys and values of a visit, but for tokens that have left.
 
-        Returns (keys, values) of all positions as this visit sees them, (B, T, K, H), and the cache.
+        Returns (keys, values) of all positions as this visit sees them, (B, K, T, H), and the cache.
         """
-        num_places = self.keys.numbers.shape[3]
+        num_places = self.keys.numbers.shape[4]
         row_B = jnp.arange(k_BSKH.shape[0]) if visit.row_B is None else visit.row_B
         places_BS = positions_BS if left_BS is None else jnp.where(left_BS, num_places, positions_BS)
         all_alike = visit.slot.ndim == 0
-        at = (visit.slot if all_alike else visit.slot[:, None], visit.layer, row_B[:, None], places_BS)
+        slot = visit.slot if all_alike else visit.slot[:, None]
+        at = (slot, visit.layer, row_B[:, None], slice(None), places_BS)
         whole = all_alike and visit.row_B is None
         seen = (visit.slot, visit.layer) if whole else (visit.slot, visit.layer, row_B)
 
@@ -130,13 +131,13 @@ class KVCache:
         source_sBS = jnp.where(last_writer_s[:, None, None] > exit_BS, exit_slot_BS, slot_s[:, None, None])
         row_B1 = (jnp.arange(exit_BS.shape[0]) if row_B is None else row_B)[:, None]
         layer_L11 = jnp.arange(self.keys.numbers.shape[1])[:, None, None]
-        num_places = self.keys.numbers.shape[3]
+        num_places = self.keys.numbers.shape[4]
         places_BS = positions_BS if left_BS is None else jnp.where(left_BS, positions_BS, num_places)
 
         def filled(kept: jax.Array) -> jax.Array:
-            tokens_sLBS = kept[source_sBS[:, None], layer_L11, row_B1, places_BS]
-            at = (slot_s[:, None, None, None], layer_L11, row_B1, places_BS)
-            return kept.at[at].set(tokens_sLBS, mode="drop")
+            there = (layer_L11, row_B1, slice(None), places_BS)
+            tokens_sLBSK = kept[source_sBS[:, None], *there]
+            return kept.at[slot_s[:, None, None, None], *there].set(tokens_sLBSK, mode="drop")
 
         return jax.tree.map(filled, self)
 

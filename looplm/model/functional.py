@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from looplm.config.schema import Model
 from looplm.errors import UserError
+from looplm.model.apart import Apart
 from looplm.model.layers import LoopParam
 from looplm.model.lm import LoopLM
 from looplm.sharding.collective import Whole, gather
@@ -41,6 +42,15 @@ class FunctionalLM:
         values = _flatten(params)
         variables = {path: variable.replace(values[path]) for path, variable in self._variables.items()}
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
+
+    def apart(self, params: Params) -> Params:
+        """Take stacks of layers apart; see `Apart`. The values are copied."""
+
+        def one(value: jax.Array, variable: nnx.Param) -> jax.Array | Apart:
+            is_stacked = value.ndim > len(variable.axes) and not isinstance(variable, LoopParam)
+            return Apart.of(value) if is_stacked else value
+
+        return self.map(one, params)
 
     def gather(self, params: Params, dtype: jax.typing.DTypeLike, *, per_layer: bool = False) -> Params:
         """Make sharded parameters whole for a forward pass, in the type in which they are used. With `per_layer` the
@@ -122,7 +132,7 @@ def compute_dtype(config: Model, platform: str | None = None) -> jnp.dtype:
 
 
 def _flatten(tree: dict[str, Any]) -> dict[tuple, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec | Whole))
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec | Whole | Apart))
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 

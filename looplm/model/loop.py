@@ -100,33 +100,6 @@ def run_loops(
     return Ran(carry, kept, reports)
 
 
-def run_until(
-    step: Step,
-    parameters: Tree,
-    carry: Tree,
-    inputs: Tree,
-    most: int,
-    done: Callable[[Tree], jax.Array],
-    *,
-    per_loop: Tree = None,
-) -> tuple[Tree, jax.Array]:
-    """Apply the same step at inference until `done(carry)` holds everywhere, at the latest after `most` loops.
-
-    Returns (the last carry, how many loops ran, int32).
-    """
-    total_B = jnp.full(1, most)
-
-    def advance(at: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
-        t, carry = at
-        return t + 1, step(parameters, carry, inputs, Loop(t[None], total_B, slice_of_loop(per_loop, t)))[0]
-
-    def goes_on(at: tuple[jax.Array, Tree]) -> jax.Array:
-        return (at[0] < most) & ~jnp.all(done(at[1]))
-
-    ran, carry = jax.lax.while_loop(goes_on, advance, (jnp.int32(0), carry))
-    return carry, ran
-
-
 def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:
     """Take `new` for the sequences that are chosen, else `old`; chosen_B is (B,), or (1,) for all."""
 

@@ -9,7 +9,9 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from looplm.model.apart import is_apart
 from looplm.model.report import Report, of_layers, of_unit
 
 Tree = Any
@@ -70,10 +72,24 @@ def scan_layers(
                 said.append(report)
             return carry, said
 
-        carry, said = jax.lax.scan(run, carry, places, unroll=unroll)
+        if any(map(is_apart, jax.tree.leaves(places, is_leaf=is_apart))):
+            carry, said = written_out(run, carry, places, repeats)
+        else:
+            carry, said = jax.lax.scan(run, carry, places, unroll=unroll)
         reports.append(of_unit(said))
         done = end
     return carry, of_layers(reports)
+
+
+def written_out(
+    run: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree, length: int
+) -> tuple[Tree, Tree]:
+    """Do what a scan over `xs` does, with every step in the program."""
+    said = []
+    for i in range(length):
+        carry, one = run(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs, is_leaf=is_apart))
+        said.append(one)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *said)
 
 
 def rows_at(tree: Tree, places: Sequence[int]) -> Tree:
@@ -81,7 +97,7 @@ def rows_at(tree: Tree, places: Sequence[int]) -> Tree:
     step = places[1] - places[0] if len(places) > 1 else 1
     # A strided slice and no gather, which JAX 0.10 refuses for parameters marked `reduced`.
     rows = slice(places[0], places[-1] + 1, step)
-    return jax.tree.map(lambda leaf: leaf if len(places) == leaf.shape[0] else leaf[rows], tree)
+    return jax.tree.map(lambda leaf: leaf if len(places) == leaf.shape[0] else leaf[rows], tree, is_leaf=is_apart)
 
 
 def places_among(chosen: Sequence[bool]) -> list[int]:

@@ -20,7 +20,7 @@ from looplm.infer.schedule.wavefront import Wavefront
 from looplm.model.functional import FunctionalLM
 
 NUM_LOOPS, LAYERS, ROWS, PADDED, TOKENS = 4, 3, 2, 32, 100
-CACHE = f"f32[{NUM_LOOPS},{LAYERS},{ROWS},{PADDED + TOKENS},4,8]"
+CACHE = f"f32[{NUM_LOOPS},{LAYERS},{ROWS},4,{PADDED + TOKENS},8]"
 MOVES_NOTHING = {"parameter", "get-tuple-element", "while", "conditional", "bitcast", "optimization-barrier"}
 
 

@@ -222,7 +222,7 @@ def test_in_loops_after_its_last_a_token_stands_as_it_was_in_its_last(lm, params
     assert exit_B.min() + 1 < exit_B.max()
     for kept in (block.keys.numbers, block.values.numbers):
         for row, last in enumerate(exit_B):
-            own_RLKH = kept[:, :, row, 0]
+            own_RLKH = kept[:, :, row, :, 0]
             ran = num_loops if exact else last + 1
             assert all((own_RLKH[t] != own_RLKH[:t]).any(axis=(1, 2, 3)).all() for t in range(1, ran))
             np.testing.assert_array_equal(own_RLKH[ran:], np.broadcast_to(own_RLKH[last], own_RLKH[ran:].shape))

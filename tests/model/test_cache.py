@@ -12,7 +12,7 @@ LAYERS, B, T, K, H, R = 2, 3, 5, 1, 2, 4
 
 
 def empty(slots, own=0):
-    zeros = jnp.zeros((slots, LAYERS, B, T, K, H))
+    zeros = jnp.zeros((slots, LAYERS, B, K, T, H))
     return KVCache(Kept(zeros), Kept(zeros), own)
 
 
@@ -49,9 +49,9 @@ def test_a_loop_sees_the_latest_loop_of_its_slot(slots, own):
                 )
     cache = cache.fill(jnp.asarray(exit_B)[:, None], jnp.asarray(positions_B1), R)
     for (slot, layer, row), number in last.items():
-        np.testing.assert_array_equal(cache.keys.numbers[slot, layer, row, 2], number)
-        np.testing.assert_array_equal(cache.values.numbers[slot, layer, row, 2], -number)
-    untouched = np.delete(np.asarray(cache.keys.numbers), 2, axis=3)
+        np.testing.assert_array_equal(cache.keys.numbers[slot, layer, row, :, 2], number)
+        np.testing.assert_array_equal(cache.values.numbers[slot, layer, row, :, 2], -number)
+    untouched = np.delete(np.asarray(cache.keys.numbers), 2, axis=4)
     assert not untouched.any()
 
 
@@ -61,6 +61,6 @@ def test_rows_at_different_loops_write_and_see_their_own_slots():
     keys = numbers(0, 1, positions_B1)
     seen, _, cache = cache.write(keys, keys, Visit(cache.slot(number_B), jnp.int32(1)), jnp.asarray(positions_B1))
     for row, (loop, position) in enumerate(zip(number_B, positions_B1[:, 0], strict=True)):
-        np.testing.assert_array_equal(cache.keys.numbers[loop, 1, row, position], keys[row, 0])
+        np.testing.assert_array_equal(cache.keys.numbers[loop, 1, row, :, position], keys[row, 0])
         np.testing.assert_array_equal(seen[row], cache.keys.numbers[loop, 1, row])
     assert np.count_nonzero(cache.keys.numbers) == B * K * H

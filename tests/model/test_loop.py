@@ -8,7 +8,7 @@ from flax import nnx
 
 from looplm.model.depth import Depth
 from looplm.model.layers import Linear
-from looplm.model.loop import run_loops, run_until
+from looplm.model.loop import run_loops
 
 
 def step(parameters, state, inputs, loop):
@@ -124,23 +124,6 @@ def test_each_loop_gets_its_own_slice_by_its_number_and_reports(detached, traine
     np.testing.assert_array_equal(reports["number"][:, 0], [*[0] * skipped, *numbers])
     np.testing.assert_array_equal(reports["total"][:, 0], [*[0] * skipped, *[detached + trained] * trained])
     np.testing.assert_allclose(reports["own"], [*[0] * skipped, *10 * table_T[np.minimum(numbers, 4)]])
-
-
-@pytest.mark.parametrize("most", [1, 3, 9])
-def test_running_until_nobody_is_left_is_running_all_loops_where_nobody_leaves(most):
-    arguments = (jnp.float32(0.7), jnp.float32([0.3, -0.2]), jnp.float32([0.2, 0.1]))
-    state_B, ran = run_until(step, *arguments, most, lambda state_B: jnp.zeros(2, bool))
-    np.testing.assert_array_equal(state_B, run(*arguments, Depth(most)).carry)
-    assert ran == most
-
-
-def test_running_until_stops_when_all_are_done():
-    def counting(parameters, state, inputs, loop):
-        return (state + 1, None)
-
-    state_B, ran = run_until(counting, None, jnp.zeros(2), None, 100, lambda state_B: state_B >= jnp.array([3, 7]))
-    assert ran == 7
-    np.testing.assert_array_equal(state_B, [7, 7])
 
 
 def test_a_step_may_run_loops_itself():

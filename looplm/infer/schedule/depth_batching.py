@@ -25,9 +25,9 @@ class DepthBatching:
         """Enter the last token of every row that has none on its way."""
         position_B1 = board.length_B[:, None] - 1
         waits_B1 = board.active_B[:, None] & ~board.items.live_NS
-        items, cache = writer.engine.enter(
-            board.cache, board.token_at(position_B1[:, 0])[:, None], position_B1, waits_B1
-        )
+        token_B1 = board.token_at(position_B1[:, 0])[:, None]
+        before = board.items if writer.warm_start else None
+        items, cache = writer.engine.enter(board.cache, token_B1, position_B1, waits_B1, before=before)
         groups_B = jnp.where(waits_B1[:, 0], jnp.arange(waits_B1.shape[0]), waits_B1.shape[0])
         return board._replace(cache=cache, items=board.items.put(groups_B, items))
 

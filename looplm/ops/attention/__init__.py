@@ -2,6 +2,7 @@
 
 from looplm.ops.attention.api import attention as attention
 from looplm.ops.attention.api import prepare as prepare
+from looplm.ops.attention.cached import cached_attention as cached_attention
 from looplm.ops.attention.choice import Choice as Choice
 from looplm.ops.attention.choice import choose as choose
 from looplm.ops.attention.choice import choose_for as choose_for

@@ -1,0 +1,37 @@
+"""Parameters of a stack of layers, each layer by itself.
+
+A CPU copies a layer out of a stack whenever it visits it; a token that is written reads every weight once a loop, so
+the copies would cost more than the products.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Apart:
+    """A parameter of several layers, as an array for each."""
+
+    layers: tuple[jax.Array, ...]
+
+    @classmethod
+    def of(cls, stacked: jax.Array) -> "Apart":
+        """Take a stacked parameter apart."""
+        return cls(tuple(stacked[i] for i in range(stacked.shape[0])))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stacked parameter."""
+        return (len(self.layers), *self.layers[0].shape)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the parameter of a layer, or of several, as from the stacked one."""
+        return Apart(self.layers[rows]) if isinstance(rows, slice) else self.layers[rows]
+
+
+def is_apart(leaf: Any) -> bool:
+    """Whether it is a parameter that was taken apart; for `is_leaf` of `jax.tree.map`."""
+    return isinstance(leaf, Apart)
