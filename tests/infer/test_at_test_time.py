@@ -69,7 +69,6 @@ def test_the_last_loop_is_contrasted_with_an_earlier_one(built):
     expected = again(built, continued)
     assert texts(built, contrast=Contrast(2, 1.5)) == expected
     assert texts(built, contrast=Contrast(2, 1.5), draft="1:2") == expected
-    assert texts(built, contrast=Contrast(2, 1.5), draft="2") == expected
     assert texts(built) != expected
 
 

@@ -53,17 +53,23 @@ WAYS = {
 @pytest.mark.parametrize(
     ("name", "way", "temperature"),
     [
-        ("ouro", "depth batching", None),
-        ("ouro", "wavefront", 1.0),
         ("ouro", "draft and verify", 1.0),
-        ("huginn", "wavefront", None),
-        ("huginn", "draft and verify", None),
-        ("parcae", "wavefront of two", 1.0),
-        ("parcae", "two rows for four prompts", None),
-        ("huginn", "wavefront, two rows", 1.0),
-        pytest.param("parcae", "wavefront", None, marks=pytest.mark.slow),
-        pytest.param("parcae", "draft and verify", None, marks=pytest.mark.slow),
-        pytest.param("huginn", "depth batching", 1.0, marks=pytest.mark.slow),
+        ("ouro", "depth batching", 1.0),
+        ("huginn", "wavefront, two rows", None),
+        ("parcae", "wavefront of two", None),
+        *(
+            pytest.param(name, way, temperature, marks=pytest.mark.slow)
+            for name, way, temperature in (
+                ("ouro", "wavefront", 1.0),
+                ("ouro", "two rows for four prompts", None),
+                ("huginn", "wavefront", None),
+                ("huginn", "draft and verify", None),
+                ("huginn", "depth batching", 1.0),
+                ("parcae", "two rows for four prompts", None),
+                ("parcae", "wavefront", 1.0),
+                ("parcae", "draft and verify", None),
+            )
+        ),
     ],
 )
 def test_every_scheduler_writes_the_text_of_rows_in_step(models, name, way, temperature):
