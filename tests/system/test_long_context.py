@@ -8,6 +8,7 @@ import pytest
 
 from looplm.config.schema import Run
 from looplm.sharding.mesh import build_mesh
+from looplm.train.flops import step_flops
 from looplm.train.program import Program
 from tests.system.test_meshes import ALONE, MODEL, WITH_EXPERTS, assert_same, train
 
@@ -75,3 +76,14 @@ def test_a_run_says_how_its_sequences_lie(tiny_run: Callable[..., Run]) -> None:
         assert Program(run, build_mesh(run.mesh, mesh)).attention.endswith(
             f"sequences on 4 devices each, tokens in {line}"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [RING, {}], ids=["ring", "gathered"])
+def test_model_flops_do_not_depend_on_where_a_sequence_lies(tiny_run: Callable[..., Run], axes: dict) -> None:
+    def model_flops(devices: list[jax.Device], changes: dict) -> float:
+        run = tiny_run(**PACKED | {"mesh.fsdp": 1, "objective": "final", "model.exit_gate": None} | changes)
+        return step_flops(Program(run, build_mesh(run.mesh, devices)).trace().jaxpr).at(0).model
+
+    found = model_flops(jax.devices()[:4], {"mesh.context": 4} | axes)
+    assert found == pytest.approx(model_flops(jax.devices()[:1], {}), rel=1e-6)
