@@ -15,13 +15,14 @@ from looplm.checkpoint.adapters.base import official_tensor
 from looplm.checkpoint.adapters.expressible import family_of
 from looplm.checkpoint.folder import checkpoint_of, place_of
 from looplm.checkpoint.hf_folder import is_official
+from looplm.checkpoint.lineage import GENERATION, official_config
 from looplm.checkpoint.official_files import Tensor, write_tensors
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.seal import CONFIG_FILE, Damaged, Seal
 from looplm.checkpoint.stored_rows import StoredRows
 from looplm.config.load import from_json
 from looplm.config.schema import Model, Run
-from looplm.convert.files import GENERATION, copy_tokenizer, made_at_once, official_config
+from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.import_folder import LENGTH_KEYS, TORCH_DTYPES
 from looplm.convert.model_card import model_card
 from looplm.data.tokenizer import Tokenizer

@@ -1,21 +1,13 @@
-"""What goes along with the weights: the tokenizer's files, and the config.json that they came with."""
+"""What goes along with the weights, and folders that are there as a whole or not at all."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from looplm.checkpoint.lineage import GENERATION, TOKENIZER, TOKENIZER_FILES
 from looplm.errors import UserError
 
-OFFICIAL = "official.json"
-"""In a run that was imported: the config.json of its folder."""
-GENERATION = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", GENERATION,
-)  # fmt: skip
 SENTENCEPIECE = "tokenizer.model"
 """Of older folders, beside a tokenizer.json which says the same; a run has one tokenizer."""
 MAX_BYTES = 1 << 28
@@ -24,25 +16,14 @@ MAX_BYTES = 1 << 28
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
     """Copies the contents of what is there, and returns the names."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if TOKENIZER_FILES[0] not in names and (source / SENTENCEPIECE).is_file():
+    names = [name for name in (*TOKENIZER_FILES, GENERATION) if (source / name).is_file()]
+    if TOKENIZER not in names and (source / SENTENCEPIECE).is_file():
         names.append(SENTENCEPIECE)
     for name in names:
         if (size := (source / name).stat().st_size) > MAX_BYTES:
             raise UserError(f"{source / name} has {size} bytes, and no file of a tokenizer has; download it again")
         shutil.copyfile(source / name, target / name)
     return names
-
-
-def official_config(run: Path) -> dict[str, Any]:
-    """The config.json that a run's weights came with; empty for one that was not imported."""
-    try:
-        stored = json.loads((run / OFFICIAL).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run / OFFICIAL} cannot be read ({error}); take it away, or mend it") from error
-    return stored if isinstance(stored, dict) else {}
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from looplm.checkpoint.adapters import kind_of
 from looplm.checkpoint.adapters.base import official_tensor
 from looplm.checkpoint.folder import place_of
 from looplm.checkpoint.hf_folder import HFFolder
+from looplm.checkpoint.lineage import OFFICIAL
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.stored_rows import StoredRows
 from looplm.checkpoint.streamed import write_streamed
 from looplm.config.load import to_json
 from looplm.config.schema import Data, Loop, Model, Objective, Optim, Run
-from looplm.convert.files import OFFICIAL, copy_tokenizer, made_at_once
+from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.parity import compare_logits
 from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from looplm.checkpoint.lineage import official_config
 from looplm.checkpoint.seal import Seal
 from looplm.config.schema import Run
-from looplm.convert.files import official_config
 from looplm.metrics.sweep import read_sweeps
 
 

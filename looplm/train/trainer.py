@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from looplm.checkpoint.folder import clean
+from looplm.checkpoint.lineage import kept_files
 from looplm.config.schema import Run
 from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
@@ -121,7 +122,8 @@ class Trainer:
         tokenizer, template = self.mixture.tokenizer, next(iter(self.mixture.templates), None)
         if jax.process_index() == 0:
             files = {} if template is None else {TEMPLATE_FILE: template.encode()}
-            self.workdir.claim(self.run, files | (tokenizer.files if tokenizer else {}))
+            files |= tokenizer.files if tokenizer else {}
+            self.workdir.claim(self.run, files | kept_files(self.saving.source(), self.workdir.root, files))
             clean(self.workdir.checkpoints, self.console.print)
         wait_for_all("the workdir is claimed")
         self.workdir.check_claimed()

@@ -23,8 +23,8 @@ FREE_TO_CHANGE = (
 
 
 class Workdir:
-    """WORKDIR/{config.json, the tokenizer, template.txt, {metrics,events,experts}.jsonl, checkpoints/, eval/,
-    report.html, tensorboard/}."""
+    """WORKDIR/{config.json, official.json, the tokenizer, template.txt, {metrics,events,experts}.jsonl, checkpoints/,
+    eval/, report.html, tensorboard/}."""
 
     def __init__(self, root: Path):
         self.root = root

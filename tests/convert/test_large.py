@@ -15,7 +15,7 @@ import looplm
 from looplm.checkpoint.adapters import find
 from looplm.checkpoint.official_files import Tensor, write_tensors
 from looplm.checkpoint.weight_files import stored_tensors
-from looplm.config.load import override, to_json
+from looplm.config.load import override
 
 CONFIG = dict(
     model_type="ouro", vocab_size=49152, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24,
@@ -52,27 +52,33 @@ def looplm_peak(*arguments: object) -> float:
     return usage.ru_maxrss * 1024
 
 
+def two_steps(run_dir: Path, tiny_run, config_file) -> None:
+    """Of the gate alone, on a task."""
+    changes = {
+        "data.train": {"kind": "p_hop", "seed": 1}, "data.validation": None, "data.sequence_length": 64,
+        "data.batch_tokens": 64, "num_steps": 2, "optim.schedule.warmup_steps": 0, "objective": "gate",
+    }  # fmt: skip
+    config = config_file(override(tiny_run(), changes))
+    looplm_peak("train", config, "--workdir", run_dir, "--set", f"model=from:{run_dir}")
+
+
 @pytest.mark.slow
 def test_three_gigabytes_go_in_and_out(folder, tiny_run, config_file, tmp_path):
+    """And two steps between, where the machine holds the weights, their gradient and the moments: 23 GB and more."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert size > 2.8e9
     peak = looplm_peak("convert", "import", folder, tmp_path / "run")
     print(f"imported {size / 1e9:.2f} GB with a peak of {peak / 1e9:.2f} GB, {peak / size:.2f} of it")
     assert peak < 1.3 * size
-
-    task = {"kind": "p_hop", "seed": 1}
-    run = override(tiny_run(), {"data.train": task, "data.validation": None, "data.sequence_length": 64,
-                                "data.batch_tokens": 64, "num_steps": 2, "optim.schedule.warmup_steps": 0,
-                                "objective": "gate", "checkpoint.every_steps": 2})  # fmt: skip
-    config = config_file(run)
-    assert "gate" in to_json(run)
-    looplm_peak("train", config, "--workdir", tmp_path / "run", "--set", f"model=from:{tmp_path / 'run'}")
+    trains = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") > 40e9
+    if trains:
+        two_steps(tmp_path / "run", tiny_run, config_file)
     peak = looplm_peak("convert", "export", tmp_path / "run", tmp_path / "out", "--dtype", "bfloat16")
     print(f"exported with a peak of {peak / 1e9:.2f} GB")
     before, after = stored_tensors(folder), stored_tensors(tmp_path / "out")
     assert before.keys() == after.keys()
-    differing = [name for name in before if bits(before[name]) != bits(after[name])]
-    assert differing == ["model.early_exit_gate.bias", "model.early_exit_gate.weight"]
+    differing = [name for name in sorted(before) if bits(before[name]) != bits(after[name])]
+    assert differing == (["model.early_exit_gate.bias", "model.early_exit_gate.weight"] if trains else [])
 
 
 def bits(tensor) -> bytes:
