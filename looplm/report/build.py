@@ -36,8 +36,9 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
         raise UserError(f"run directory {workdir} does not exist; give the --workdir of `looplm train`")
     if reason := obstacle(target):
         raise UserError(f"{target} cannot be written: {reason}; give a file elsewhere with --out")
-    run, file = from_json(workdir / "config.json"), workdir / "metrics.jsonl"
-    rows = read_metrics(file) if run.data.sources or file.exists() else []  # an imported model has none
+    config, file = workdir / "config.json", workdir / "metrics.jsonl"
+    was_imported = not file.exists() and config.is_file() and not from_json(config).data.sources
+    rows = [] if was_imported else read_metrics(file)
     sweeps = read_sweeps(workdir / "eval")
     if not rows and not sweeps:
         raise UserError(
@@ -47,7 +48,7 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
     events = read_events(workdir / "events.jsonl")
     seconds = whole([event for event in events if event["kind"] == TIME])
     notes = [event for event in events if event["kind"] == NOTE]
-    loads = read_loads(workdir / "experts.jsonl")
+    run, loads = from_json(config), read_loads(workdir / "experts.jsonl")
     html = build_report(workdir.resolve().name, run, History(rows), sweeps, seconds, loads, notes)
     # The name of a folder may hold bytes that are no UTF-8.
     write_result(target, html.encode("utf-8", errors="replace"))
