@@ -108,4 +108,5 @@ def _leaves(params: dict) -> list:
 def _told(model: Model, loop: Loop) -> str:
     parts = [("prelude", model.prelude_layers), ("block", model.block_layers), ("coda", model.coda_layers)]
     layers = ", ".join(f"{name} of {count} layers" for name, count in parts if count)
-    return f"{layers}, {loop.num_loops} loops, width {model.dim}, {model.vocab_size} tokens"
+    loops = f"{loop.num_loops} loop{'s' * (loop.num_loops > 1)}"
+    return f"{layers}, {loops}, width {model.dim}, {model.vocab_size} tokens"

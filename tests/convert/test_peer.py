@@ -53,3 +53,13 @@ def test_an_exported_folder_gives_equal_logits_in_the_authors_code(folder, dtype
     state = np.zeros((*ids_BS.shape, lm.model.dim), np.float32) if system == "huginn" else None
     ours = jax.jit(lambda ids_BS: lm(ids_BS, initial_state=state).logits(lm.loop.num_loops))(ids_BS)
     np.testing.assert_allclose(ours, np.load(tmp_path / "logits.npy"), atol=5e-5)
+
+
+@pytest.mark.peer
+def test_the_library_itself_is_asked_where_it_is_installed(tmp_path, command):
+    """In a Python that has torch and transformers beside looplm."""
+    pytest.importorskip("torch")
+    shown = command("convert", "import", "--reference", folders("qwen3")[0], tmp_path / "run")
+    assert shown.code == 0, shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if line.endswith("of the library transformers")]
+    assert float(line.split("differ by ")[1].split()[0]) < 5e-5
