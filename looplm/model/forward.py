@@ -14,7 +14,7 @@ from looplm.model.core import Inputs
 from looplm.model.depth import Depth
 from looplm.model.halting import Halting
 from looplm.model.lm import LoopLM
-from looplm.model.loop import run_loops
+from looplm.model.loop import run_loops, written_out
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
 from looplm.ops.attention import Asked, prepare
@@ -144,7 +144,9 @@ class Forward:
         if not isinstance(reads, str):
             h_RBSD, active_RB = jax.tree.map(lambda leaf: leaf[reads], (h_RBSD, active_RB))
         with jax.named_scope(WINDOW):
-            made, _, report = jax.lax.map(leave if self.context.remat == "none" else jax.checkpoint(leave), h_RBSD)
+            leave = leave if self.context.remat == "none" else jax.checkpoint(leave)
+            walk = written_out if self.context.unroll else jax.lax.scan
+            _, (made, _, report) = walk(lambda _, h_BSD: (None, leave(h_BSD)), None, h_RBSD)
         return Readings(made, report, active_RB)
 
 

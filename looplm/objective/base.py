@@ -1,6 +1,7 @@
 """Objectives: what a training step minimises, from a forward pass to sums over tokens."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.layers import Group
 from looplm.model.lm import LoopLM
+from looplm.model.loop import Remat
 from looplm.model.output import Output, Reads
 from looplm.objective.router import loads_by_row, router_loss, router_sums
 from looplm.ops.cross_entropy import IGNORED, TokenScores, linear_cross_entropy
@@ -89,10 +91,19 @@ def with_frozen(objective: Objective, lm: FunctionalLM, params: Params) -> Param
     )
 
 
-def scoring(model: LoopLM, labels_BS: jax.Array) -> Callable[[jax.Array], TokenScores]:
-    """Return the function that scores a loop: what the head reads (B, S, D) -> scores of every token, each (B, S)."""
-    head_VD, bias_V, cap = model.head_VD, model.head_bias_V, model.config.logit_softcap
-    return lambda hidden_BSD: linear_cross_entropy(hidden_BSD, head_VD, labels_BS, bias_V=bias_V, logit_softcap=cap)
+def scoring(model: LoopLM, labels_BS: jax.Array, remat: Remat = "loop") -> Callable[[jax.Array], TokenScores]:
+    """Return the function that scores a loop: what the head reads (B, S, D) -> scores of every token, each (B, S).
+
+    remat: the logits are saved where nothing is to be recomputed.
+    """
+    return partial(
+        linear_cross_entropy,
+        head_VD=model.head_VD,
+        labels_BS=labels_BS,
+        bias_V=model.head_bias_V,
+        logit_softcap=model.config.logit_softcap,
+        save_logits=remat == "none",
+    )
 
 
 def draw_loops(window: int, number: int | None, key: jax.Array) -> Reads:

@@ -19,7 +19,7 @@ class Final:
         self.config = config
 
     def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-        output = forward("last", scoring(forward.model, labels_BS))
+        output = forward("last", scoring(forward.model, labels_BS, forward.context.remat))
         loss = jnp.sum(output.read.nll_BS)
         objective = loss + self.config.z_loss_weight * jnp.sum(output.read.z_BS)
         return Sums(objective, loss, jnp.sum(labels_BS != IGNORED), {}), output

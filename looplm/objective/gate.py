@@ -28,7 +28,7 @@ class Gate:
         self.config = config
 
     def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-        output = forward("all", scoring(forward.model, labels_BS))
+        output = forward("all", scoring(forward.model, labels_BS, forward.context.remat))
         assert output.gate_logits_RBS is not None, "config.check requires a gate"
         assert output.log_exit_RBS is not None
         nll_RBS = jax.lax.stop_gradient(output.read.nll_BS)

@@ -43,7 +43,7 @@ class PerLoop:
 
     def __call__(self, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
         read = draw_loops(forward.depth.window, self.config.sampled_heads, key)
-        output = forward(read, scoring(forward.model, labels_BS))
+        output = forward(read, scoring(forward.model, labels_BS, forward.context.remat))
         scores = output.read
         scored_BS = labels_BS != IGNORED
         weight_RBS, bonus, extra, exit_R = self.weights(output, labels_BS)

@@ -79,3 +79,40 @@ def test_a_mesh_changes_nothing(inputs, context):
         scores = jax.jit(partial(linear_cross_entropy, chunk_logits=4 * V))(rows[0], head_VD, rows[1])
     for value, whole in zip(scores, expected, strict=True):
         np.testing.assert_allclose(value, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("save_logits", [True, False])
+@pytest.mark.parametrize("context", [1, 2])
+def test_the_gradient_by_hand_equals_that_of_the_definition(inputs, context, save_logits):
+    """With a bias, a cap and the normaliser's square, whole and over devices."""
+    hidden_BSD, head_VD, labels_BS = jax.tree.map(lambda x: x[:, :12] if x.shape[:2] == (B, S) else x, inputs)
+    bias_V, weight_BS = jax.random.normal(jax.random.key(4), (V,)), jax.random.uniform(jax.random.key(5), (B, 12))
+
+    def by_definition(hidden_BSD, head_VD, bias_V):
+        logits_BSV = 3 * jnp.tanh((hidden_BSD @ head_VD.T + bias_V) / 3)
+        log_p_BSV, scored_BS = jax.nn.log_softmax(logits_BSV), labels_BS != IGNORED
+        nll_BS = -jnp.take_along_axis(log_p_BSV, jnp.maximum(labels_BS, 0)[:, :, None], -1)[:, :, 0]
+        z_BS = jax.nn.logsumexp(logits_BSV, -1) ** 2
+        return jnp.sum(weight_BS * (nll_BS + 0.1 * z_BS), where=scored_BS)
+
+    def by_hand(hidden_BSD, head_VD, bias_V, labels_BS, weight_BS):
+        scores = linear_cross_entropy(
+            hidden_BSD, head_VD, labels_BS, bias_V=bias_V, logit_softcap=3.0, save_logits=save_logits
+        )
+        return jnp.sum(weight_BS * (scores.nll_BS + 0.1 * scores.z_BS))
+
+    expected = jax.grad(by_definition, argnums=(0, 1, 2))(hidden_BSD, head_VD, bias_V)
+    with jax.set_mesh(build_mesh(Mesh(fsdp=2, context=context), jax.devices()[: 2 * context])):
+        rows = [lay_out(x, "batch", "sequence", *["embed"] * (x.ndim - 2)) for x in (hidden_BSD, labels_BS, weight_BS)]
+        gradients = jax.jit(jax.grad(by_hand, argnums=(0, 1, 2)))(rows[0], head_VD, bias_V, *rows[1:])
+    for gradient, whole in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("save_logits", "products"), [(True, 3), (False, 4)])
+def test_logits_that_are_saved_are_not_made_again(inputs, save_logits, products):
+    def loss(hidden_BSD, head_VD):
+        return jnp.sum(linear_cross_entropy(hidden_BSD, head_VD, inputs[2], save_logits=save_logits).nll_BS)
+
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*inputs[:2]).as_text()
+    assert program.count("stablehlo.dot_general") == products

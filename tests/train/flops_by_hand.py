@@ -153,7 +153,7 @@ def rematerialised(
 ) -> Flops:
     """The counts of `training_flops`, with what the backward pass computes again under `loop.remat`.
 
-    - Always: the logits of the chunked cross-entropy.
+    - All but `none`: the logits of the cross-entropy.
     - `layer`: every layer that has a gradient; its last product only where a norm needs the result. Where an objective
       reads several loops, also what lies between a loop and the head, once more: nothing of it is kept.
     - `loop`, `offload`: also every trained loop, injection included, to get the inputs of its layers back.
@@ -169,9 +169,11 @@ def rematerialised(
         "coda": flops.coda.forward / num_reads,
     }
     places: dict[str, Place] = {"prelude": "prelude", "loops": "block", "coda": "coda"}
-    times = {"head": 1.0}
+    times: dict[str, float] = {}
     if remat != "none":
-        times |= {name: 1 - _kept(model, places[name], remat) / cost for name, cost in once.items() if cost}
+        times = {"head": 1.0} | {
+            name: 1 - _kept(model, places[name], remat) / cost for name, cost in once.items() if cost
+        }
     if remat in ("loop", "names", "offload"):
         times |= {"loops": times["loops"] + 1, "injection": 1.0}
     if remat != "none" and not isinstance(objective, FinalCrossEntropy | GateImprovement):

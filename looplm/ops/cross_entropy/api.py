@@ -1,4 +1,4 @@
-"""Chunked cross-entropy: the head is applied to a slice of the sequence at a time, and again in the backward pass."""
+"""Cross-entropy of a slice of the sequence at a time, whose logits are made again in the backward pass or saved."""
 
 import math
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from looplm.ops.cross_entropy.reference import cross_entropy
+from looplm.ops.cross_entropy.label import cross_entropy
+from looplm.ops.cross_entropy.product import head_product
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
 from looplm.sharding.collective import Whole, per_channel
@@ -36,8 +37,9 @@ def linear_cross_entropy(
     bias_V: jax.Array | Whole | None = None,
     logit_softcap: float | None = None,
     chunk_logits: int = CHUNK_LOGITS,
+    save_logits: bool = False,
 ) -> TokenScores:
-    """Scores labels under softmax(hidden head^T + bias) without holding (B, S, V).
+    """Score labels under softmax(hidden head^T + bias) without holding (B, S, V).
 
     Args:
         hidden_BSD: any float type; the product is taken in it and continued in float32.
@@ -46,6 +48,7 @@ def linear_cross_entropy(
         bias_V: added to the logits, in float32 at least.
         logit_softcap: see `ops.softcap`.
         chunk_logits: how many logits a device may hold.
+        save_logits: save the logits for the backward pass where they are one chunk, instead of making them again.
     """
     batch, length, _ = hidden_BSD.shape
     shards = num_shards("context")
@@ -53,14 +56,8 @@ def linear_cross_entropy(
     chunk = max(1, min(device_length, chunk_logits // (device_batch * head_VD.shape[0])))
     chunk = math.ceil(device_length / math.ceil(device_length / chunk))  # as many chunks, of one length: least padding
 
-    @jax.checkpoint
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
-        logits_BCV = jnp.einsum(
-            "BCD,VD->BCV",
-            hidden_BCD,
-            head_VD.astype(hidden_BCD.dtype),
-            out_sharding=activation_spec("batch", "sequence", "vocab"),
-        )
+        logits_BCV = head_product(hidden_BCD, head_VD.astype(hidden_BCD.dtype))
         if bias_V is not None:
             logits_BCV = at_least_fp32(logits_BCV)
             logits_BCV = per_channel(jnp.add, [bias_V.astype(logits_BCV.dtype)], logits_BCV)
@@ -72,6 +69,9 @@ def linear_cross_entropy(
             jnp.where(scored_BC, jnp.square(normaliser_BC), 0),
         )
 
+    if chunk == device_length and save_logits:
+        return score(hidden_BSD, labels_BS)
+    score = jax.checkpoint(score)
     if chunk == device_length:
         return score(hidden_BSD, labels_BS)
 
