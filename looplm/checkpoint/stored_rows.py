@@ -16,8 +16,13 @@ SPARE = 64 << 20
 class StoredRows:
     """The weights of a checkpoint whose files are what was saved (`CheckpointReader.verified`)."""
 
-    def __init__(self, folder: Path, seal: Seal):
-        """folder: of the checkpoint. Raises Damaged when its weights cannot be opened."""
+    def __init__(self, folder: Path, seal: Seal, *, in_rows: bool = False):
+        """Args:
+            folder: of the checkpoint.
+            in_rows: whether `streamed` has written it, a row at a time: then nothing has to be kept between two rows.
+
+        Raises Damaged when its weights cannot be opened.
+        """
         self._folder = (folder / "params").absolute()
         try:
             metadata = json.loads((self._folder / "_METADATA").read_text())
@@ -27,7 +32,7 @@ class StoredRows:
         import tensorstore as ts
 
         # A chunk of a run's checkpoint is a whole leaf: it stays until all its rows are read.
-        largest = max((4 * math.prod(kind.shape) for kind in seal.kinds("params").values()), default=0)
+        largest = 0 if in_rows else max(4 * math.prod(kind.shape) for kind in seal.kinds("params").values())
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": largest + SPARE}})
         self._opened: tuple[str, Any] | None = None
 

@@ -92,7 +92,7 @@ def _length(folder: HFFolder) -> int:
 def _read_back(folder: HFFolder, model: Model, checkpoints: Path) -> int:
     """How many official tensors the checkpoint gives as the folder has them."""
     seal = CheckpointReader(checkpoints).verified(0)
-    rows, (tensors, get) = StoredRows(place_of(checkpoints, 0), seal), folder.checked(model)
+    rows, (tensors, get) = StoredRows(place_of(checkpoints, 0), seal, in_rows=True), folder.checked(model)
     for tensor in sorted(tensors, key=lambda tensor: tensor.parts[0].path):
         if not np.array_equal(official_tensor(tensor, rows), get(tensor.name)):
             raise AssertionError(f"{tensor.name} was written as something else")
