@@ -114,7 +114,7 @@ def measure_own(run: Run) -> Sequence[str]:
     shares = [f"{x / step_s / device.peak_flops:.1%}" if device else "unknown device" for x in flops]
     memory = memory_of(compiled).total / GIB
     return [
-        program.attention.backend, f"{run.data.batch_tokens / step_s:,.0f}", f"{1e3 * step_s:.1f}", *shares,
+        program.attention.partition(";")[0], f"{run.data.batch_tokens / step_s:,.0f}", f"{1e3 * step_s:.1f}", *shares,
         f"{memory:.1f}", f"{compiled_s:.0f}", f"{loss:.3f}",
     ]  # fmt: skip
 
