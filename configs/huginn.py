@@ -33,17 +33,23 @@ RECIPES = (  # compiled for these slices: docs/scaling.md
     Recipe(
         devices="TPU v5 lite|TPU v6 lite",
         num_devices=64,
-        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64, "sharding.gather": "per_layer"},
+        settings={
+            "mesh.data": 2,
+            "mesh.fsdp": 32,
+            "data.accumulation_steps": 64,
+            "sharding.gather": "per_layer",
+            "loop.remat": "layer",
+        },
     ),
     Recipe(
         devices="TPU v5|TPU v5p",
         num_devices=64,
-        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64},
+        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64, "loop.remat": "layer"},
     ),
     Recipe(
         devices="TPU7x",
         num_devices=128,
-        settings={"mesh.data": 4, "mesh.fsdp": 32, "data.accumulation_steps": 32},
+        settings={"mesh.data": 4, "mesh.fsdp": 32, "data.accumulation_steps": 32, "loop.remat": "layer"},
     ),
 )
 

@@ -30,7 +30,7 @@ RECIPES = (  # compiled for this slice: docs/scaling.md
     Recipe(
         devices="TPU v5|TPU v5p",
         num_devices=64,
-        settings={"mesh.data": 8, "mesh.fsdp": 8, "data.accumulation_steps": 8},
+        settings={"mesh.data": 8, "mesh.fsdp": 8, "data.accumulation_steps": 8, "loop.remat": "layer"},
     ),
 )
 

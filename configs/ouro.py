@@ -30,17 +30,23 @@ RECIPES = (  # compiled for these slices: docs/scaling.md
     Recipe(
         devices="TPU v5 lite",
         num_devices=64,
-        settings={"mesh.data": 4, "mesh.fsdp": 8, "mesh.tensor": 2, "data.accumulation_steps": 64},
+        settings={
+            "mesh.data": 4,
+            "mesh.fsdp": 8,
+            "mesh.tensor": 2,
+            "data.accumulation_steps": 64,
+            "loop.remat": "layer",
+        },
     ),
     Recipe(
         devices="TPU v5|TPU v5p|TPU v6 lite",
         num_devices=64,
-        settings={"mesh.data": 4, "mesh.fsdp": 16, "data.accumulation_steps": 32},
+        settings={"mesh.data": 4, "mesh.fsdp": 16, "data.accumulation_steps": 32, "loop.remat": "layer"},
     ),
     Recipe(
         devices="TPU7x",
         num_devices=128,
-        settings={"mesh.data": 8, "mesh.fsdp": 16, "data.accumulation_steps": 16},
+        settings={"mesh.data": 8, "mesh.fsdp": 16, "data.accumulation_steps": 16, "loop.remat": "layer"},
     ),
 )
 

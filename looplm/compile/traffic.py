@@ -16,6 +16,8 @@ FREE = {
 }  # fmt: skip
 ON_CHIP = re.compile(r"\w+\[[\d,]*\]\{[^}]*S\(1\)[^}]*\}")
 SLICES = ("dynamic-slice", "slice", "gather")
+VIEWS = ("bitcast", "copy", "reshape", "transpose")
+"""What a fusion computes only where a slice of it is read."""
 
 
 def memory_traffic(module: Module) -> float:
@@ -41,9 +43,8 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
         case "fusion":
             inside = module.computations[instruction.attribute("calls")]
             parameters = {int(i.arguments): i.name for i in inside.values() if i.opcode == "parameter"}
-            read = sum(_read(parameters[n], shape, inside) for n, shape in enumerate(operands))
-            root = list(inside.values())[-1]
-            return read + _written(root, instruction.shape, inside)
+            read = sum(_read(parameters[n], shape, inside, module) for n, shape in enumerate(operands))
+            return read + _written(instruction.shape, inside, module)
         case "dynamic-slice" | "slice" | "gather" | "async-start":
             return 2 * _bytes(instruction.shape) if instruction.opcode != "async-start" else 0.0
         case "dynamic-update-slice":
@@ -52,27 +53,64 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
             return _bytes(instruction.shape) + sum(map(_bytes, operands))
 
 
-def _read(parameter: str, shape: str, inside: Computation) -> int:
+def _read(parameter: str, shape: str, inside: Computation, module: Module) -> int:
     """Bytes that a fusion reads of an operand: of its slices, if it only slices it; nothing where it writes into it."""
-    users = [i for i in inside.values() if parameter in i.operands]
     if ON_CHIP.search(shape):
         return 0
-    if users and all(_slices(user, parameter) for user in users):
-        return sum(array_bytes(user.shape) for user in users if user.opcode in SLICES)
-    return array_bytes(shape)
+    slices = _sliced(parameter, inside, module)
+    return array_bytes(shape) if slices is None else slices
 
 
-def _slices(user: Instruction, parameter: str) -> bool:
-    return user.opcode in (*SLICES, "dynamic-update-slice") and user.operands[0] == parameter
+def _sliced(name: str, inside: Computation, module: Module) -> int | None:
+    """Bytes of the slices of a value inside a fusion; None where something needs all of it."""
+    users = [user for user in inside.values() if name in user.operands]
+    if not users:
+        return None  # the result
+    found = [_sliced_by(user, name, inside, module) for user in users]
+    return None if None in found else sum(filter(None, found))
 
 
-def _written(root: Instruction, shape: str, inside: Computation) -> int:
-    roots: Iterable[Instruction] = (
-        [inside[name.partition("#")[0]] for name in root.operands] if root.opcode == "tuple" else [root]
-    )
-    updates = [i for i in roots if i.opcode == "dynamic-update-slice"]
-    whole = _bytes(shape) - sum(_bytes(i.shape) for i in updates)
-    return max(0, whole) + sum(array_bytes(shape_of(i.operands[1], inside)) for i in updates)
+def _sliced_by(user: Instruction, name: str, inside: Computation, module: Module) -> int | None:
+    if user.opcode in VIEWS:
+        return _sliced(user.name, inside, module)
+    if user.opcode == "fusion":
+        nested = module.computations[user.attribute("calls")]
+        if {instruction.opcode for instruction in nested.values()} <= {"parameter", *VIEWS}:
+            return _sliced(user.name, inside, module)
+        numbers = [str(n) for n, operand in enumerate(user.operands) if operand == name]
+        found = [_sliced(i.name, nested, module) for i in nested.values() if _is_parameter(i, numbers)]
+        return None if None in found else sum(filter(None, found))
+    if user.operands[0] != name or user.opcode not in (*SLICES, "dynamic-update-slice"):
+        return None
+    return array_bytes(user.shape) if user.opcode in SLICES else 0
+
+
+def _is_parameter(instruction: Instruction, numbers: Iterable[str]) -> bool:
+    return instruction.opcode == "parameter" and instruction.arguments in numbers
+
+
+def _written(shape: str, inside: Computation, module: Module) -> int:
+    """Bytes that a fusion writes: of an array that it writes a slice into, the slice."""
+    root = list(inside.values())[-1]
+    roots = [inside[name.partition("#")[0]] for name in root.operands] if root.opcode == "tuple" else [root]
+    updates = [found for found in (_update(one, inside, module) for one in roots) if found]
+    whole = _bytes(shape) - sum(whole for whole, _ in updates)
+    return max(0, whole) + sum(update for _, update in updates)
+
+
+def _update(instruction: Instruction, inside: Computation, module: Module) -> tuple[int, int] | None:
+    """Bytes of the array that a slice is written into, as far as it is in memory, and of the slice; None where nothing
+    of the kind is done."""
+    if instruction.opcode == "dynamic-update-slice":
+        return _bytes(instruction.shape), array_bytes(shape_of(instruction.operands[1], inside))
+    if instruction.opcode in VIEWS:
+        found = _update(inside[instruction.operands[0].partition("#")[0]], inside, module)
+        return found and (_bytes(instruction.shape), found[1])
+    if instruction.opcode == "fusion":
+        nested = module.computations[instruction.attribute("calls")]
+        found = _update(list(nested.values())[-1], nested, module)
+        return found and (_bytes(instruction.shape), found[1])
+    return None
 
 
 def _bytes(shape: str) -> int:
