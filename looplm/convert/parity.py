@@ -42,8 +42,10 @@ def _transformers(source: Path) -> np.ndarray:
     except ImportError as error:
         raise UserError(f"--reference needs torch and transformers ({error}); install them, or leave it out") from error
     try:
-        # Code that came with the folder is not run.
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        # Code that came with the folder is not run, nor pickles read.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"--reference: transformers does not read {source} ({reason}); leave it out") from error

@@ -73,20 +73,19 @@ def program(body: str, root: str, arguments: str, result: str) -> Module:
 def test_a_fusion_reads_what_it_needs_of_a_stack(name: str) -> None:
     body, weights, elements = BODIES[name]
     root = f"%dot = f32[4,16]{{1,0}} dot(%x, {weights}), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}"
-    module = program(
-        f"{PRODUCT}  {body}\n", root, "x: f32[4,8]; weights: f32[24,8,16]; index: s32[]", "f32[4,16]{1,0}"
-    )
+    module = program(f"{PRODUCT}  {body}\n", root, "x: f32[4,8]; weights: f32[24,8,16]; index: s32[]", "f32[4,16]{1,0}")
     assert memory_traffic(module) == 4 * (4 * 8 + elements + 1 + 4 * 16)
 
 
 @pytest.mark.parametrize("view", [True, False])
 def test_a_fusion_writes_the_slice_that_it_puts_into_a_stack(view: bool) -> None:
     """Also where the stack is looked at in another layout on the way in or out."""
-    stack = "%v = f32[24,8,16]{1,2,0} fusion(%weights), kind=kLoop, calls=%turned\n" if view else ""
+    turned = "%v = f32[24,8,16]{1,2,0} fusion(%weights), kind=kLoop, calls=%turned\n" if view else ""
+    stack = "%v" if view else "%weights"
     body = (
         "  %x = f32[1,8,16]{2,1,0} parameter(0)\n  %weights = f32[24,8,16]{2,1,0} parameter(1)\n"
-        f"  %index = s32[] parameter(2)\n  %zero = s32[] constant(0)\n  {stack}"
-        f"  %put = f32[24,8,16]{{2,1,0}} dynamic-update-slice({'%v' if view else '%weights'}, %x, %index, %zero, %zero)\n"
+        f"  %index = s32[] parameter(2)\n  %zero = s32[] constant(0)\n  {turned}"
+        f"  %put = f32[24,8,16]{{2,1,0}} dynamic-update-slice({stack}, %x, %index, %zero, %zero)\n"
     )
     root = "%flat = f32[192,16]{1,0} bitcast(%put)"
     module = program(body, root, "x: f32[1,8,16]; weights: f32[24,8,16]; index: s32[]", "f32[192,16]{1,0}")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from random import Random
 
 import jax
@@ -14,7 +15,13 @@ from looplm.data.window import PADDING
 from looplm.eval.score import Scorer
 from looplm.infer.cache import parse_policy
 from looplm.infer.exit_rule import parse_exit
-from looplm.infer.generate import Sampling, _generate
+from looplm.infer.program import Plan, empty_board, take_up, write
+from looplm.infer.sampling import Sampling
+from looplm.infer.schedule.depth_batching import DepthBatching
+from looplm.infer.schedule.draft import DraftAndVerify
+from looplm.infer.schedule.in_step import InStep
+from looplm.infer.schedule.scheduler import Scheduler
+from looplm.infer.schedule.wavefront import Wavefront
 from looplm.metrics.step import StepOutput
 from looplm.ops.attention.choice import KERNELS
 from looplm.ops.cross_entropy import IGNORED
@@ -34,7 +41,7 @@ ALWAYS_REFUSED = {
     ("Checkpoint", "best_metric", "str"),  # no metric has the name that is drawn
 }
 EXITS = ("kl:0.001,patience=2", "latent:0.03+entropy:1.5", "argmax:2,min=2", "confidence:0.9|kl:0.1")
-KEYS_SEEN = (None, "each", "last", "ring:2")
+KEYS_SEEN = (None, "each", "last", "first", "ring:2", "anchor:1,bf16", "ragged,int8")
 
 
 def seeds(count: int, quick: int) -> list:
@@ -61,14 +68,25 @@ def lower_scoring(program: Program) -> None:
 
 
 def lower_generation(program: Program, random: Random) -> None:
-    model, num_loops = program.run.model, program.run.loop.num_loops
-    exit = random.choice((None, *EXITS, *["gate:0.5"] * (model.exit_gate is not None)))
-    keys_seen, greedy = parse_policy(random.choice(KEYS_SEEN), num_loops), random.random() < 0.5
-    sampling = Sampling(num_loops, parse_exit(exit, model), keys_seen, 2, greedy, num_ids=model.vocab_size)
-    rows = jax.ShapeDtypeStruct((random.choice((1, 2)),), np.int32)
-    prompts = jax.ShapeDtypeStruct((*rows.shape, 32), np.int32)
-    streams = jax.ShapeDtypeStruct(rows.shape, np.uint32)
-    _generate.lower(program.lm, sampling, program.lm.shapes, prompts, rows, 1.0, streams, np.zeros(1, np.int32))
+    lm, num_loops = program.lm, program.run.loop.num_loops
+    exit = random.choice((None, *EXITS, *["gate:0.5"] * (lm.config.exit_gate is not None)))
+    policy = parse_policy(random.choice(KEYS_SEEN), num_loops)
+    schedulers: list[Scheduler] = [InStep()]
+    if not lm.has_loop_parameters and not policy.exact:
+        schedulers += [DepthBatching()] * (exit is not None)
+        schedulers += [Wavefront(1), DraftAndVerify(1, 2)] * (exit is None and policy.slots == num_loops)
+    rows, places, ids = random.choice((1, 2)), 64, lm.config.vocab_size
+    plan = Plan(num_loops, parse_exit(exit, lm.config), policy, random.choice(schedulers), ids, rows, places)
+    params = jax.eval_shape(lm.apart, lm.shapes)
+    board = jax.eval_shape(partial(empty_board, lm, plan), params)
+    sampling, ends_N = Sampling(random.choice((None, 1.0))), np.zeros(1, np.int32)
+    rows_G, tokens_GP, streams_G = (
+        np.arange(rows, dtype=np.int32),
+        np.zeros((rows, 32), np.int32),
+        np.zeros(rows, np.uint32),
+    )
+    take_up.lower(lm, plan, params, board, sampling, ends_N, rows_G, tokens_GP, rows_G + 1, rows_G + 2, streams_G)
+    write.lower(lm, plan, params, board, sampling, ends_N, 1000, until_one_ends=False)
 
 
 @pytest.mark.parametrize("seed", seeds(NUM_STEPS, NUM_QUICK_STEPS))
