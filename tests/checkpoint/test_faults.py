@@ -21,7 +21,7 @@ def bench(program_on: Callable[..., Program], two_steps: Path, tmp_path_factory:
     return TOOL["Bench"](two_steps, abstract, tmp_path_factory.mktemp("scratch"))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(2500, marks=pytest.mark.slow)])
 def test_every_fault_is_found_and_named(bench: Any, count: int) -> None:
     draw = random.Random(count)
     faults = [*TOOL["FAULTS"], *TOOL["draw_faults"](count - len(TOOL["FAULTS"]), draw)]

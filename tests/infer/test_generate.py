@@ -137,7 +137,7 @@ def crowded():
     return lm, lm.init(jax.random.key(0))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_a_row_depends_on_no_neighbour_and_no_order(crowded, temperature):
     lm, params = crowded
     long = np.tile(np.arange(1, 30), 3)

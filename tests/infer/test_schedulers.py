@@ -56,10 +56,10 @@ WAYS = {
         ("ouro", "draft and verify", 1.0),
         ("ouro", "depth batching", 1.0),
         ("huginn", "wavefront, two rows", None),
-        ("parcae", "wavefront of two", None),
         *(
             pytest.param(name, way, temperature, marks=pytest.mark.slow)
             for name, way, temperature in (
+                ("parcae", "wavefront of two", None),
                 ("ouro", "wavefront", 1.0),
                 ("ouro", "two rows for four prompts", None),
                 ("huginn", "wavefront", None),
@@ -114,7 +114,7 @@ def small():
     return lm, lm.init(jax.random.key(0))
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.25, 0.75))])
 def test_depth_batching_applies_the_block_as_often_as_tokens_need(small, share):
     """At most 1 / 0.95 of the sum of all depths, with more prompts than rows; in step it is far more."""
     num_loops = 8

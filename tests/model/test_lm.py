@@ -55,7 +55,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+SLOW = ("one expert a head", "value embeddings, read-out")
+"""Others have the same parts, one by one."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in VARIANTS]
+)
 def test_logits_gates_and_gradients_equal_a_plain_implementation(
     variant, model_config, random_params, run_model, tokens_BS
 ):

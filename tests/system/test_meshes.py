@@ -136,10 +136,10 @@ def test_two_axes(on_one_device: Trained, tiny_run: Callable[..., Run], axes: tu
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh.fsdp": 8},
+        pytest.param({"mesh.fsdp": 8}, marks=pytest.mark.slow),
         pytest.param({"mesh.fsdp": 8, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
         {"mesh.fsdp": 4, "mesh.tensor": 2, "sharding.gather": "per_layer"},
-        {"mesh.fsdp": 4, "mesh.tensor": 2, "data.accumulation_steps": 2},
+        pytest.param({"mesh.fsdp": 4, "mesh.tensor": 2, "data.accumulation_steps": 2}, marks=pytest.mark.slow),
     ],
     ids=["fsdp", "per-layer", "per-layer-tensor", "accumulated"],
 )

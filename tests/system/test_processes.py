@@ -111,7 +111,12 @@ def test_two_processes_train_like_one(whole, by_one: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [(((1,), 4), ((0, 1), 7)), pytest.param((((0,), 4),), marks=pytest.mark.slow)], ids=["one-both", "first"]
+    "lost",
+    [
+        (((1,), 4),),
+        *(pytest.param(lost, marks=pytest.mark.slow) for lost in ((((0,), 4),), (((1,), 4), ((0, 1), 7)))),
+    ],
+    ids=["one", "first", "one-both"],
 )
 def test_a_lost_process_ends_the_others_and_a_restart_goes_on_with_the_same_bits(
     whole, config: Path, run: Run, program, train_on, tmp_path: Path, lost: tuple

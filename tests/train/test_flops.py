@@ -142,7 +142,15 @@ def test_a_step_costs_what_the_formula_says(name: str) -> None:
 
 @pytest.mark.parametrize("remat", ["layer", "loop", "names", "offload"])
 @pytest.mark.parametrize(
-    "name", ["expected", "extras", "truncated_concat", "read_out", "experts_among_dense", "experts_in_attention"]
+    "name",
+    [
+        "expected",
+        "experts_among_dense",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("extras", "truncated_concat", "read_out", "experts_in_attention")
+        ),
+    ],
 )
 def test_what_is_recomputed_is_done_and_not_needed(name: str, remat: Any) -> None:
     run = run_of(CASES[name], remat=remat)
