@@ -1,5 +1,6 @@
 """Eight pretended devices, a tiny dataset, a tiny run, and the command line: called here, or as a process."""
 
+import gc
 import io
 import json
 import os
@@ -57,6 +58,9 @@ from looplm.config.schema import (
 from looplm.data.formats.read import read_documents
 from looplm.data.tokenizer import train_tokenizer
 from looplm.data.writer import build_dataset
+
+# Programs that are traced stay alive: looking through all of them again and again takes a tenth of the suite's time.
+gc.set_threshold(100_000, 20, 100)
 
 VOCAB_SIZE = 384
 """Bytes, the characters of the texts, and a few pieces more."""
