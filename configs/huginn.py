@@ -29,28 +29,11 @@ from looplm.config.schema import (
 from looplm.config.tiny import TINY_RUN
 
 BATCH_TOKENS = 4096 * 4096
+ON_64 = {"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64, "loop.remat": "layer"}
 RECIPES = (  # compiled for these slices: docs/scaling.md
-    Recipe(
-        devices="TPU v5 lite|TPU v6 lite",
-        num_devices=64,
-        settings={
-            "mesh.data": 2,
-            "mesh.fsdp": 32,
-            "data.accumulation_steps": 64,
-            "sharding.gather": "per_layer",
-            "loop.remat": "layer",
-        },
-    ),
-    Recipe(
-        devices="TPU v5|TPU v5p",
-        num_devices=64,
-        settings={"mesh.data": 2, "mesh.fsdp": 32, "data.accumulation_steps": 64, "loop.remat": "layer"},
-    ),
-    Recipe(
-        devices="TPU7x",
-        num_devices=128,
-        settings={"mesh.data": 4, "mesh.fsdp": 32, "data.accumulation_steps": 32, "loop.remat": "layer"},
-    ),
+    Recipe(devices="TPU v5 lite|TPU v6 lite", num_devices=64, settings=ON_64 | {"sharding.gather": "per_layer"}),
+    Recipe(devices="TPU v5|TPU v5p", num_devices=64, settings=ON_64),
+    Recipe(devices="TPU7x", num_devices=128, settings=ON_64 | {"mesh.data": 4, "data.accumulation_steps": 32}),
 )
 
 
