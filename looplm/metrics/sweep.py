@@ -9,20 +9,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from looplm.data.folder import write_result
 from looplm.errors import UserError
 from looplm.masking import mask
+from looplm.metrics.stored import Stored, file_name
 
 FILE_NAME = re.compile(r"depth_sweep-(\d+)\.json")
 SOME_DEPTHS = "-some-depths"
-
-
-class Stored(BaseModel):
-    """Base of what a sweep file holds; keys that a newer version adds are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Gain(Stored):
@@ -33,6 +28,47 @@ class Gain(Stored):
     nats: float
     low: float
     high: float
+
+
+class Calibrated(Stored):
+    """The numbers at every depth with a temperature fitted for that depth alone; the lists run over the sweep's depths.
+
+    Truncated loops are read with confidence that they do not have, so a raw sweep overstates what depth is worth. The
+    documents are cut in two halves; each is scored at the temperatures that were fitted on the other.
+    """
+
+    temperature: list[float]
+    """Mean of the two halves' temperatures; logits are divided by it."""
+    loss: list[float]
+    loss_low: list[float]
+    loss_high: list[float]
+    bits_per_byte: list[float | None]
+    change_low: list[float]
+    change_high: list[float]
+    """95 % interval of the calibrated loss minus that at the trained depth, paired."""
+    gain: Gain | None = None
+    """As that of the sweep, of calibrated losses."""
+
+
+class Solve(Stored):
+    """Examples of a task whose answers are all right; the lists run over `depths`. 95 % intervals are those of Clopper
+    and Pearson."""
+
+    num_examples: int
+    depths: list[int]
+    """1, 2, ... the deepest of the sweep."""
+    at: list[float]
+    """Share that is solved at the depth."""
+    at_low: list[float]
+    at_high: list[float]
+    by: list[float]
+    """Share that is solved at the depth or at one before it: what leaving at the right loop could reach."""
+    by_low: list[float]
+    by_high: list[float]
+    lost: list[float]
+    """Share that was solved before and is not at the depth."""
+    needs: dict[str, int | None]
+    """`p50`, `p90`, `p99`: the loops after which so many of the examples that are ever solved have been."""
 
 
 class Sample(Stored):
@@ -92,6 +128,10 @@ class Sweep(Stored):
     """95 % interval of the loss at every depth minus that at the trained depth, paired by document: far narrower than
     the intervals of the losses themselves, since documents differ more than depths do."""
     gain: Gain | None = None
+    calibrated: Calibrated | None = None
+    """None of a sweep of an earlier version, and of a single document."""
+    solve: Solve | None = None
+    """Of tasks."""
     exit_histogram: list[float] | None = None
     """Share of tokens that exit after loop 1, 2, ... at `exit_threshold`."""
     exit_threshold: float | None = None
@@ -102,7 +142,7 @@ class Sweep(Stored):
     xz_bits_per_byte: float | None = None
     """What `xz -9` reaches on the same text."""
     sample: Sample | None = None
-    generations: list[Generation] = []
+    generations: list[Generation] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -118,8 +158,7 @@ class Sweep(Stored):
             other_data: the fingerprint of the data, where they are not the run's own.
             keeps_depths: leave a sweep alone that has depths which this one lacks.
         """
-        special = "-ema" * self.ema + (f"-data-{other_data[:8]}" if other_data else "")
-        path = folder / f"depth_sweep-{self.step}{special}.json"
+        path = folder / file_name("depth_sweep", self.step, ema=self.ema, other_data=other_data)
         if keeps_depths and self._lacks_depths_of(path):
             path = path.with_stem(f"{path.stem}{SOME_DEPTHS}")
         write_result(path, self.as_file())
