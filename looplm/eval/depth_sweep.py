@@ -7,18 +7,20 @@ import lzma
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
 from looplm.eval.bootstrap import interval, resampled_means
+from looplm.eval.sample import take_sample
 from looplm.eval.score import Scorer, TokenScores, exit_loops
-from looplm.metrics.sweep import Gain, Sample, Sweep
+from looplm.metrics.sweep import Gain, LoopMeans, Sample, Sweep
 from looplm.model.functional import Params
+from looplm.model.gates import log_exit_distribution
 
 EXIT_THRESHOLD = 0.5
 """A token leaves when it has more likely left than not."""
-SAMPLE_TOKENS = 240
 XZ_LIMIT_BYTES = 64 * 2**20
 
 
@@ -32,7 +34,8 @@ class Tally:
         self.exit_depth = exit_depth
         self.exit_counts_R = np.zeros(exit_depth or 0)
         self.exit_nll = 0.0
-        self.sample: dict[str, np.ndarray] | None = None
+        self.exit_probability_R = np.zeros(exit_depth or 0)
+        self.loops_R: dict[str, np.ndarray] = {}
 
     def add(self, batch: dict[str, np.ndarray], scores: TokenScores) -> None:
         """Adds a batch of the evaluation loader and its scores."""
@@ -42,20 +45,30 @@ class Tally:
             self.nll_GR[:, loop] += np.bincount(documents, nll_BS[scored_BS], minlength=len(self.tokens_G))
         self.tokens_G += np.bincount(documents, minlength=len(self.tokens_G))
         self.correct_R += scores.correct_RBS.sum(axis=(1, 2))
-        if self.exit_depth is None or scores.gate_logits_RBS is None:
+        for name, sums_R in scores.loops_R.items():
+            self.loops_R[name] = self.loops_R.get(name, 0.0) + sums_R.astype(np.float64)
+        left_BS, gate_logits_RBS = self.exits(scores), scores.gate_logits_RBS
+        if left_BS is None or gate_logits_RBS is None:
             return
-        left_BS = exit_loops(scores.gate_logits_RBS[: self.exit_depth], EXIT_THRESHOLD)
         exit_nll_BS = np.take_along_axis(scores.nll_RBS, left_BS[None] - 1, axis=0)[0]
-        self.exit_counts_R += np.bincount(left_BS[scored_BS], minlength=self.exit_depth + 1)[1:]
+        self.exit_counts_R += np.bincount(left_BS[scored_BS], minlength=len(self.exit_counts_R) + 1)[1:]
         self.exit_nll += float(exit_nll_BS[scored_BS].sum())
-        if self.sample is None:
-            # What a token's colour says is how deep the model went to predict it, so shift by one.
-            length = min(SAMPLE_TOKENS, left_BS.shape[1] - 1)
-            self.sample = {
-                "tokens": batch["tokens"][0, 1 : length + 1],
-                "exit_depth": left_BS[0, :length],
-                "loss": exit_nll_BS[0, :length],
-            }
+        exit_RBS = np.exp(log_exit_distribution(jnp.asarray(gate_logits_RBS[: self.exit_depth])))
+        self.exit_probability_R += exit_RBS[:, scored_BS].sum(axis=1)
+
+    def exits(self, scores: TokenScores) -> np.ndarray | None:
+        """Return the loop after which every token leaves at the usual threshold, (B, S); None without a gate."""
+        if self.exit_depth is None or scores.gate_logits_RBS is None:
+            return None
+        return exit_loops(scores.gate_logits_RBS[: self.exit_depth], EXIT_THRESHOLD)
+
+    def loop_means(self) -> LoopMeans | None:
+        """Return what every loop does to the state; None where nothing was measured."""
+        if not self.loops_R:
+            return None
+        tokens = self.tokens_G.sum()
+        means = {name.removeprefix("loop/"): (sums_R / tokens).tolist() for name, sums_R in self.loops_R.items()}
+        return LoopMeans(**means, exit_probability=(self.exit_probability_R / tokens).tolist() or None)
 
 
 def depth_sweep(
@@ -90,8 +103,11 @@ def depth_sweep(
     held_out.check_labels(batch_size=batch_size, max_batches=max_batches)
     exit_depth = trained_depth if config.exit_gate and trained_depth <= score.num_loops else None
     tally = Tally(held_out.num_documents, score.num_loops, exit_depth)
+    sample: Sample | None = None
     for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):
-        tally.add(batch, score(params, batch))
+        scores = score(params, batch)
+        tally.add(batch, scores)
+        sample = sample or take_sample(held_out, batch, scores, depths, tally.exits(scores))
     tokens = tally.tokens_G.sum()
     columns = np.array(depths) - 1
     loss_R = tally.nll_GR.sum(axis=0) / tokens
@@ -131,7 +147,8 @@ def depth_sweep(
         expected_depth=float(tally.exit_counts_R @ np.arange(1, exit_depth + 1) / tokens) if exit_depth else None,
         exit_loss=tally.exit_nll / float(tokens) if exit_depth else None,
         xz_bits_per_byte=xz_bits_per_byte(held_out) if with_xz else None,
-        sample=_readable(tally.sample, held_out) if tally.sample else None,
+        sample=sample,
+        loops=tally.loop_means(),
     )
 
 
@@ -144,11 +161,3 @@ def xz_bits_per_byte(held_out: HeldOut) -> float | None:
         return None
     text = dataset.tokenizer().decode(dataset.tokens(0, dataset.num_tokens)).encode()
     return 8 * len(lzma.compress(text, preset=9)) / len(text)
-
-
-def _readable(sample: dict[str, np.ndarray], held_out: HeldOut) -> Sample:
-    return Sample(
-        pieces=held_out.pieces(sample["tokens"]),
-        exit_depth=sample["exit_depth"].tolist(),
-        loss=sample["loss"].tolist(),
-    )

@@ -1,13 +1,14 @@
 """Scores every token at every depth in one forward pass."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from looplm.data.window import PADDING
+from looplm.data.window import IGNORED, PADDING
+from looplm.metrics.loop_stats import scored_sums
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -25,6 +26,8 @@ class TokenScores(NamedTuple):
     """-log p(label) after 1..R loops, nats, float32; 0 where the label is ignored."""
     correct_RBS: np.ndarray
     gate_logits_RBS: np.ndarray | None
+    loops_R: dict[str, np.ndarray]
+    """What every loop did to the state, by metric name (`metrics.loop_stats`), summed over the scored tokens."""
 
 
 class Scorer:
@@ -45,7 +48,7 @@ class Scorer:
             }
             return TokenScores(*jax.device_get(self._score(params, placed)))
 
-    def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[Any, ...]:
         model = self.lm.bind(self.lm.gather(params, self._dtype))
         context = Context(
             batch["positions"],
@@ -54,9 +57,14 @@ class Scorer:
             sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
             counted_BS=batch["segments"] != PADDING,
         )
-        forward = Forward(model, batch["tokens"], context, Depth(self.num_loops), self._dtype)
+        depth = Depth(self.num_loops)
+        forward = Forward(
+            model, batch["tokens"], context, depth, self._dtype, with_statistics=True, statistics_of_all=True
+        )
         output = forward("all", scoring(model, batch["labels"]))
-        result = (output.read.nll_BS, output.read.correct_BS, output.gate_logits_RBS)
+        assert output.statistics is not None, "with_statistics"
+        loops_R = jax.vmap(scored_sums, in_axes=(0, None))(output.statistics, batch["labels"] != IGNORED)
+        result = (output.read.nll_BS, output.read.correct_BS, output.gate_logits_RBS, loops_R)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
 
 

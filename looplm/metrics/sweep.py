@@ -72,17 +72,40 @@ class Solve(Stored):
 
 
 class Sample(Stored):
-    """A held-out text, token by token: its piece, the loop after which it was predicted, and its loss in nats."""
+    """A held-out text, token by token."""
 
     pieces: list[str]
-    exit_depth: list[int]
+    exit_depth: list[int] | None = None
+    """The loop after which a token was predicted; None without an exit gate."""
     loss: list[float | None] | None = None
+    """Its loss there, nats."""
+    depths: list[int] = Field(default_factory=list)
+    loss_by_depth: list[list[float]] = Field(default_factory=list)
+    """For each of `depths` the loss of every token, nats."""
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
-        if len(self.exit_depth) != len(self.pieces) or (self.loss and len(self.loss) != len(self.pieces)):
+        lists = [self.exit_depth, self.loss, *self.loss_by_depth]
+        if any(one is not None and len(one) != len(self.pieces) for one in lists):
             raise ValueError("pieces, exit_depth and loss differ in length")
+        if len(self.depths) != len(self.loss_by_depth):
+            raise ValueError(f"loss_by_depth has {len(self.loss_by_depth)} lists for {len(self.depths)} depths")
         return self
+
+
+class LoopMeans(Stored):
+    """What every loop does to the state, means over the scored tokens; the lists run over loops 1, 2, ...
+
+    See `metrics.loop_stats.LoopStatistics` for what they mean.
+    """
+
+    state_norm: list[float]
+    residual_rel: list[float]
+    update_cosine: list[float]
+    """0 for the first loop, which has no update before it."""
+    token_correlation: list[float]
+    exit_probability: list[float] | None = None
+    """Mean of the gate's exit distribution, up to the trained depth; None without a gate."""
 
 
 class Generation(Stored):
@@ -142,6 +165,7 @@ class Sweep(Stored):
     xz_bits_per_byte: float | None = None
     """What `xz -9` reaches on the same text."""
     sample: Sample | None = None
+    loops: LoopMeans | None = None
     generations: list[Generation] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -64,6 +64,8 @@ class Forward:
     """Keys and values of earlier positions."""
     with_statistics: bool = False
     """Whether to measure what the last loop does to the state."""
+    statistics_of_all: bool = False
+    """Whether the statistics are of all loops of the window, leaves (R, ...), and not of the last alone."""
 
     def __call__(
         self, reads: Reads = "last", then: Callable[[jax.Array], Any] = lambda hidden_BSD: hidden_BSD
@@ -84,19 +86,15 @@ class Forward:
         body = model.body(context, halting, self.per_loop)
         wants_all = not isinstance(reads, str) or reads == "all"
 
-        def keep(carry: Carry) -> tuple[jax.Array | None, jax.Array | None]:
-            h_BSD = read(carry.state)
-            return h_BSD if wants_all else None, model.gate(h_BSD) if model.gate else None
-
         trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
-        last, (h_RBSD, gate_logits_RBS), block_report = run_loops(
+        last, (h_RBSD, gate_logits_RBS, statistics_R), block_report = run_loops(
             body.step,
             body.parameters,
             Carry(state, halting.init(read(state)), cache.block, trail),
             inputs,
             depth,
             per_loop=body.per_loop,
-            keep=keep,
+            keep=self._keeper(wants_all, context),
             remat=context.remat,
             unroll=context.unroll,
         )
@@ -122,9 +120,20 @@ class Forward:
             depth,
             readings.active_TB,
             {place: report for place, report in reports.items() if not report.empty},
-            statistics_of(read(last.state), last.trail, context.counted_BS),
+            statistics_R if self.statistics_of_all else statistics_of(read(last.state), last.trail, context.counted_BS),
             Cache(entered.cache, last.cache, readings.cache),
         )
+
+    def _keeper(self, wants_all: bool, context: Context) -> Callable[[Carry], tuple]:
+        """Return what is kept of the carry after a loop: what the head reads, the gate's logit, the statistics."""
+        model, read = self.model, self.model.core.read
+
+        def keep(carry: Carry) -> tuple[jax.Array | None, jax.Array | None, LoopStatistics | None]:
+            h_BSD = read(carry.state)
+            statistics = statistics_of(h_BSD, carry.trail, context.counted_BS) if self.statistics_of_all else None
+            return h_BSD if wants_all else None, model.gate(h_BSD) if model.gate else None, statistics
+
+        return keep
 
     def _prepared_context(self) -> Context:
         config = self.model.config

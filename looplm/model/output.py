@@ -51,7 +51,7 @@ class Output:
     """Reports of every visit of the layers, leaves (visits, B, layers, ...). The prelude is visited once, the block in
     every loop of the window, the coda for every loop that is read. Only of places that report something."""
     statistics: LoopStatistics | None
-    """Statistics of the last loop; None where nobody asked for them."""
+    """Statistics of the last loop, or of all loops of the window, leaves (R, ...); None where nobody asked for them."""
     cache: Cache
 
     @property

@@ -203,7 +203,7 @@ def _exits(run: Run, sweep: Sweep | None) -> str:
         parts.append(pieces.grid(pieces.figure(plots.exits(sweep.exit_histogram), "Where tokens exit.")))
     else:
         parts.append(_missing("The exit histogram is missing"))
-    if sweep.sample:
+    if sweep.sample and sweep.sample.exit_depth:
         loops = max(sweep.trained_depth, *sweep.sample.exit_depth, 1)
         parts += ["<h3>Held-out text, coloured by exit</h3>", pieces.coloured_text(sweep.sample, loops)]
     else:

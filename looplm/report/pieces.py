@@ -82,7 +82,7 @@ def coloured_text(sample: Sample, num_loops: int) -> str:
     """The sample with a darker ground for a later exit; a tooltip gives loop and loss of each token."""
     losses = sample.loss or [None] * len(sample.pieces)
     spans = []
-    for piece, loop, loss in zip(sample.pieces, sample.exit_depth, losses, strict=True):
+    for piece, loop, loss in zip(sample.pieces, sample.exit_depth or (), losses, strict=True):
         told = f"predicted after loop {loop} of {num_loops}" + (
             f", loss {number(loss)} nats" if loss is not None else ""
         )

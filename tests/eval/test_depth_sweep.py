@@ -17,6 +17,7 @@ from looplm.data.loader import eval_batches
 from looplm.data.window import IGNORED, AllWindows
 from looplm.errors import UserError
 from looplm.eval.depth_sweep import Tally, depth_sweep, xz_bits_per_byte
+from looplm.eval.sample import take_sample
 from looplm.eval.score import Scorer, TokenScores
 from looplm.sharding.mesh import build_mesh
 
@@ -132,16 +133,34 @@ def test_tokens_leave_before_the_last_loop_where_the_gate_says_so():
     nll_RBS[:, 1, 1] = 0
     gates_RBS = np.array([[[2.0, -2.0], [-0.1, 9.0]]] * 3, np.float32)
     correct_RBS = np.array([[[1, 0], [0, 0]], [[1, 1], [0, 0]], [[1, 1], [1, 0]]], bool)
-    tally.add(batch, TokenScores(nll_RBS, correct_RBS, gates_RBS))
+    names = ("state_norm", "residual_rel", "update_cosine", "token_correlation")
+    sums = {f"loop/{name}": np.array([3.0, 6.0, 9.0]) for name in names}
+    scores = TokenScores(nll_RBS, correct_RBS, gates_RBS, sums)
+    tally.add(batch, scores)
     np.testing.assert_array_equal(tally.exit_counts_R, [1, 2])
     assert tally.exit_nll == nll_RBS[0, 0, 0] + nll_RBS[1, 0, 1] + nll_RBS[1, 1, 0]
     np.testing.assert_array_equal(tally.nll_GR, [[1, 9, 17], [2, 6, 10]])
     np.testing.assert_array_equal(tally.tokens_G, [2, 1])
     np.testing.assert_array_equal(tally.correct_R, [1, 2, 3])
-    assert tally.sample is not None
-    np.testing.assert_array_equal(tally.sample["exit_depth"], [1])
-    np.testing.assert_array_equal(tally.sample["tokens"], [5])
-    np.testing.assert_array_equal(tally.sample["loss"], [nll_RBS[0, 0, 0]])
+    means = tally.loop_means()
+    assert means is not None
+    assert means.state_norm == [1, 2, 3]
+    leave_S = 1 / (1 + np.exp([-2.0, 2.0, 0.1]))
+    np.testing.assert_allclose(means.exit_probability, [leave_S.mean(), 1 - leave_S.mean()], rtol=1e-6)
+
+
+def test_the_sample_is_the_first_scored_document_of_a_batch(held_out):
+    nll_RBS = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    batch = {"labels": np.array([[-100, 6], [7, 8]]), "documents": np.array([[-1, 4], [4, 5]])}
+    scores = TokenScores(nll_RBS, nll_RBS > 0, None, {})
+    sample = take_sample(HeldOut.of(held_out, 64), batch, scores, (1, 3), np.array([[1, 2], [3, 1]]))
+    assert sample.pieces == held_out.tokenizer().pieces(np.array([6, 7]))
+    assert (sample.exit_depth, sample.loss) == ([2, 3], [5.0, 10.0])
+    assert (sample.depths, sample.loss_by_depth) == ([1, 3], [[1.0, 2.0], [9.0, 10.0]])
+    without = take_sample(HeldOut.of(held_out, 64), batch, scores, (1, 3), None)
+    assert (without.exit_depth, without.loss, without.loss_by_depth) == (None, None, sample.loss_by_depth)
+    nothing = {"labels": np.full((2, 2), -100)}
+    assert take_sample(HeldOut.of(held_out, 64), batch | nothing, scores, (1, 3), None) is None
 
 
 class OneDocument(AllWindows):
@@ -197,7 +216,15 @@ def test_change_against_the_trained_depth_is_paired(result):
 def test_sample_shows_text_of_the_first_document(result, held_out):
     text = held_out.tokenizer().decode(held_out.tokens(0, 65))
     assert "".join(result.sample.pieces).startswith(text[:40])
-    assert len(result.sample.exit_depth) == len(result.sample.pieces)
+    assert len(result.sample.exit_depth) == len(result.sample.pieces) > 64, "it goes on over windows"
+    assert result.sample.depths == [1, 3, 5]
+
+
+def test_every_loop_is_measured(result):
+    assert len(result.loops.state_norm) == len(result.loops.residual_rel) == 5
+    assert result.loops.update_cosine[0] == 0
+    assert sum(result.loops.exit_probability) == pytest.approx(1.0)
+    assert len(result.loops.exit_probability) == 3
 
 
 def test_yardstick_is_xz_on_the_same_bytes(held_out):

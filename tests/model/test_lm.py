@@ -170,8 +170,16 @@ def test_statistics_look_back_over_the_detached_prefix(
 
 def test_a_single_loop_has_no_update_before_it(model_config, random_params, run_model, tokens_BS):
     lm = FunctionalLM(model_config())
-    statistics = run_model(lm, random_params(lm), tokens_BS, Depth(1), with_statistics=True).statistics
+    params = random_params(lm)
+    statistics = run_model(lm, params, tokens_BS, Depth(1), with_statistics=True).statistics
     np.testing.assert_array_equal(statistics.update_cosine_BS, 0.0)
+    every = {"with_statistics": True, "statistics_of_all": True}
+    of_all = run_model(lm, params, tokens_BS, Depth(3), **every).statistics
+    assert of_all.state_norm_BS.shape == (3, *tokens_BS.shape)
+    last = run_model(lm, params, tokens_BS, Depth(3), with_statistics=True).statistics
+    for loop, alone in ((0, statistics), (2, last)):
+        for found, wanted in zip(of_all, alone, strict=True):
+            np.testing.assert_allclose(found[loop], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
