@@ -11,7 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "looplm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"looplm", "looplm.__main__", "looplm.cli", "looplm.api", "looplm.convert", "looplm.demo", "looplm.doctor"},
+    {
+        "looplm",
+        "looplm.__main__",
+        "looplm.cli",
+        "looplm.api",
+        "looplm.convert",
+        "looplm.demo",
+        "looplm.doctor",
+        "looplm.lm_eval",
+    },
     {"looplm.compile", "looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},

@@ -21,6 +21,7 @@ from looplm.cli.options import (
 )
 from looplm.cli.output import console
 from looplm.cli.processes import several
+from looplm.errors import UserError
 
 
 def train(
@@ -68,6 +69,11 @@ def eval(
     data: Annotated[
         str | None, typer.Option(help="Token dataset, or a task; the run's held-out data when left out.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Score tasks of lm-evaluation-harness instead, e.g. arc_easy,piqa.")
+    ] = None,
+    task_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of your own task files (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(help="With --tasks: the first so many examples of each.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     ema: Ema = False,
     compiled: Compiled = None,
@@ -81,6 +87,18 @@ def eval(
         from looplm.eval.command import evaluate, print_sweep
 
         keep_compiled(compiled, workdir)
+        if tasks is not None:
+            from looplm.lm_eval.tasks import evaluate_tasks
+
+            if data is not None:
+                raise UserError("--tasks bring their own data; leave --data out")
+            evaluate_tasks(
+                workdir, tasks, task_path=task_path, depths=depths, limit=limit, step=step, ema=ema, out=out,
+                console=console,
+            )  # fmt: skip
+            return
+        if task_path is not None or limit is not None:
+            raise UserError("--task-path and --limit are of tasks; give --tasks NAME too")
         evaluate(
             workdir,
             step=step,

@@ -69,7 +69,7 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         """template: that of the examples; see `data.formats.template`."""
-        self._tokenizer, self._template = tokenizer, template
+        self._tokenizer, self.template = tokenizer, template
 
     def prompt(self, messages: Messages) -> np.ndarray:
         """Return the ids that ask for the next answer, (num_tokens,) int32.
@@ -86,7 +86,7 @@ class Chat:
             if any(name in text for text in strings_of(messages)):
                 raise UserError(f"messages hold {name}, a special token of the template; write it otherwise")
         try:
-            parts = prompt_parts(self._template, messages, self._tokenizer.template_tokens)
+            parts = prompt_parts(self.template, messages, self._tokenizer.template_tokens)
         except BadTemplate as error:
             raise UserError(f"the run's chat template does not take these messages: {error}") from None
         return np.concatenate(self._tokenizer.encode_document([part.text for part in parts]))
@@ -111,7 +111,7 @@ class Chat:
     @cached_property
     def _around(self) -> Around:
         try:
-            return around_answer(self._template, self._tokenizer.template_tokens)
+            return around_answer(self.template, self._tokenizer.template_tokens)
         except BadTemplate as error:
             raise UserError(f"the run's chat template does not take an answer: {error}") from None
 

@@ -1,0 +1,252 @@
+"""What a looped model answers to the three kinds of questions of lm-evaluation-harness, at every depth.
+
+Likelihoods of all depths come from one pass: who asks again at another depth gets what is known.
+"""
+
+import copy
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from looplm.api import LoadedLM
+from looplm.config.schema import Mesh
+from looplm.data.formats.jinja import BadTemplate
+from looplm.data.formats.prompt import around_answer, prompt_parts
+from looplm.errors import UserError
+from looplm.lm_eval.asked import Asked, read_asked
+from looplm.lm_eval.batches import Shapes, batches
+from looplm.lm_eval.encoding import Encoding, Ids, Span, fitted, windows
+from looplm.lm_eval.score import DepthScorer
+from looplm.sharding.mesh import build_mesh
+
+ROWS = 16
+"""Texts that a device writes at the same time, where nobody says how many."""
+
+
+class Answer(NamedTuple):
+    """How likely a continuation is."""
+
+    log_likelihood: float
+    """Nats."""
+    is_greedy: bool
+    """Whether it is what the model would write."""
+
+
+NOTHING = Answer(0.0, True)
+"""That nothing follows."""
+
+
+class Answers:
+    """Asks a model. Texts are split over the devices."""
+
+    def __init__(
+        self,
+        model: LoadedLM,
+        depths: Iterable[int],
+        *,
+        max_length: int,
+        batch_size: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """Lay the weights out over the devices.
+
+        Args:
+            depths: numbers of loops that a pass scores.
+            max_length: tokens that the model may read at once; older ones are left out.
+            batch_size: rows of a pass; None: about 16384 tokens, and 16 texts a device are written at the same time.
+            devices: None: all of this process.
+
+        Raises UserError for a model without a tokenizer, and in a job of several processes.
+        """
+        if model.tokenizer is None:
+            raise UserError(
+                "tasks are texts, and this model came without a tokenizer; put its tokenizer.model or tokenizer.json "
+                "into its folder"
+            )
+        if jax.process_count() > 1:
+            raise UserError(
+                f"tasks are scored by one process, and this job has {jax.process_count()}; start it on one host"
+            )
+        self.model, self.encoding = model, Encoding(model.tokenizer)
+        devices = jax.local_devices() if devices is None else devices
+        self._mesh = build_mesh(Mesh(data=-1, fsdp=1), devices)
+        lm = model.functional
+        self._params = jax.tree.map(
+            lambda leaf, like: jax.device_put(leaf, like.sharding), model.params, lm.abstract(self._mesh)
+        )
+        self._scorer = DepthScorer(lm, self._params, self._mesh, depths)
+        self.shapes = Shapes(max_length, batch_size, len(devices))
+        self._known: dict[bytes, dict[int, Answer]] = defaultdict(dict)
+        self.num_passes = 0
+        """Batches that were scored."""
+        self._template: str | None = None
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of loops that a pass scores, ascending."""
+        return self._scorer.depths
+
+    @property
+    def num_programs(self) -> int:
+        """How many programs score the present depths."""
+        return self._scorer.num_programs
+
+    def ask(self, depths: Iterable[int]) -> None:
+        """Let passes score these depths too."""
+        if not set(depths) <= set(self.depths):
+            self._scorer = self._scorer.at((*self.depths, *depths))
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]], depth: int) -> list[Answer]:
+        """Return how likely every continuation is after its context, at a depth.
+
+        Raises UserError for a continuation that is longer than the model can read.
+        """
+        return self._score([self.encoding.pair(*pair) for pair in pairs], depth)
+
+    def rolling(self, texts: Sequence[str], depth: int) -> list[float]:
+        """Return the log-likelihood of every text, in nats, at a depth: of all its tokens, behind the token that begins
+        a document. What is longer than the model can read is cut into stretches."""
+        prefix, longest = self.encoding.prefix_id, self.shapes.max_length
+        cut = [list(windows(self._text(text), prefix, longest)) for text in texts]
+        scored = iter(self._score([span for spans in cut for span in spans], depth))
+        return [sum(next(scored).log_likelihood for _ in spans) for spans in cut]
+
+    def write(self, questions: Sequence[tuple[str, Mapping[str, Any]]], depth: int) -> list[str]:
+        """Return what the model writes behind every context, given with its `generation_kwargs`, at a depth.
+
+        A context that leaves too little room for the answer loses tokens from the left. Raises UserError as
+        `read_asked`.
+        """
+        groups: dict[Asked, list[int]] = defaultdict(list)
+        for number, (_, given) in enumerate(questions):
+            groups[read_asked(given, self.shapes.max_length)].append(number)
+        texts = [""] * len(questions)
+        for asked, numbers in groups.items():
+            room = self.shapes.max_length - asked.max_tokens
+            prompts = [self._prompt(questions[number][0])[-room:] for number in numbers]
+            # What is not drawn is the same for equal prompts.
+            once = list(dict.fromkeys(prompts)) if asked.temperature == 0 else prompts
+            written = self._written(once, asked, depth)
+            if once is not prompts:
+                known = dict(zip(once, written, strict=True))
+                written = [known[prompt] for prompt in prompts]
+            for number, text in zip(numbers, written, strict=True):
+                texts[number] = text
+        return texts
+
+    def use_template(self, name: str | None = None) -> str:
+        """Choose the chat template, and return it: the model's own, or one of those that the tokenizer has names for.
+
+        Raises UserError where there is none.
+        """
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None, "looked at above"
+        if name is not None:
+            if (found := tokenizer.chat_templates.get(name)) is None:
+                names = ", ".join(sorted(tokenizer.chat_templates)) or "none"
+                raise UserError(f"there is no chat template {name!r}; {tokenizer.path} has {names}")
+            self._template = found
+        if self._template is None:
+            if self.model.chat is None:
+                raise UserError(
+                    "there is no chat template: the run's data was not built with --examples, and its tokenizer brings "
+                    "none along; leave --apply_chat_template out"
+                )
+            self._template = self.model.chat.template
+        return self._template
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
+        """Return a chat as a text. asks: for the next answer; else the last message is one, and its end stays open.
+
+        Raises UserError for what the template does not take.
+        """
+        template, tokenizer = self.use_template(), self.model.tokenizer
+        assert tokenizer is not None, "looked at above"
+        before = list(messages if asks else messages[:-1])
+        try:
+            text = "".join(part.text for part in prompt_parts(template, before, tokenizer.template_tokens))
+            if asks:
+                return text
+            return text + around_answer(template, tokenizer.template_tokens).before + messages[-1]["content"]
+        except BadTemplate as error:
+            raise UserError(f"the chat template does not take the task's messages: {error}") from None
+
+    def _text(self, text: str) -> Ids:
+        ids = self.encoding.inside(text)
+        return ids[1:] if ids[:1] == (self.encoding.prefix_id,) else ids
+
+    def _prompt(self, context: str) -> Ids:
+        return self.encoding.beginning(context) or (self.encoding.prefix_id,)
+
+    def _score(self, spans: Sequence[Span], depth: int) -> list[Answer]:
+        self.ask([depth])
+        spans = [fitted(span, self.shapes.max_length) for span in spans]
+        keys = [_digest(span) for span in spans]
+        new = {
+            key: span
+            for key, span in zip(keys, spans, strict=True)
+            if span.num_scored and depth not in self._known[key]
+        }
+        new_keys = list(new)
+        for batch in batches(list(new.values()), self.shapes):
+            found = self._scorer(batch)
+            self.num_passes += 1
+            for row, number in enumerate(batch.numbers):
+                pairs = zip(found.log_TB[:, row].tolist(), found.greedy_TB[:, row].tolist(), strict=True)
+                answers = [Answer(log, greedy) for log, greedy in pairs]
+                self._known[new_keys[number]] = dict(zip(self.depths, answers, strict=True))
+        return [self._known[key][depth] if span.num_scored else NOTHING for key, span in zip(keys, spans, strict=True)]
+
+    def _written(self, prompts: Sequence[Ids], asked: Asked, depth: int) -> list[str]:
+        """Every device writes a share of the texts."""
+        # The longest first, as neighbours: they are padded to one length.
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        shares = [order[place :: self._mesh.size] for place in range(self._mesh.size)]
+        texts, seeds = [""] * len(prompts), _seeds(prompts, int(dict(asked.others).get("seed", 0)))
+
+        def write(place: int, share: list[int]) -> None:
+            device = self._mesh.devices.flat[place]
+            with jax.default_device(device):
+                model = copy.copy(self.model)
+                model.params = jax.tree.map(lambda leaf: _on(leaf, device), self._params)
+                written = model.generate(
+                    [np.array(prompts[number], np.int32) for number in share],
+                    num_loops=depth,
+                    max_tokens=asked.max_tokens,
+                    temperature=asked.temperature,
+                    stop=asked.stop,
+                    batch_size=ROWS if self.shapes.num_rows is None else self.shapes.num_rows,
+                    **dict(asked.others) | {"seed": [seeds[number] for number in share]},
+                )
+            for number, text in zip(share, written, strict=True):
+                texts[number] = str(text)
+
+        busy = [(place, share) for place, share in enumerate(shares) if share]
+        with ThreadPoolExecutor(max_workers=max(len(busy), 1)) as pool:
+            list(pool.map(lambda pair: write(*pair), busy))
+        return texts
+
+
+def _digest(span: Span) -> bytes:
+    """What a span is known by: many long ones are not kept."""
+    return hashlib.blake2b(np.array([span.num_scored, *span.ids], "<i4").tobytes(), digest_size=16).digest()
+
+
+def _seeds(prompts: Sequence[Ids], seed: int) -> list[int]:
+    """A seed for every prompt; one that is there again has another, on whatever device it is answered."""
+    copies: Counter[Ids] = Counter()
+    seeds = []
+    for prompt in prompts:
+        seeds.append(seed + copies[prompt])
+        copies[prompt] += 1
+    return seeds
+
+
+def _on(leaf: jax.Array, device: jax.Device) -> jax.Array:
+    """The copy of a weight that a device holds."""
+    return next(shard.data for shard in leaf.addressable_shards if shard.device == device)

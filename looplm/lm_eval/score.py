@@ -1,0 +1,76 @@
+"""How likely the labelled tokens of every row are, after several numbers of loops in one pass."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from looplm.lm_eval.batches import Batch
+from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
+from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.objective.base import scoring
+from looplm.ops.attention import self_mask
+from looplm.sharding.rules import placement
+
+
+class Likelihoods(NamedTuple):
+    """Arrays on the host; T counts the depths, ascending."""
+
+    log_TB: np.ndarray
+    """Sum of log p over the labelled tokens of a row, nats, float32."""
+    greedy_TB: np.ndarray
+    """Whether each of them is the likeliest token where it stands, bool."""
+
+
+class DepthScorer:
+    """Scores batches at all depths; one program a shape."""
+
+    def __init__(self, lm: FunctionalLM, params: Params, mesh: jax.sharding.Mesh, depths: Iterable[int]) -> None:
+        """params: laid out over the mesh; see `FunctionalLM.abstract`. depths: T numbers of loops, in any order."""
+        self.depths = tuple(sorted(set(depths)))
+        self._lm, self._params, self._mesh, self._dtype = lm, params, mesh, compute_dtype(lm.config)
+        self._score = jax.jit(self._forward)
+        self.num_programs = 0
+        """How many were compiled."""
+
+    def __call__(self, batch: Batch) -> Likelihoods:
+        """Score a batch whose rows the devices of the mesh divide among them."""
+        positions_BS = np.broadcast_to(np.arange(batch.tokens_BS.shape[1], dtype=np.int32), batch.tokens_BS.shape)
+        is_token_BS = positions_BS < batch.length_B[:, None]
+        arrays = (batch.tokens_BS, batch.labels_BS, positions_BS, is_token_BS)
+        with jax.set_mesh(self._mesh):
+            placed = [jax.device_put(array, placement(self._mesh, "batch")) for array in arrays]
+            return Likelihoods(*jax.device_get(self._score(self._params, *placed)))
+
+    def at(self, depths: Iterable[int]) -> "DepthScorer":
+        """Return one for other depths."""
+        return DepthScorer(self._lm, self._params, self._mesh, depths)
+
+    def _forward(
+        self,
+        params: Params,
+        tokens_BS: jax.Array,
+        labels_BS: jax.Array,
+        positions_BS: jax.Array,
+        is_token_BS: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        self.num_programs += 1  # once a shape, while it is traced
+        model = self._lm.bind(self._lm.gather(params, self._dtype))
+        context = Context(
+            positions_BS,
+            self_mask(self._lm.config, is_token_BS.astype(jnp.int32)),
+            key=jax.random.key(0),
+            # A drawn first state is that of a sequence on its own: an answer does not depend on what it is asked with.
+            sequence_B=jnp.zeros_like(positions_BS[:, 0]),
+            counted_BS=is_token_BS,
+        )
+        forward = Forward(model, tokens_BS, context, Depth(max(self.depths)), self._dtype)
+        scores = forward(jnp.array(self.depths) - 1, scoring(model, labels_BS)).read
+        num_labels_B = jnp.sum(labels_BS >= 0, axis=1)
+        result = (-jnp.sum(scores.nll_BS, axis=2), jnp.sum(scores.correct_BS, axis=2) == num_labels_B)
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
