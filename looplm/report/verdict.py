@@ -1,11 +1,13 @@
 """Sentences that say what the numbers of a depth sweep mean, and are allowed to say that more loops did not help.
 
-A difference counts only when its 95 % bootstrap interval leaves out zero.
+A difference counts only when its 95 % bootstrap interval leaves out zero; one that was picked among several, only when
+an interval leaves out zero that is wider by as much (Bonferroni).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from looplm.metrics.sweep import Sweep
@@ -14,11 +16,14 @@ FEW_DOCUMENTS = 20
 """The bootstrap is over documents; with fewer than this its intervals are too narrow to be trusted."""
 
 
+Tone = Literal["good", "bad", "neutral"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One sentence; `tone` says whether it speaks for the loops or against them."""
 
-    tone: Literal["good", "bad", "neutral"]
+    tone: Tone
     text: str
 
 
@@ -27,7 +32,11 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
     if not all(math.isfinite(row.loss) for row in sweep.rows):
         bad = ", ".join(str(row.depth) for row in sweep.rows if not math.isfinite(row.loss))
         return [Verdict("bad", f"The held-out loss is not a finite number at depth {bad}: the model is broken there.")]
-    return [rule for rules in (_gain, _enough, _beyond, _exits, _compression, _documents) for rule in rules(sweep)]
+    return [
+        rule
+        for rules in (_gain, _calibrated, _better, _enough, _beyond, _exits, _compression, _documents)
+        for rule in rules(sweep)
+    ]
 
 
 def _gain(sweep: Sweep) -> Iterator[Verdict]:
@@ -47,6 +56,40 @@ def _gain(sweep: Sweep) -> Iterator[Verdict]:
         interval = f"{gain.low:.{digits}f} to {gain.high:.{digits}f}"
         gained = f"{deep} gains {gain.nats:.{digits}f} nats of held-out loss over {shallow}"
         yield Verdict("bad", f"More loops did not help: {gained}, and the 95 % interval {interval} includes zero.")
+
+
+def _calibrated(sweep: Sweep) -> Iterator[Verdict]:
+    """Says what of the gain is left when every depth is read with a temperature of its own."""
+    raw, fitted = sweep.gain, sweep.calibrated.gain if sweep.calibrated else None
+    if raw is None or fitted is None or fitted.from_depth == fitted.to_depth:
+        return
+    digits = _digits(fitted.high - fitted.low)
+    nats, ends = f"{fitted.nats:.{digits}f}", f"95 % interval {fitted.low:.{digits}f} to {fitted.high:.{digits}f}"
+    start = "Calibrated, with a temperature of its own for every depth,"
+    if fitted.low > 0:
+        yield Verdict("good", f"{start} the gain is {nats} nats ({ends}) instead of {raw.nats:.{digits}f}.")
+    elif raw.low > 0:
+        yield Verdict(
+            "bad",
+            f"{start} nothing clear is left of the gain: {nats} nats ({ends}). Shallow loops are only overconfident.",
+        )
+    elif fitted.high < 0:
+        yield Verdict("bad", f"{start} more loops are still worse: the gain is {nats} nats ({ends}).")
+
+
+def _better(sweep: Sweep) -> Iterator[Verdict]:
+    """Says so when a depth below the trained one is clearly better than that, though it was picked among several."""
+    trained = sweep.trained
+    shallower = [row for row in sweep.rows if row.depth < sweep.trained_depth]
+    if trained is None or not shallower:
+        return
+    best = min(shallower, key=lambda row: row.loss)
+    if clearly(best.loss - trained.loss, best.change_low, best.change_high, among=len(shallower)) < 0:
+        digits = _digits(best.change_high - best.change_low)
+        ends = f"95 % interval {-best.change_high:.{digits}f} to {-best.change_low:.{digits}f}"
+        nats = f"{trained.loss - best.loss:.{digits}f}"
+        told = f"depth {best.depth} is better than the trained depth {trained.depth} by {nats} nats ({ends})"
+        yield Verdict("bad", f"The last loops do harm: {told}.")
 
 
 def _enough(sweep: Sweep) -> Iterator[Verdict]:
@@ -116,6 +159,16 @@ def _documents(sweep: Sweep) -> Iterator[Verdict]:
     if sweep.num_documents < FEW_DOCUMENTS:
         count = "one document" if sweep.num_documents == 1 else f"{sweep.num_documents} documents"
         yield Verdict("neutral", f"The held-out data hold only {count}, so the intervals are rough.")
+
+
+def clearly(value: float, low: float, high: float, *, among: int = 1) -> int:
+    """Return the sign of a difference that is clear though it was picked among so many, and 0 for any other.
+
+    low, high: its 95 % interval, taken as one of a normal distribution to widen it.
+    """
+    error = (high - low) / (2 * NormalDist().inv_cdf(0.975))
+    reach = NormalDist().inv_cdf(1 - 0.025 / among) * error
+    return int(value > reach) - int(value < -reach)
 
 
 def _digits(width: float) -> int:

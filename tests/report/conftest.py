@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from looplm.config.load import to_json
 from looplm.config.schema import Data, ExitGate, ExpectedCrossEntropy, Loop, Model, Optim, Run
 from looplm.metrics.sinks import JsonlSink
 from looplm.metrics.sweep import Sweep
-from looplm.report import picture
+from looplm.report import picture, write_report
+from tests.report.parsed import Page
 
 SOURCE = "def total(items):\n    # add <them> up & return\n\treturn sum(i for i in items)\n"
 
@@ -54,16 +56,110 @@ def example_sweep(step: int = 300, **changes: Any) -> dict[str, Any]:
         "expected_depth": 2.93,
         "exit_loss": 3.27,
         "xz_bits_per_byte": 2.1,
+        "calibrated": {
+            "temperature": [1.25, 1.1, 1.02, 1.0, 1.0, 1.0, 1.01, 1.02],
+            "loss": [value - 0.02 / depth for depth, value in zip(depths, loss, strict=True)],
+            "loss_low": [value - 0.05 for value in loss],
+            "loss_high": [value + 0.03 for value in loss],
+            "bits_per_byte": [value / 3.25 / math.log(2) for value in loss],
+            "change_low": [value - loss[3] - 0.02 / depth - 0.02 for depth, value in zip(depths, loss, strict=True)],
+            "change_high": [value - loss[3] - 0.02 / depth + 0.03 for depth, value in zip(depths, loss, strict=True)],
+            "gain": {"from_depth": 1, "to_depth": 4, "nats": 0.531, "low": 0.51, "high": 0.55},
+        },
         "sample": {
             "pieces": pieces,
             "exit_depth": [1 + len(piece) % 4 for piece in pieces],
             "loss": [None, *(0.5 * len(piece) for piece in pieces[1:])],
+            "depths": depths,
+            "loss_by_depth": [[round(0.6 * len(piece) / (1 + 0.1 * d), 4) for piece in pieces] for d in depths],
+        },
+        "loops": {
+            "state_norm": [1.5 + 0.4 * depth for depth in depths],
+            "residual_rel": [0.9 * math.exp(-0.55 * depth) for depth in depths],
+            "update_cosine": [0.0, *(0.99 - 0.04 * depth for depth in depths[1:])],
+            "token_correlation": [0.2 + 0.03 * depth for depth in depths],
+            "exit_probability": [0.15, 0.2, 0.3, 0.35],
         },
         "generations": [
             {"loops": loops, "prompt": "def total(", "text": "items):\n    return sum(items)\n" * loops}
             for loops in (1, 2, 4)
         ],
     } | changes
+
+
+def measured_of(step: int) -> dict[str, Any]:
+    """What every file of an evaluation says."""
+    return {"step": step, "data": "fixture/validation", "num_tokens": 40_960, "num_documents": 96}
+
+
+def example_exits(step: int = 300, better_than_chance: float = 0.03) -> dict[str, Any]:
+    loss = example_sweep()["loss"][:4]
+
+    def point(threshold: float) -> dict[str, Any]:
+        depth = 1 + 3 * threshold
+        base = loss[int(depth) - 1] + (depth % 1) * (loss[min(3, int(depth))] - loss[int(depth) - 1])
+        gain = better_than_chance * math.sin(math.pi * threshold)
+        found = base + 0.01 - gain
+        excess = found - loss[3]
+        return {
+            "rule": f"gate:{threshold:g}",
+            "mean_depth": depth,
+            "histogram": [0.25, 0.25, 0.25, 0.25],
+            "depth_p50": round(depth),
+            "depth_p90": min(4, round(depth) + 1),
+            "depth_p99": 4,
+            "loss": found,
+            "excess": excess,
+            "excess_low": excess - 0.004,
+            "excess_high": excess + 0.004,
+            "accuracy": 0.3 + 0.01 * depth,
+            "disagreement": 0.2 / depth,
+            "controls": {"fixed": base, "random": found + gain, "shuffled": found + 0.8 * gain, "oracle": base - 0.3},
+            "gain": gain,
+            "gain_low": gain - 0.005,
+            "gain_high": gain + 0.005,
+        }
+
+    points = [point(threshold) for threshold in (1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0)]
+    safe = {"tolerance": 0.02, "confidence": 0.95, "rule": "gate:0.8", "mean_depth": 3.4, "excess_upper": 0.0185}
+    return measured_of(step) | {
+        "num_loops": 4,
+        "full_loss": loss[3],
+        "full_accuracy": 0.38,
+        "loss": loss,
+        "rules": [
+            {"name": "gate", "points": points, "safe": [safe | {"disagreement_upper": 0.11}]},
+            {
+                "name": "latent",
+                "points": [one | {"rule": one["rule"].replace("gate", "latent")} for one in points],
+                "safe": [],
+            },
+        ],
+        "oracle": [{"mean_depth": 1 + depth / 4, "loss": loss[3] - 0.2 - 0.02 * depth} for depth in range(13)],
+    }
+
+
+def example_kv(step: int = 300) -> dict[str, Any]:
+    def policy(name: str, change: float, share: float, width: float = 0.002) -> dict[str, Any]:
+        ends = {"change": change, "change_low": change - width, "change_high": change + width}
+        rest = {"agreement": 1 - 4 * abs(change), "mean_depth": 4.0, "bytes_per_token": round(1024 * share)}
+        return {"policy": name, "loss": 3.254 + change, "share": share, **ends, **rest}
+
+    policies = [policy("each:int8", 0.0004, 0.5), policy("last", 0.0312, 0.25), policy("ring:2", 0.0109, 0.5)]
+    return measured_of(step) | {"num_loops": 4, "loss": 3.254, "policies": policies}
+
+
+def example_first_states(step: int = 300) -> dict[str, Any]:
+    depths = [1, 2, 3, 4]
+    return measured_of(step) | {
+        "num_states": 4,
+        "depths": depths,
+        "state_distance": [0.8, 0.2, 0.05, 0.01],
+        "divergence": [0.5, 0.03, 0.002, 0.0001],
+        "agreement": [0.6, 0.9, 0.97, 0.995],
+        "loss": [3.9, 3.5, 3.3, 3.25],
+        "loss_spread": [0.05, 0.01, 0.002, 0.0004],
+    }
 
 
 def write_run(workdir: Path, run: Run, *sweeps: dict[str, Any]) -> Path:
@@ -82,6 +178,13 @@ def write_run(workdir: Path, run: Run, *sweeps: dict[str, Any]) -> Path:
     return workdir
 
 
+def write_evaluations(workdir: Path, step: int) -> None:
+    """Writes what is measured of exits, caches and first states."""
+    made = {"exits": example_exits, "kv": example_kv, "first_states": example_first_states}
+    for kind, example in made.items():
+        (workdir / "eval" / f"{kind}-{step}.json").write_text(json.dumps(example(step)))
+
+
 def measured(step: int, run: Run) -> dict[str, float]:
     noise = 0.08 * math.sin(step * 12.9898) * math.cos(step * 78.233)
     loss = 3.2 + 3.1 * math.exp(-step / (run.num_steps / 5)) + noise
@@ -91,7 +194,11 @@ def measured(step: int, run: Run) -> dict[str, float]:
         "optim/learning_rate": 1e-3 * min(1.0, step / 20) * (0.55 + 0.45 * math.cos(math.pi * step / run.num_steps)),
         "loop/num_loops": 4,
         "loop/residual_rel": 0.4 * math.exp(-step / 200),
+        "loop/update_cosine": 0.9 - 0.2 * math.exp(-step / 60),
+        **{f"gate/exit_loop_{loop}": 0.1 * loop for loop in range(1, 5)},
         "gate/expected_depth": 3.1 + 0.6 * math.exp(-step / 50),
+        "perf/host_memory_gb": 1.5 + step / 1000,
+        "goodput/fraction": 1 - 1 / (1 + step),
         "perf/step_s": 0.081 + 0.01 * abs(noise),
         "perf/tokens_per_s": 1024 / (0.081 + 0.1 * abs(noise)),
         **{f"train/loss_loop_{loop}": loss + 0.35 / loop - 0.08 for loop in range(1, 5)},
@@ -115,8 +222,17 @@ def build_run() -> Callable[..., Path]:
     return build
 
 
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory, build_run: Callable[..., Path]) -> Page:
+    """The report of a run of which everything was measured, with its pictures."""
+    older = {"step": 6, "loss": [4.8 - 0.1 * depth for depth in range(8)]}
+    workdir = build_run(tmp_path_factory.mktemp("runs") / "full-run", older, {"step": 12})
+    write_evaluations(workdir, 12)
+    return Page(write_report(workdir))
+
+
 @pytest.fixture
 def make_run(tmp_path: Path, build_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """The same in a fresh folder. Pictures of the report are blank, since drawing takes most of its time."""
-    monkeypatch.setattr(picture, "_render", lambda *_: "data:image/png;base64,")
+    monkeypatch.setattr(picture, "_render", lambda draw, alt, *_: f'<svg role="img" aria-label="{escape(alt)}"></svg>')
     return functools.partial(build_run, tmp_path / "run")
