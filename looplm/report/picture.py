@@ -106,6 +106,7 @@ def inside_a_page(svg: str, alt: str, hints: dict[str, list[str]]) -> str:
     for element in root.iter():
         if style := element.get("style"):
             style = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", style)
+            style = re.sub(r" ?font-family: [^;]*;?", "", style)
             element.set("style", re.sub(r"#[0-9a-f]{6}", lambda found: _named(found[0]), style))
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
