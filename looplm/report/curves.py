@@ -66,7 +66,7 @@ def legend(figure: Figure, axes: Axes, title: str = "") -> None:
     columns = min(len(labels), 8 if title else 2)
     spaces = {"columnspacing": 0.9, "handlelength": 1.3, "handletextpad": 0.4, "borderpad": 0.1, "borderaxespad": 0.1}
     if title:
-        handles, labels, columns = [Line2D([], [], alpha=0), *handles], [title, *labels], columns + 1
+        handles, labels, columns = [Line2D([], [], linestyle="none"), *handles], [title, *labels], columns + 1
     figure.legend(handles, labels, loc="outside upper right", ncols=columns, **spaces)
 
 
