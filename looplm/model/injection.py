@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, constant, zeros
 
-from looplm.config.schema import AddInjection, ConcatInjection, DiagonalInjection, Model, NoInjection, OwnInjection
+from looplm.config.schema import (
+    AddInjection,
+    ConcatInjection,
+    DiagonalInjection,
+    GateInjection,
+    Model,
+    NoInjection,
+    OwnInjection,
+)
 from looplm.model.init import Init, identity
 from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
@@ -89,6 +97,30 @@ class Diagonal(Injection):
         return {"loop/decay_mean": jnp.mean(decay_D), "loop/decay_max": jnp.max(decay_D)}
 
 
+class Gate(Injection):
+    """input + keep * (state - input), keep = sigmoid(b) per channel; it has no weight decay.
+
+    Written so, the first loop of a state that starts as the input gets the input to the bit, whatever is kept.
+    """
+
+    def __init__(self, D: int, kind: GateInjection, *, rngs: nnx.Rngs):
+        init = constant(math.log(kind.initial_keep / (1 - kind.initial_keep)))
+        self.keep = parameter(rngs, init, (D,), ("embed",), elementwise=True)
+
+    def __call__(self, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+        def mix(keep: jax.Array, state_BSD: jax.Array, input_BSD: jax.Array) -> jax.Array:
+            wide_BSD = at_least_fp32(input_BSD)
+            mixed_BSD = wide_BSD + jax.nn.sigmoid(keep) * (at_least_fp32(state_BSD) - wide_BSD)
+            return mixed_BSD.astype(state_BSD.dtype)
+
+        keep = use(self.keep, jnp.promote_types(state_BSD.dtype, jnp.float32))
+        return per_channel(mix, [keep], state_BSD, input_BSD)
+
+    def parameter_metrics(self) -> dict[str, jax.Array]:
+        keep_D = jax.nn.sigmoid(self.keep[...])
+        return {"loop/keep_mean": jnp.mean(keep_D), "loop/keep_max": jnp.max(keep_D)}
+
+
 def decay(step_D: jax.Array, log_rate_D: jax.Array) -> jax.Array:
     """Return the share of the state that a loop keeps, per channel."""
     return jnp.exp(-step_D * jnp.exp(log_rate_D))
@@ -115,5 +147,7 @@ def build_injection(config: Model, *, rngs: nnx.Rngs) -> Injection:
             return Concat(config, kind, rngs=rngs)
         case DiagonalInjection() as kind:
             return Diagonal(config.dim, kind, rngs=rngs)
+        case GateInjection() as kind:
+            return Gate(config.dim, kind, rngs=rngs)
         case OwnInjection() as own:
             return own.build(config, rngs=rngs)

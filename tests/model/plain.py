@@ -63,6 +63,9 @@ def inject(config: Model, core: Params, state: Array, e: Array) -> Array:
             p = core["injection"]
             step = xp.log(1 + xp.exp(p["step_bias"]))
             return xp.exp(-step * xp.exp(p["log_rate"])) * state + step * (e @ p["input"]["kernel"])
+        case schema.GateInjection():
+            keep = 1 / (1 + xp.exp(-core["injection"]["keep"]))
+            return keep * state + (1 - keep) * e
     return state
 
 

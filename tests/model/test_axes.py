@@ -30,6 +30,7 @@ AXES = {
     "injection": [
         schema.NoInjection(), schema.AddInjection(), schema.ConcatInjection(),
         schema.ConcatInjection(init="input", bias=True), schema.DiagonalInjection(),
+        schema.GateInjection(initial_keep=0.3),
     ],
     "state_init": [schema.InputState(), schema.EmbeddingState(), schema.ZeroState(), schema.NormalState()],
     "norm_placement": ["pre", "sandwich", "sandwich_sum", "peri", "post", "output"],

@@ -13,7 +13,7 @@ from looplm.errors import UserError
 
 OF_TRAINING = (
     "init.", "dtype", "attention_backend", "exit_gate.initial_exit_probability", "injection.init",
-    "injection.initial_decay",
+    "injection.initial_decay", "injection.initial_keep",
     "read_out.init", "attention.entropy_weight", "feed_forward.backend", "feed_forward.capacity_factor",
     "feed_forward.balance.auxiliary", "feed_forward.balance.entropy_weight", "feed_forward.balance.z_loss_weight",
 )  # fmt: skip

@@ -51,6 +51,7 @@ from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import EmbeddingState as EmbeddingState
 from looplm.config.schema.parts import ExitGate as ExitGate
 from looplm.config.schema.parts import FanInInit as FanInInit
+from looplm.config.schema.parts import GateInjection as GateInjection
 from looplm.config.schema.parts import Halting as Halting
 from looplm.config.schema.parts import Init as Init
 from looplm.config.schema.parts import Injection as Injection

@@ -39,8 +39,16 @@ class DiagonalInjection(Section):
     """Share of the state that a loop keeps, at initialisation."""
 
 
+class GateInjection(Section):
+    """input + keep * (state - input), keep = sigmoid(b) per channel: exactly the input where the state still is it."""
+
+    kind: Literal["gate"] = "gate"
+    initial_keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the state that a loop keeps, at initialisation."""
+
+
 ShippedInjection = Annotated[
-    NoInjection | AddInjection | ConcatInjection | DiagonalInjection, Field(discriminator="kind")
+    NoInjection | AddInjection | ConcatInjection | DiagonalInjection | GateInjection, Field(discriminator="kind")
 ]
 Injection = Annotated[ShippedInjection | OwnInjection, OrOwn(OwnInjection)]
 
