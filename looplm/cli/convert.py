@@ -42,3 +42,31 @@ def convert_export(
     from looplm.convert.export_folder import export_run
 
     export_run(workdir, hf_dir, console, step=step, kind=kind, dtype=dtype)
+
+
+@app.command("retrofit")
+def convert_retrofit(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Official model of one loop, or a run of one.")],
+    workdir: Annotated[Path, typer.Argument(help="Run directory to be made.")],
+    block: Annotated[str, typer.Option(help="Layers that are looped, START:STOP, counted from 0.")],
+    prelude: Annotated[str | None, typer.Option(help="Layers before them, e.g. 0:4; none when left out.")] = None,
+    coda: Annotated[str | None, typer.Option(help="Layers after them, e.g. 18:22; none when left out.")] = None,
+    loops: Annotated[int, typer.Option(help="Loops of evaluation, generation and training.")] = 4,
+    inject: Annotated[
+        str, typer.Option(help="How the prelude's output enters every loop: concat, add, gate; none: the first alone.")
+    ] = "concat",
+    select: Annotated[
+        str,
+        typer.Option(help="Layers of the block: given (all), even, average (of a cycle), angular."),
+    ] = "given",
+    layers: Annotated[
+        int | None, typer.Option(help="So many of them; as many as make all loops as deep as the range when left out.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text to choose by; fixed ids when left out.")] = None,
+    allow_key: AllowKey = None,
+) -> None:
+    """Make a looped model of a pretrained one: cut its layers into prelude, looped block and coda."""
+    from looplm.convert.retrofit.write import Wish, retrofit
+
+    wish = Wish(prelude, block, coda, loops, inject, select, layers, text)
+    retrofit(source, workdir, wish, console, allow_keys=allow_key or ())

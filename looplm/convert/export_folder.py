@@ -56,7 +56,7 @@ def export_run(
     if dtype is not None and dtype not in WORDS:
         raise UserError(f"--dtype {dtype} is not known; use one of {', '.join(WORDS)}")
     root, named = checkpoint_of(workdir)
-    seal = _verified(CheckpointReader(root / "checkpoints"), named if step is None else step)
+    seal = verified(CheckpointReader(root / "checkpoints"), named if step is None else step)
     checkpoint = place_of(root / "checkpoints", seal.step)
     run = from_json(checkpoint / CONFIG_FILE)
     try:
@@ -84,8 +84,8 @@ def export_run(
         console.print("note: the authors' Python files are not written; put them there to load with trust_remote_code")
 
 
-def _verified(reader: CheckpointReader, step: int | None) -> Seal:
-    """Of the checkpoint that is asked for, or the newest that is what was saved."""
+def verified(reader: CheckpointReader, step: int | None) -> Seal:
+    """The seal of the checkpoint that is asked for, or the newest that is what was saved."""
     reasons = {}
     for candidate in reversed(reader.steps()) if step is None else [step]:
         try:

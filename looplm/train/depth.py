@@ -7,6 +7,7 @@ import numpy as np
 from looplm.config.check import trained_loops
 from looplm.config.schema import (
     FixedDepth,
+    Growth,
     LogNormalPoissonDepth,
     PoissonDepth,
     Run,
@@ -27,6 +28,21 @@ class DepthSchedule:
         self.window = trained_loops(run) or 1  # config.check: a law without a bound comes with a gradient window
         self.per_sequence = run.loop.depth_per == "sequence"
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether the loops of a step are no draw, and change in the course of the training."""
+        depth, loop = self.run.loop.depth, self.run.loop
+        return isinstance(depth, ScheduledDepth) or (isinstance(depth, FixedDepth) and loop.growth is not None)
+
+    def mean_loops(self, step: int) -> int:
+        """The fixed depth, or the mean of a Poisson law, in a step (from 0)."""
+        return grown(self.run.loop.num_loops, self.run.loop.growth, step)
+
+    def window_of(self, step: int) -> int:
+        """The most loops of a step (from 0) that carry a gradient."""
+        window = grown(self.window, self.run.loop.backprop_growth, step)
+        return window if self.run.loop.growth is None else min(window, self.mean_loops(step))
+
     def num_loops(self, step: int) -> np.ndarray:
         """Loops of every sequence of the global batch, or of all of them: int (B,) or (1,)."""
         run, depth = self.run, self.run.loop.depth
@@ -34,14 +50,14 @@ class DepthSchedule:
         generator = np.random.default_rng((run.seed, PURPOSE, step))
         match depth:
             case FixedDepth():
-                return np.full(size, run.loop.num_loops)
+                return np.full(size, self.mean_loops(step))
             case UniformDepth():
                 return generator.integers(depth.min_loops, depth.max_loops, size=size, endpoint=True)
             case PoissonDepth():
-                return np.maximum(generator.poisson(run.loop.num_loops, size), 1)
+                return np.maximum(generator.poisson(self.mean_loops(step), size), 1)
             case LogNormalPoissonDepth(sigma=sigma):
                 # The official code has max(mean - window, 0) + window here, so the window is the least mean.
-                mean = max(run.loop.num_loops, self.window)
+                mean = max(self.mean_loops(step), self.window_of(step))
                 rate = generator.lognormal(math.log(mean) - sigma**2 / 2, sigma, size)
                 return generator.poisson(rate) + 1
             case ScheduledDepth():
@@ -50,15 +66,24 @@ class DepthSchedule:
     def draw(self, step: int) -> np.ndarray:
         """(loops without gradient, loops with gradient): int32 (2,), or (B, 2) where sequences differ."""
         loops = self.num_loops(step)
-        trained = np.minimum(loops, self.window)
+        trained = np.minimum(loops, self.window_of(step))
         drawn = np.stack([loops - trained, trained], axis=-1).astype(np.int32)
         return drawn if self.per_sequence else drawn[0]
 
     def as_depth(self, drawn: object) -> Depth:
         """What the model is told, inside the traced step; static where it never changes."""
-        if isinstance(self.run.loop.depth, FixedDepth):
+        if isinstance(self.run.loop.depth, FixedDepth) and not (self.run.loop.growth or self.run.loop.backprop_growth):
             return Depth(int(self.window), num_detached=self.run.loop.num_loops - int(self.window))
         return Depth(int(self.window), num_detached=drawn[..., 0], num_trained=drawn[..., 1])  # type: ignore[index]
+
+
+def grown(full: int, growth: Growth | None, step: int) -> int:
+    """What a number has grown to in a step (from 0)."""
+    if growth is None or step >= growth.steps:
+        return full
+    if growth.shape == "linear":
+        return max(1, -(-full * step // growth.steps))  # in whole numbers: nothing is rounded up by an error
+    return max(1, math.ceil(full * (1 - math.sqrt(1 - step / growth.steps))))
 
 
 def scheduled(depth: ScheduledDepth, step: int) -> int:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import jax
 
-from looplm.config.schema import ScheduledDepth
 from looplm.data.mixture import Mixture
 from looplm.optim.guard import new_stage
 from looplm.train.depth import DepthSchedule
@@ -25,7 +24,7 @@ class Stages:
             return None
         if self.mixture.stage(self.batches.of(step)) != self.mixture.stage(self.batches.of(step - 1)):
             return "data.train has other shares"
-        if isinstance(self.depths.run.loop.depth, ScheduledDepth):
+        if self.depths.is_planned:
             before, now = (int(self.depths.num_loops(number - 1)[0]) for number in (step - 1, step))
             if before != now:
                 return f"{now} loops instead of {before}"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Mesh
-from looplm.ops.cross_entropy import IGNORED, linear_cross_entropy
+from looplm.ops.cross_entropy import IGNORED, Head, linear_cross_entropy, linear_distillation
+from looplm.ops.cross_entropy.divergence import divergence
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
 
@@ -116,3 +117,58 @@ def test_logits_that_are_saved_are_not_made_again(inputs, save_logits, products)
 
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*inputs[:2]).as_text()
     assert program.count("stablehlo.dot_general") == products
+
+
+def divergence_by_definition(logits_BSV, target_BSV, temperature):
+    log_q_BSV, log_p_BSV = (jax.nn.log_softmax(x / temperature) for x in (target_BSV, logits_BSV))
+    return temperature**2 * jnp.sum(jnp.exp(log_q_BSV) * (log_q_BSV - log_p_BSV), axis=-1)
+
+
+@pytest.mark.parametrize("chunk_logits", [8 * B * V, 10**9])
+@pytest.mark.parametrize("context", [1, 2])
+def test_a_divergence_and_its_gradient_are_those_of_the_definition(inputs, context, chunk_logits):
+    """Of a target of another width, with biases and a cap, beside the cross-entropy; whole and over devices. The
+    target's parameters have no gradient."""
+    hidden_BSD, head_VD, labels_BS = jax.tree.map(lambda x: x[:, :12] if x.shape[:2] == (B, S) else x, inputs)
+    keys = jax.random.split(jax.random.key(6), 4)
+    target_BSE, target_head_VE = jax.random.normal(keys[0], (B, 12, 5)), jax.random.normal(keys[1], (V, 5))
+    bias_V, weight_BS = jax.random.normal(keys[2], (V,)), jax.random.uniform(keys[3], (B, 12))
+    scored_BS = labels_BS != IGNORED
+
+    def by_definition(hidden_BSD, head_VD, bias_V):
+        logits_BSV = 3 * jnp.tanh((hidden_BSD @ head_VD.T + bias_V) / 3)
+        kl_BS = divergence_by_definition(logits_BSV, target_BSE @ target_head_VE.T - bias_V, 2.0)
+        log_p_BSV = jax.nn.log_softmax(logits_BSV)
+        nll_BS = -jnp.take_along_axis(log_p_BSV, jnp.maximum(labels_BS, 0)[:, :, None], -1)[:, :, 0]
+        return jnp.sum(weight_BS * (0.3 * nll_BS + kl_BS), where=scored_BS)
+
+    def by_hand(hidden_BSD, head_VD, bias_V, target_BSE, target_head_VE, labels_BS, weight_BS):
+        target = Head(target_head_VE, -jax.lax.stop_gradient(bias_V))
+        scores = linear_distillation(
+            hidden_BSD, Head(head_VD, bias_V, 3.0), labels_BS, target_BSE, target, temperature=2.0,
+            chunk_logits=chunk_logits,
+        )  # fmt: skip
+        return jnp.sum(weight_BS * (0.3 * scores.nll_BS + scores.divergence_BS))
+
+    expected = jax.value_and_grad(by_definition, argnums=(0, 1))(hidden_BSD, head_VD, bias_V)
+    with jax.set_mesh(build_mesh(Mesh(fsdp=2, context=context), jax.devices()[: 2 * context])):
+        rows = [
+            lay_out(x, "batch", "sequence", *["embed"] * (x.ndim - 2))
+            for x in (hidden_BSD, target_BSE, labels_BS, weight_BS)
+        ]
+        value, gradients = jax.jit(jax.value_and_grad(by_hand, argnums=(0, 1, 3, 4)))(
+            rows[0], head_VD, bias_V, rows[1], target_head_VE, *rows[2:]
+        )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    for gradient, whole in zip(gradients, expected[1], strict=False):
+        np.testing.assert_allclose(gradient, whole, rtol=1e-4, atol=1e-5)
+    assert not any(np.any(gradient) for gradient in gradients[2:])
+
+
+def test_a_target_may_exclude_tokens():
+    """-inf has no share, and no gradient that is not a number."""
+    logits_BSV, target_BSV = jnp.zeros((1, 1, 4)), jnp.array([[[0.0, 0.0, -jnp.inf, -jnp.inf]]])
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(divergence(x, target_BSV, 1.0)))(logits_BSV)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, 0], [-0.25, -0.25, 0.25, 0.25], rtol=1e-6)
+    assert float(divergence(target_BSV, target_BSV, 2.0)[0, 0]) == 0.0

@@ -26,6 +26,21 @@ def _depth(run: Run) -> Iterator[str]:
         )
 
 
+def _growth(run: Run) -> Iterator[str]:
+    depth, loop = run.loop.depth, run.loop
+    if loop.growth is not None and isinstance(depth, UniformDepth | ScheduledDepth):
+        yield (
+            f"loop.growth.steps={loop.growth.steps} has no part in loop.depth.kind={depth.kind}, whose loops do not "
+            "follow loop.num_loops; use fixed, poisson or lognormal_poisson, or leave loop.growth out"
+        )
+    for name, growth in (("growth", loop.growth), ("backprop_growth", loop.backprop_growth)):
+        if growth is not None and growth.steps > run.num_steps:
+            yield (
+                f"loop.{name}.steps={growth.steps} are more than num_steps={run.num_steps}, so that the full value is "
+                "never reached; use at most that"
+            )
+
+
 def max_loops(run: Run) -> int | None:
     """The largest number of loops that a training step of this run can have; None for a law without a bound."""
     match run.loop.depth:
@@ -44,4 +59,4 @@ def trained_loops(run: Run) -> int | None:
     return min((n for n in (run.loop.backprop_loops, max_loops(run)) if n is not None), default=None)
 
 
-RULES: Rules = (_depth,)
+RULES: Rules = (_depth, _growth)

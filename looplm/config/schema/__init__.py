@@ -12,6 +12,7 @@ from looplm.config.schema.data import Data as Data
 from looplm.config.schema.data import Source as Source
 from looplm.config.schema.loop import Depth as Depth
 from looplm.config.schema.loop import FixedDepth as FixedDepth
+from looplm.config.schema.loop import Growth as Growth
 from looplm.config.schema.loop import LogNormalPoissonDepth as LogNormalPoissonDepth
 from looplm.config.schema.loop import Loop as Loop
 from looplm.config.schema.loop import PoissonDepth as PoissonDepth

@@ -51,6 +51,16 @@ Depth = Annotated[
 ]
 
 
+class Growth(Section):
+    """A number that grows from 1 to its full value over the first steps: max(1, ceil(full * f(step / steps))), steps
+    counted from 0 (arXiv 2511.07384)."""
+
+    steps: PositiveInt
+    """From so many steps on it has its full value."""
+    shape: Literal["linear", "sqrt"] = "linear"
+    """f(p) = p, or 1 - sqrt(1 - p), which is slow at first."""
+
+
 class Loop(Section):
     """How often the shared block runs, and how the gradient goes through it."""
 
@@ -62,6 +72,11 @@ class Loop(Section):
     """Whether all sequences of a step share a drawn depth."""
     backprop_loops: PositiveInt | None = None
     """Gradient flows through the last so many loops; None means all (needs a bounded depth)."""
+    growth: Growth | None = None
+    """How `num_loops`, as a fixed depth or as the mean of a Poisson law, grows in training. The gradient's window is
+    then no larger than the mean of the step. None: it does not grow."""
+    backprop_growth: Growth | None = None
+    """How `backprop_loops`, or all loops when that is None, grow in training."""
     remat: Literal["none", "layer", "loop", "names", "offload"] = "loop"
     """What the backward pass recomputes. `none`: nothing. `layer`: every layer. `loop`: every loop and in it every
     layer. `names`: as `loop`, but the branches' outputs of the loop in work are kept. `offload`: as `loop`, with the

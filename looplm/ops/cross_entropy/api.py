@@ -1,17 +1,15 @@
 """Cross-entropy of a slice of the sequence at a time, whose logits are made again in the backward pass or saved."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from looplm.ops.cross_entropy.chunks import in_chunks
+from looplm.ops.cross_entropy.divergence import divergence
+from looplm.ops.cross_entropy.head import Head
 from looplm.ops.cross_entropy.label import cross_entropy
-from looplm.ops.cross_entropy.product import head_product
-from looplm.ops.precision import at_least_fp32
-from looplm.ops.softcap import softcap
-from looplm.sharding.collective import Whole, per_channel
-from looplm.sharding.rules import BATCH_AXES, activation_spec, num_shards
+from looplm.sharding.collective import Whole
 
 IGNORED = -100
 """A label that is not scored."""
@@ -27,6 +25,15 @@ class TokenScores(NamedTuple):
     """1 where the label had the largest logit, else 0; float32."""
     z_BS: jax.Array
     """Squared log-normaliser of the logits; zero where the label is ignored."""
+
+
+class DistilledScores(NamedTuple):
+    nll_BS: jax.Array
+    """As of `TokenScores`, and so are the next two."""
+    correct_BS: jax.Array
+    z_BS: jax.Array
+    divergence_BS: jax.Array
+    """KL(target || prediction) in nats, float32, times temperature^2; zero where the label is ignored."""
 
 
 def linear_cross_entropy(
@@ -50,49 +57,60 @@ def linear_cross_entropy(
         chunk_logits: how many logits a device may hold.
         save_logits: save the logits for the backward pass where they are one chunk, instead of making them again.
     """
-    batch, length, _ = hidden_BSD.shape
-    shards = num_shards("context")
-    device_length, device_batch = length // shards, batch // num_shards(*BATCH_AXES)
-    chunk = max(1, min(device_length, chunk_logits // (device_batch * head_VD.shape[0])))
-    chunk = math.ceil(device_length / math.ceil(device_length / chunk))  # as many chunks, of one length: least padding
-
-    def score(hidden_BCD: jax.Array, labels_BC: jax.Array) -> TokenScores:
-        logits_BCV = head_product(hidden_BCD, head_VD.astype(hidden_BCD.dtype))
-        if bias_V is not None:
-            logits_BCV = at_least_fp32(logits_BCV)
-            logits_BCV = per_channel(jnp.add, [bias_V.astype(logits_BCV.dtype)], logits_BCV)
-        nll_BC, correct_BC, normaliser_BC = cross_entropy(softcap(logits_BCV, logit_softcap), labels_BC)
-        scored_BC = labels_BC != IGNORED
-        return TokenScores(
-            jnp.where(scored_BC, nll_BC, 0),
-            (scored_BC & correct_BC).astype(nll_BC.dtype),
-            jnp.where(scored_BC, jnp.square(normaliser_BC), 0),
-        )
-
-    if chunk == device_length and save_logits:
-        return score(hidden_BSD, labels_BS)
-    score = jax.checkpoint(score)
-    if chunk == device_length:
-        return score(hidden_BSD, labels_BS)
-
-    def reshape(x: jax.Array, shape: tuple[int, ...], *axes: str) -> jax.Array:
-        # The layout is given: JAX's own guess is wrong or refused where the context axis has size 1.
-        return jnp.reshape(x, shape, out_sharding=activation_spec(*axes, *["one"] * (len(shape) - len(axes))))
-
-    def chunks_first(x: jax.Array, fill: int) -> jax.Array:
-        """(chunks, B, shards * chunk, ...): every device cuts its own part of the sequence."""
-        x = reshape(x, (batch, shards, device_length, *x.shape[2:]), "batch", "sequence")
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, -device_length % chunk)] + [(0, 0)] * (x.ndim - 3), constant_values=fill)
-        x = reshape(x, (batch, shards, x.shape[2] // chunk, chunk, *x.shape[3:]), "batch", "sequence")
-        x = jnp.moveaxis(x, 2, 0)
-        return reshape(x, (*x.shape[:2], shards * chunk, *x.shape[4:]), "one", "batch", "sequence")
-
-    def chunks_back(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(reshape(x, (len(x), batch, shards, chunk), "one", "batch", "sequence"), 0, 2)
-        x = reshape(x, (batch, shards, x.shape[2] * chunk), "batch", "sequence")
-        return reshape(x[:, :, :device_length], (batch, length), "batch", "sequence")
-
-    _, scores = jax.lax.scan(
-        lambda _, xs: (None, score(*xs)), None, (chunks_first(hidden_BSD, 0), chunks_first(labels_BS, IGNORED))
+    head = Head(head_VD, bias_V, logit_softcap)
+    return in_chunks(
+        lambda hidden_BCD, labels_BC: _scores(head(hidden_BCD), labels_BC),
+        (hidden_BSD, labels_BS),
+        fills=(0, IGNORED),
+        logits_per_token=head.num_logits,
+        chunk_logits=chunk_logits,
+        save=save_logits,
     )
-    return TokenScores(*map(chunks_back, scores))
+
+
+def linear_distillation(
+    hidden_BSD: jax.Array,
+    head: Head,
+    labels_BS: jax.Array,
+    target_BSE: jax.Array,
+    target_head: Head,
+    *,
+    temperature: float,
+    chunk_logits: int = CHUNK_LOGITS,
+    save_logits: bool = False,
+) -> DistilledScores:
+    """Score labels, and how far the prediction is from a target's, with neither's (B, S, V) in memory.
+
+        KL = sum_v q_v (log q_v - log p_v)      q, p: softmax of the logits of target and prediction / temperature
+
+    The gradient is that of the prediction alone. Temperature and its square as in arXiv 1503.02531.
+
+    Args:
+        hidden_BSD, labels_BS, chunk_logits, save_logits: as of `linear_cross_entropy`; both logits count.
+        target_BSE, target_head: what the target's head reads, and that head, over the same vocabulary.
+    """
+    frozen = target_head.frozen()
+
+    def score(hidden_BCD: jax.Array, labels_BC: jax.Array, target_BCE: jax.Array) -> DistilledScores:
+        logits_BCV, target_BCV = head(hidden_BCD), jax.lax.stop_gradient(frozen(target_BCE))
+        divergence_BC = divergence(logits_BCV, target_BCV, temperature)
+        return DistilledScores(*_scores(logits_BCV, labels_BC), jnp.where(labels_BC != IGNORED, divergence_BC, 0))
+
+    return in_chunks(
+        score,
+        (hidden_BSD, labels_BS, jax.lax.stop_gradient(target_BSE)),
+        fills=(0, IGNORED, 0),
+        logits_per_token=head.num_logits + target_head.num_logits,
+        chunk_logits=chunk_logits,
+        save=save_logits,
+    )
+
+
+def _scores(logits_BCV: jax.Array, labels_BC: jax.Array) -> TokenScores:
+    nll_BC, correct_BC, normaliser_BC = cross_entropy(logits_BCV, labels_BC)
+    scored_BC = labels_BC != IGNORED
+    return TokenScores(
+        jnp.where(scored_BC, nll_BC, 0),
+        (scored_BC & correct_BC).astype(nll_BC.dtype),
+        jnp.where(scored_BC, jnp.square(normaliser_BC), 0),
+    )

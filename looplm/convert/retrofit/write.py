@@ -1,0 +1,171 @@
+"""`looplm convert retrofit`: cuts a model and writes the looped one as a run directory with a checkpoint of step 0.
+
+The weights go over one row after the other; both models are held only where they are compared, or looked into to choose
+layers.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from looplm.checkpoint.digest import named_leaves
+from looplm.checkpoint.folder import checkpoint_of
+from looplm.checkpoint.lineage import OFFICIAL, official_config
+from looplm.checkpoint.streamed import Streamed, write_streamed
+from looplm.config.load import to_json
+from looplm.config.schema import FinalCrossEntropy, Loop, Model, Place
+from looplm.convert.files import copy_tokenizer, made_at_once
+from looplm.convert.import_folder import LENGTH_KEYS, LOGITS_BYTES, LONGEST, run_of
+from looplm.convert.parity import fixed_ids
+from looplm.convert.retrofit.angular import nearest
+from looplm.convert.retrofit.cut import Cut, Origin, Ranges, averaged, cut, evenly, num_chosen
+from looplm.convert.retrofit.equality import equality, table
+from looplm.convert.retrofit.source import PATHS, Source, open_source
+from looplm.convert.retrofit.stages import mean_layer, plain_stack, run_stages
+from looplm.data.tokenizer import Tokenizer
+from looplm.data.tokenizer.official import official_tokenizer
+from looplm.errors import UserError
+from looplm.model.functional import FunctionalLM, Params
+from looplm.model.injection import build_injection
+
+INJECTIONS: dict[str, dict[str, Any]] = {
+    "none": {"injection": {"kind": "none"}, "state_init": {"kind": "input"}},
+    "concat": {"injection": {"kind": "concat", "init": "input"}, "state_init": {"kind": "input"}},
+    "add": {"injection": {"kind": "add"}, "state_init": {"kind": "zeros"}},
+    "gate": {"injection": {"kind": "gate"}, "state_init": {"kind": "input"}},
+}
+"""With each of them the block gets the prelude's output itself in the first loop."""
+TEXT_ROWS, TEXT_LENGTH = 8, 256
+"""Of a text, so many tokens at most are looked at to choose layers."""
+
+
+class Wish(NamedTuple):
+    """What was asked for on the command line."""
+
+    prelude: str | None
+    block: str
+    coda: str | None
+    loops: int
+    inject: str
+    select: str
+    layers: int | None
+    text: Path | None
+
+
+def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow_keys: Collection[str] = ()) -> None:
+    """Writes the run, and prints how far one loop of it is the stack of the kept layers.
+
+    Raises UserError, with nothing written, for ranges that do not fit the model, for a model that is no plain stack,
+    and for a damaged or unknown folder.
+    """
+    if wish.inject not in INJECTIONS:
+        raise UserError(f"--inject {wish.inject} is not known; use one of {', '.join(INJECTIONS)}")
+    if wish.loops < 1:
+        raise UserError(f"--loops {wish.loops} must be at least 1; use e.g. 4")
+    original = open_source(source, LENGTH_KEYS, allow_keys)
+    ranges = Ranges.of(original.num_layers, prelude=wish.prelude, block=wish.block, coda=wish.coda)
+    count = num_chosen(ranges, wish.select, wish.layers, wish.loops)
+    if wish.text is not None and wish.select != "angular":
+        raise UserError(f"--text is looked at by --select angular alone, and not by {wish.select}; leave it out")
+    block, chosen_by = _block(original, ranges, count, wish)
+    layers = cut(ranges, block)
+    length = original.length or LONGEST
+    run = run_of(_looped(original.model, layers, wish), Loop(num_loops=wish.loops), FinalCrossEntropy(), length)
+    with made_at_once(workdir) as making:
+        params = _streamed(original, run.model, layers)
+        write_streamed(making / "checkpoints", 0, params, config=to_json(run), seed=0, metrics={})
+        (making / "config.json").write_text(to_json(run))
+        root = checkpoint_of(source)[0]
+        if official := original.config or official_config(root):
+            (making / OFFICIAL).write_text(json.dumps(official, indent=2) + "\n")
+        copied = copy_tokenizer(root, making)
+        console.print(f"{source}: {original.num_layers} layers{chosen_by}", highlight=False)
+        console.print(f"kept: {layers}; {wish.loops} loops, injection {wish.inject}", highlight=False, soft_wrap=True)
+        for line in _compared(original, layers, making, params):
+            console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"tokenizer: {', '.join(copied) or 'none in the folder'}")
+    console.print(f"wrote {workdir}, a run after 0 steps")
+
+
+def _block(source: Source, ranges: Ranges, count: int, wish: Wish) -> tuple[list[Origin], str]:
+    """The layers of the block, and what is to be said of the choice."""
+    match wish.select:
+        case "even":
+            return evenly(ranges.block, count), ""
+        case "average":
+            return averaged(ranges.block, count), ""
+        case "angular":
+            ids_BS, of_what = _sample(source, wish.text)
+            stages = run_stages(*plain_stack(source, tuple((i,) for i in range(source.num_layers))), ids_BS)
+            entered_LBSD = np.concatenate([np.moveaxis(np.asarray(stages.layers_BLSD), 1, 0), stages.state_BSD[None]])
+            layers_NSD = entered_LBSD.reshape(len(entered_LBSD), -1, entered_LBSD.shape[-1])
+            return nearest(ranges.block, count, layers_NSD), f", angles between them of {ids_BS.size} {of_what}"
+        case _:
+            return [(i,) for i in ranges.block], ""
+
+
+def _sample(source: Source, text: Path | None) -> tuple[np.ndarray, str]:
+    """Ids to look at, (B, S), and what they are."""
+    if text is None:
+        return fixed_ids(source.model.vocab_size), "fixed ids; give --text for those of a text"
+    root = checkpoint_of(source.path)[0]
+    tokenizer = official_tokenizer(root) if source.config else Tokenizer.find(root)
+    if tokenizer is None:
+        raise UserError(f"--text needs a tokenizer, and {source.path} has none; leave it out for fixed ids")
+    try:
+        ids = np.asarray(tokenizer.encode(text.read_text()), np.int32)[: TEXT_ROWS * TEXT_LENGTH]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--text {text} cannot be read ({error}); give a text file") from error
+    length = min(TEXT_LENGTH, len(ids))
+    if length < 2 or int(ids.max()) >= source.model.vocab_size:
+        raise UserError(f"--text {text} gives {len(ids)} tokens of another model or too few; give more of its text")
+    return ids[: len(ids) // length * length].reshape(-1, length), f"tokens of {text}"
+
+
+def _looped(model: Model, layers: Cut, wish: Wish) -> Model:
+    sizes = {f"{place}_layers": len(layers.of(place)) for place in PATHS}
+    return Model.model_validate(model.model_dump() | sizes | INJECTIONS[wish.inject])
+
+
+def _streamed(source: Source, model: Model, layers: Cut) -> Params:
+    """All parameters, as leaves that are made while they are written."""
+    injection = named_leaves(nnx.to_pure_dict(nnx.state(build_injection(model, rngs=nnx.Rngs(0)))))
+
+    def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Streamed:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+
+        def rows() -> Iterator[np.ndarray]:
+            if (place := _place(name)) is not None:
+                for origin in layers.of(place):
+                    yield mean_layer(source, name.removeprefix(f"{PATHS[place]}."), origin)[None]
+            elif (own := name.removeprefix("core.injection.")) != name:
+                yield np.asarray(injection[own])
+            else:
+                yield source.read(name, None)
+
+        return Streamed(shape.shape, np.dtype(np.float32), rows)
+
+    return jax.tree_util.tree_map_with_path(leaf, FunctionalLM(model).shapes)
+
+
+def _place(name: str) -> Place | None:
+    return next((place for place, path in PATHS.items() if name.startswith(f"{path}.")), None)
+
+
+def _compared(source: Source, layers: Cut, workdir: Path, params: Params) -> Iterator[str]:
+    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    if size > LOGITS_BYTES:
+        yield f"equality: not looked at, since both models would have to be held ({2 * size / 1e9:.3g} GB)"
+        return
+    rows = equality(source, layers, workdir)
+    yield f"equality: one loop against the original with the kept layers alone ({len(layers.kept)}), fixed ids"
+    yield from table(rows)
+    if odd := [row.stage for row in rows if not row.equal]:
+        raise AssertionError(f"one loop is not the stack of the kept layers: {', '.join(odd)}")
