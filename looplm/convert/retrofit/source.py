@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from looplm.checkpoint.adapters.base import by_leaf, rows_of
+from looplm.checkpoint.adapters.places import STACKS
 from looplm.checkpoint.digest import named_leaves
 from looplm.checkpoint.folder import checkpoint_of, place_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
@@ -19,7 +20,6 @@ from looplm.convert.export_folder import verified
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM
 
-PATHS: dict[Place, str] = {"prelude": "prelude.layers", "block": "core.block.layers", "coda": "coda.layers"}
 PLAIN = Model(vocab_size=1, dim=1, num_heads=1, hidden_dim=1, block_layers=1)
 ALIKE = (
     "prelude_feed_forward", "coda_feed_forward", "value_embedding", "prelude_norm", "norm_at_loop_end",
@@ -49,10 +49,10 @@ class Source:
     def layer(self, name: str, number: int) -> np.ndarray:
         """A leaf of a layer, by its path within the layer and the layer's number."""
         place, row = self._places()[number]
-        return self.read(f"{PATHS[place]}.{name}", row)
+        return self.read(f"{STACKS[place]}.{name}", row)
 
     def _places(self) -> list[tuple[Place, int]]:
-        return [(place, row) for place in PATHS for row in range(self.model.layers_of(place))]
+        return [(place, row) for place in STACKS for row in range(self.model.layers_of(place))]
 
 
 def open_source(path: Path, length_keys: Collection[str], allow_keys: Collection[str] = ()) -> Source:

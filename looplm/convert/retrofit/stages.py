@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.checkpoint.adapters.places import of_layer
 from looplm.config.schema import Model
 from looplm.convert.retrofit.cut import Origin
-from looplm.convert.retrofit.source import PATHS, Source
+from looplm.convert.retrofit.source import Source
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -34,10 +35,9 @@ def plain_stack(source: Source, kept: tuple[Origin, ...]) -> tuple[Model, Params
 
     def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        within = name.removeprefix(f"{PATHS['block']}.")
-        if within == name:
+        if (found := of_layer(name)) is None:
             return source.read(name, None)
-        return np.stack([mean_layer(source, within, origin) for origin in kept])
+        return np.stack([mean_layer(source, found[1], origin) for origin in kept])
 
     return model, jax.tree_util.tree_map_with_path(leaf, FunctionalLM(model).shapes)
 

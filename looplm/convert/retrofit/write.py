@@ -15,19 +15,20 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
+from looplm.checkpoint.adapters.places import STACKS, of_injection, of_layer
 from looplm.checkpoint.digest import named_leaves
 from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.lineage import OFFICIAL, official_config
 from looplm.checkpoint.streamed import Streamed, write_streamed
 from looplm.config.load import to_json
-from looplm.config.schema import FinalCrossEntropy, Loop, Model, Place
+from looplm.config.schema import FinalCrossEntropy, Loop, Model
 from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.import_folder import LENGTH_KEYS, LOGITS_BYTES, LONGEST, run_of
 from looplm.convert.parity import fixed_ids
 from looplm.convert.retrofit.angular import nearest
 from looplm.convert.retrofit.cut import Cut, Origin, Ranges, averaged, cut, evenly, num_chosen
 from looplm.convert.retrofit.equality import equality, table
-from looplm.convert.retrofit.source import PATHS, Source, open_source
+from looplm.convert.retrofit.source import Source, open_source
 from looplm.convert.retrofit.stages import mean_layer, plain_stack, run_stages
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer
@@ -130,7 +131,7 @@ def _sample(source: Source, text: Path | None) -> tuple[np.ndarray, str]:
 
 
 def _looped(model: Model, layers: Cut, wish: Wish) -> Model:
-    sizes = {f"{place}_layers": len(layers.of(place)) for place in PATHS}
+    sizes = {f"{place}_layers": len(layers.of(place)) for place in STACKS}
     return Model.model_validate(model.model_dump() | sizes | INJECTIONS[wish.inject])
 
 
@@ -142,10 +143,11 @@ def _streamed(source: Source, model: Model, layers: Cut) -> Params:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
 
         def rows() -> Iterator[np.ndarray]:
-            if (place := _place(name)) is not None:
+            if (found := of_layer(name)) is not None:
+                place, within = found
                 for origin in layers.of(place):
-                    yield mean_layer(source, name.removeprefix(f"{PATHS[place]}."), origin)[None]
-            elif (own := name.removeprefix("core.injection.")) != name:
+                    yield mean_layer(source, within, origin)[None]
+            elif (own := of_injection(name)) is not None:
                 yield np.asarray(injection[own])
             else:
                 yield source.read(name, None)
@@ -153,10 +155,6 @@ def _streamed(source: Source, model: Model, layers: Cut) -> Params:
         return Streamed(shape.shape, np.dtype(np.float32), rows)
 
     return jax.tree_util.tree_map_with_path(leaf, FunctionalLM(model).shapes)
-
-
-def _place(name: str) -> Place | None:
-    return next((place for place, path in PATHS.items() if name.startswith(f"{path}.")), None)
 
 
 def _compared(source: Source, layers: Cut, workdir: Path, params: Params) -> Iterator[str]:
