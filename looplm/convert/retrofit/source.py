@@ -79,7 +79,7 @@ def _plain(path: Path, model: Model, loop: Loop) -> Model:
         )
     odd = [f"model.{name}" for name in ALIKE if getattr(model, name) != getattr(PLAIN, name)]
     if isinstance(model.feed_forward, MoE) and model.feed_forward.dense_layers:
-        odd.append("model.feed_forward.dense_layers")
+        odd.append("dense_layers among its experts")
     if odd:
         raise UserError(
             f"{path} is no plain stack of layers of one kind: it sets {', '.join(odd)}; a retrofit cuts models like "
