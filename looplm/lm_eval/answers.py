@@ -16,7 +16,7 @@ import numpy as np
 from looplm.api import LoadedLM
 from looplm.config.schema import Mesh
 from looplm.data.formats.jinja import BadTemplate
-from looplm.data.formats.prompt import around_answer, prompt_parts
+from looplm.data.formats.prompt import open_answer, prompt_parts
 from looplm.errors import UserError
 from looplm.lm_eval.asked import Asked, read_asked
 from looplm.lm_eval.batches import Shapes, batches
@@ -167,12 +167,11 @@ class Answers:
         """
         template, tokenizer = self.use_template(), self.model.tokenizer
         assert tokenizer is not None, "looked at above"
-        before = list(messages if asks else messages[:-1])
+        names = tokenizer.template_tokens
         try:
-            text = "".join(part.text for part in prompt_parts(template, before, tokenizer.template_tokens))
-            if asks:
-                return text
-            return text + around_answer(template, tokenizer.template_tokens).before + messages[-1]["content"]
+            if not asks:
+                return open_answer(template, list(messages), names)
+            return "".join(part.text for part in prompt_parts(template, list(messages), names))
         except BadTemplate as error:
             raise UserError(f"the chat template does not take the task's messages: {error}") from None
 

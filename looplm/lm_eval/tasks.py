@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from looplm.data.folder import obstacle, write_result
 from looplm.errors import UserError, warn
 from looplm.lm_eval.library import require_library
 from looplm.lm_eval.opening import parse_loops
+from looplm.lm_eval.table import table_of
 
 LONGEST_NAME = 80
 Results = dict[str, Any]
@@ -60,7 +60,7 @@ def evaluate_tasks(
     answers.ask(wanted)
     results = {depth: _evaluate(arguments | {"loops": depth}, found, manager, limit) for depth in wanted}
     weights = f"step {answers.model.step}{', averaged weights' * ema}" if answers.model.run else "official weights"
-    console.print(f"{weights}; likelihoods of all depths in {answers.num_passes} passes")
+    console.print(f"{weights}; batches in which likelihoods of all depths were computed: {answers.num_passes}")
     console.print(table_of(results, trained))
     if answers.model.run is not None:
         _save(workdir / "eval", f"lm_eval-{answers.model.step}{'-ema' * ema}-{_short(names)}", results, console)
@@ -82,6 +82,7 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> tuple[list[Any], An
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if folder is not None and not folder.is_dir():
         raise UserError(f"--task-path {folder} is no folder; name one with task files (YAML)")
+    folder = folder.resolve() if folder is not None else None
     own = TaskManager(include_path=str(folder), include_defaults=False) if folder is not None else None
     manager = own if own is not None and set(names) <= set(own.all_tasks) else None
     if manager is None:
@@ -103,27 +104,6 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> tuple[list[Any], An
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(f"task {name!r} cannot be loaded: {reason[:300]}") from error
     return [each for many in found for each in many], manager
-
-
-def table_of(results: dict[int, Results], trained: int) -> Table:
-    """Make a table with a row for every metric and a column for every depth."""
-    depths = sorted(results)
-    table = Table("task", "metric", *(f"{depth} (trained)" if depth == trained else str(depth) for depth in depths))
-    for name, first in results[depths[0]]["results"].items():
-        title = name
-        for key in first:
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(first[key], int | float):
-                continue
-            cells = []
-            for depth in depths:
-                of_task = results[depth]["results"][name]
-                error = of_task.get(f"{metric}_stderr,{kind}")
-                spread = f" ± {error:.4f}" if isinstance(error, float) else ""
-                cells.append(f"{of_task[key]:.4f}{spread}")
-            table.add_row(title, metric if kind == "none" else f"{metric} ({kind})", *cells)
-            title = ""
-    return table
 
 
 def _model(**arguments: Any) -> Any:

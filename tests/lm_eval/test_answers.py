@@ -117,6 +117,11 @@ def test_a_chat_is_written_as_the_template_says(drawn_model: Callable, letters: 
     assert answers.chat(messages) == "<b>u:hi\na:"
     assert answers.encoding.beginning(answers.chat(messages))[:3] == (1, ord("u"), ord(":"))
     assert answers.chat([*messages, {"role": "assistant", "content": "so"}], asks=False) == "<b>u:hi\na:so"
+    with pytest.raises(UserError, match="does not take the task's messages: the first speaks out of turn"):
+        Answers(
+            drawn_model(letters(), "{{ raise_exception('the first speaks out of turn') }}"), [1], max_length=40,
+            devices=jax.devices()[:1],
+        ).chat(messages)  # fmt: skip
     with pytest.raises(UserError, match=r"no chat template 'tools'; .* has none"):
         answers.use_template("tools")
 

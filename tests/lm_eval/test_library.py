@@ -104,7 +104,8 @@ def printed(finished_run: Path) -> Callable[..., tuple[dict, str]]:
 def test_two_tasks_at_four_depths_from_one_pass_equal_runs_of_one_depth(
     printed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, text = printed(tmp_path, depths="1,2,3,5")
+    monkeypatch.chdir(TASKS.parent)
+    together, text = printed(tmp_path, depths="1,2,3,5", task_path=Path(TASKS.name))
     assert set(together) == set(DEPTHS)
     passes = opening.opened(str(tmp_path / "run"), None, False, None, None, None, ()).num_passes
     answered = []

@@ -73,6 +73,22 @@ def around_answer(template: str, variables: Mapping[str, Any]) -> Around:
     return Around(before, last, pieces[1] if len(pieces) == 4 else last)
 
 
+def open_answer(template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    """Return the text of a chat up to the last character of its last message, an answer that may go on. Raises
+    BadTemplate. Arguments as of `prompt_parts`."""
+    *before, answer = messages
+    if not is_for_pairs(template):
+        parts = _answered(template, before, variables)
+    elif [message["role"] for message in before] == ["user"]:
+        parts = pair_documents(template, content_text(before[0]), PROBE, variables)[0]
+    else:
+        raise BadTemplate("it is for pairs of prompt and answer, so one message of the user is answered")
+    text, found, _ = _text(parts).partition(PROBE)
+    if not found:
+        raise BadTemplate("it does not write the answer")
+    return text + content_text(answer)
+
+
 def _answered(template: str, messages: Sequence[Message], variables: Mapping[str, Any]) -> Parts:
     return message_documents(template, [*messages, {"role": ASSISTANT, "content": PROBE}], variables)[-1]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from looplm.data.formats.jinja import BadTemplate
-from looplm.data.formats.prompt import around_answer, prompt_parts
+from looplm.data.formats.prompt import around_answer, open_answer, prompt_parts
 from looplm.data.formats.template import message_documents, pair_documents
 
 TOKENS = {"eos_token": "<eos>"}
@@ -48,6 +48,12 @@ def test_a_chat_is_asked_as_its_documents_begin(template: str, length: int) -> N
 )
 def test_what_stands_around_an_answer(name: str, around: tuple[str, str, str]) -> None:
     assert around_answer(TEMPLATES[name], TOKENS) == around
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_an_answer_may_go_on(template: str) -> None:
+    whole = "".join(part.text for part in message_documents(template, CHAT, TOKENS)[-1])
+    assert open_answer(template, CHAT, TOKENS) == whole[: whole.index("The Oder.") + len("The Oder.")]
 
 
 def test_whether_it_thinks_is_the_models_to_say() -> None:
