@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from looplm.metrics.sweep import Sweep
-from looplm.report.verdict import verdicts
+from looplm.report.verdict import clearly, verdicts
 
 MakeSweep = Callable[..., Sweep]
 DEPTHS = {"loss_low": [3.97, 3.47, 3.27, 3.17], "loss_high": [4.03, 3.53, 3.33, 3.23], "loss": [4.0, 3.5, 3.3, 3.2]}
@@ -143,3 +143,63 @@ def test_wide_intervals_of_the_losses_hide_no_paired_change(make_sweep: MakeSwee
     """Documents differ by more than depths do: only the paired interval tells."""
     wide = few(loss_low=[0.0] * 4, loss_high=[9.0] * 4, loss=[4.0, 3.5, 3.6, 3.7])
     assert any("rises from 3.500 to 3.700 nats at depth 4" in verdict.text for verdict in verdicts(make_sweep(**wide)))
+
+
+def fitted(nats: float, low: float, high: float) -> dict[str, Any]:
+    """Calibrated numbers of few() with this gain."""
+    four = dict.fromkeys(("loss_low", "loss_high", "bits_per_byte", "change_low", "change_high"), [1.0] * 4)
+    return {"temperature": [1.2, 1.0, 1.0, 1.0], "loss": [3.0] * 4, "gain": gain(nats, low, high), **four}
+
+
+@pytest.mark.parametrize(
+    ("raw", "calibrated", "tone", "text"),
+    [
+        (
+            (0.21, 0.19, 0.23), (0.15, 0.13, 0.17), "good",
+            "the gain is 0.15 nats (95 % interval 0.13 to 0.17) instead of 0.21.",
+        ),
+        (
+            (0.21, 0.19, 0.23), (0.01, -0.02, 0.04), "bad",
+            "nothing clear is left of the gain: 0.01 nats (95 % interval -0.02 to 0.04). "
+            "Shallow loops are only overconfident.",
+        ),
+        (
+            (-0.21, -0.23, -0.19), (-0.3, -0.32, -0.28), "bad",
+            "more loops are still worse: the gain is -0.30 nats (95 % interval -0.32 to -0.28).",
+        ),
+        ((0.01, -0.02, 0.04), (0.01, -0.02, 0.04), None, ""),
+    ],
+)  # fmt: skip
+def test_what_calibration_leaves(
+    make_sweep: MakeSweep, raw: tuple[float, ...], calibrated: tuple[float, ...], tone: str | None, text: str
+) -> None:
+    sweep = make_sweep(**few(gain=gain(*raw), calibrated=fitted(*calibrated)))
+    found = [(one.tone, one.text) for one in verdicts(sweep) if one.text.startswith("Calibrated")]
+    start = "Calibrated, with a temperature of its own for every depth, "
+    assert found == ([(tone, start + text)] if tone else [])
+
+
+@pytest.mark.parametrize(
+    ("loss", "half", "harm"),
+    [
+        ([4.0, 3.5, 3.3, 3.2], 0.03, False),
+        ([4.0, 3.15, 3.3, 3.2], 0.03, True),
+        ([4.0, 3.169, 3.3, 3.2], 0.03, False),  # clear for one depth that was asked for, not for the best of three
+        ([4.0, 3.19, 3.3, 3.2], 0.03, False),
+    ],
+)
+def test_last_loops_that_do_harm(make_sweep: MakeSweep, loss: list[float], half: float, harm: bool) -> None:
+    ends = {f"change_{side}": [x - loss[3] + d for x in loss] for side, d in (("low", -half), ("high", half))}
+    sweep = make_sweep(**few(trained_depth=4, loss=loss, **ends))
+    found = [one.text for one in verdicts(sweep) if one.text.startswith("The last loops do harm")]
+    told = (
+        "The last loops do harm: depth 2 is better than the trained depth 4 by 0.05 nats (95 % interval 0.02 to 0.08)."
+    )
+    assert found == ([told] if harm else [])
+
+
+@pytest.mark.parametrize(
+    ("value", "among", "sign"), [(0.031, 1, 1), (0.029, 1, 0), (0.031, 7, 0), (-0.05, 7, -1), (0.0, 1, 0)]
+)
+def test_a_difference_picked_among_several_must_be_clearer(value: float, among: int, sign: int) -> None:
+    assert clearly(value, value - 0.03, value + 0.03, among=among) == sign
