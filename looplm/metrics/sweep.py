@@ -109,9 +109,13 @@ class LoopMeans(Stored):
 
 
 class Generation(Stored):
+    """A text that the model wrote after a prompt."""
+
     loops: int
     prompt: str
     text: str
+    sampling: str = ""
+    """How long it could be and how its tokens were chosen, for people."""
 
 
 class Depth(NamedTuple):

@@ -23,6 +23,7 @@ from looplm.model.functional import Params
 from looplm.optim.ema import ema_params
 from looplm.train.corruption import Digests
 from looplm.train.flops import StepFlops
+from looplm.train.memory_use import memory_use
 from looplm.train.metrics import readable
 from looplm.train.program import Program
 from looplm.train.state import TrainState
@@ -65,6 +66,7 @@ class StepLog:
             "perf/step_s": seconds,
             "perf/tokens_per_s": metrics["train/tokens"] / seconds,
             **efficiency(self.program, self.flops, dispatched.drawn, seconds),
+            **memory_use(jax.local_devices()),
             **dispatched.data,
             **self.extra,
         }

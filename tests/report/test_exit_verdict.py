@@ -21,8 +21,8 @@ def test_exits_that_know_and_exits_that_do_not() -> None:
     assert of_gate(0.03) == (
         "good",
         "Exits by `gate` know which tokens can leave: at `gate:0.6` (mean depth 2.80 of 4) the loss is 0.0285 nats "
-        "below that of random exits of the same depth (95 % interval +0.0235 to +0.0335). `gate:0.8` saves 15 % of the loops "
-        "and costs at most 0.0185 nats, with 95 % confidence.",
+        "below that of random exits of the same depth (95 % interval +0.0235 to +0.0335). `gate:0.8` saves 15 % of the "
+        "loops and costs at most 0.0185 nats, with 95 % confidence.",
     )
     tone, text = of_gate(0.005, safe=[])
     assert (tone, text) == (

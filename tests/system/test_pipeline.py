@@ -25,7 +25,7 @@ MEASURED = {
     "step", "train/loss", "train/loss_loop_1", "train/loss_loop_2", "train/loss_loop_3", "train/grad_norm",
     "train/tokens", "optim/learning_rate", "loop/num_loops", "loop/state_norm", "loop/residual_rel",
     "loop/update_cosine", "gate/expected_depth", "gate/exit_loop_1", "gate/exit_loop_2", "gate/exit_loop_3",
-    "perf/step_s", "perf/tokens_per_s", "data/wait_s",
+    "perf/step_s", "perf/tokens_per_s", "perf/host_memory_gb", "data/wait_s",
 }  # fmt: skip
 """In the line of every training step."""
 

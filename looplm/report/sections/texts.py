@@ -25,5 +25,10 @@ def _side_by_side(generations: Sequence[Generation]) -> str:
             for loops, text in written
         )
         parts.append(f'<h3>Prompt</h3>\n<div class="card"><pre>{escape(prompt)}</pre></div>\n')
-        parts.append(f'<h3>What follows</h3>\n<div class="texts">\n{cards}\n</div>')
+        parts.append(f'<h3>What follows</h3>\n{_how(generations, prompt)}<div class="texts">\n{cards}\n</div>')
     return "\n".join(parts)
+
+
+def _how(generations: Sequence[Generation], prompt: str) -> str:
+    how = dict.fromkeys(one.sampling for one in generations if one.prompt == prompt and one.sampling)
+    return pieces.paragraph(f"{'; '.join(how).capitalize()}.", "soft") if how else ""
