@@ -12,6 +12,7 @@ MAIN, ACCENT, GOOD, BAD = "#050505", "#060606", "#070707", "#080808"
 """Stand-ins: text, lesser text, lines, ground; the curve, what it is compared with, better, worse."""
 SERIES = ("#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c", "#0d0d0d", "#0e0e0e")
 """Curves that are told apart."""
+CALIBRATED = SERIES[3]
 RAMP_STEPS = 33
 NAMES = {INK: "ink", SOFT: "soft", GRID: "line", CARD: "card", MAIN: "main", ACCENT: "accent", GOOD: "good", BAD: "bad"}
 NAMES |= {stand_in: f"series-{index}" for index, stand_in in enumerate(SERIES)}

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from looplm.report import pieces
 from looplm.report.colours import MAIN
@@ -44,7 +44,7 @@ def _figure(history: History, panel: Panel) -> str:
         axes = figure.subplots()
         axes.plot(steps, values, color=MAIN, linewidth=1.1, marker=marker(values))
         if panel.logarithmic and values.max() > 30 * values.min() > 0:
-            axes.set_yscale("log")
+            logarithmic(axes)
         elif panel.from_zero:
             if values.max() >= 1000:
                 axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -68,6 +68,13 @@ def legend(figure: Figure, axes: Axes, title: str = "") -> None:
     if title:
         handles, labels, columns = [Line2D([], [], linestyle="none"), *handles], [title, *labels], columns + 1
     figure.legend(handles, labels, loc="outside upper right", ncols=columns, **spaces)
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make the vertical axis one of magnitudes, without raised letters, which would be too small."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def over_steps(axes: Axes, unit: str) -> None:

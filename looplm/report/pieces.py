@@ -89,6 +89,11 @@ def grid(*parts: str) -> str:
     return '<div class="grid">\n' + "\n".join(part for part in parts if part) + "\n</div>" if any(parts) else ""
 
 
+def pair(first: str, second: str) -> str:
+    """Return a figure with a table at its side, twice as wide; below it on a narrow screen."""
+    return f'<div class="pair">\n{first}\n{second}\n</div>'
+
+
 def figure(picture: Picture | None, title: str, caption: str = "", numbers: str = "") -> str:
     """Return a drawing with what it shows, and its numbers to unfold."""
     if picture is None:
@@ -105,25 +110,29 @@ def table(
     caption: str = "",
     marked: int | None = None,
     kind: str = "",
-    box: str = "card wide",
+    box: str = "card",
 ) -> str:
-    """Return a table in a box that scrolls on a narrow screen; the row of index `marked` is bold."""
+    """Return a table that scrolls in its box on a narrow screen; the row of index `marked` is bold.
+
+    box: kind of what is around it, with the caption; `tall` scrolls downwards too.
+    """
     head = "".join(f'<th scope="col">{escape(header)}</th>' for header in headers)
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(_cell(cell) for cell in row)
         lines.append(f'<tr class="mark">{cells}</tr>' if index == marked else f"<tr>{cells}</tr>")
     body = "\n".join(lines)
-    told = f"<caption>{escape(caption)}</caption>" if caption else ""
+    told = f'<p class="caption">{words(caption)}</p>' if caption else ""
+    named = f' aria-label="{escape(caption)}"' if caption else ""
     return (
-        f'<div class="{box}"><table class="{kind}">{told}'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="{box}">{told}<div class="wide"><table class="{kind}"{named}>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div></div>"
     )
 
 
 def numbers(headers: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: str = "") -> str:
     """Return the table below a drawing."""
-    return table(headers, rows, caption=caption, box="wide tall")
+    return table(headers, rows, caption=caption, box="tall")
 
 
 def collapsed(title: str, content: str) -> str:

@@ -24,7 +24,7 @@ a:hover, a:focus-visible { text-decoration: underline; }
 .soft { color: var(--soft); }
 .card, figure, details.box { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .card, details.box { padding: .9rem 1rem; }
-section > :is(.grid, .card, .box, .texts) + :is(.grid, .card, .box, .texts, p) { margin-top: .9rem; }
+section > :is(.grid, .pair, .card, .box, .texts) + :is(.grid, .pair, .card, .box, .texts, p) { margin-top: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1.1rem 0 0; font-size: .9rem; }
 .verdicts { list-style: none; margin: 1.1rem 0; padding: 0; display: grid; gap: .45rem; }
 .verdicts li { background: var(--card); border: 1px solid var(--line); border-left: 5px solid var(--neutral);
@@ -49,18 +49,20 @@ svg.plot * { stroke-linejoin: round; }
 svg.plot text { font-family: inherit; font-variant-numeric: tabular-nums; }
 details.numbers { margin-top: .45rem; font-size: .84rem; }
 details.numbers > summary { color: var(--link); font-weight: 400; width: max-content; }
-.wide { overflow-x: auto; }
-.tall { max-height: 24rem; overflow: auto; }
+.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 2fr); gap: .9rem; align-items: start; }
+.wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 40%, transparent) right / 2.5rem 100% local,
+  linear-gradient(to left, rgb(0 0 0 / .14), transparent) right / .8rem 100% scroll; background-repeat: no-repeat; }
+.tall .wide { max-height: 24rem; overflow: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 .numbers table { font-size: .8rem; }
-caption { text-align: left; color: var(--soft); font-size: .84rem; padding-bottom: .5rem; }
+.caption { color: var(--soft); font-size: .84rem; margin: 0 0 .4rem; }
 th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; font-size: .92em; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
-.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--card);
-  box-shadow: -1rem 0 0 var(--card); }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--card); }
+.plain th:first-child, .plain td:first-child { position: static; }
 tr.mark td { font-weight: 650; }
 td.good { color: var(--good); }
 td.bad { color: var(--bad); }
@@ -97,6 +99,7 @@ code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em; }
 #heat-loss:checked ~ .tokens span, .key.loss i { background: rgb(var(--heat) / var(--l)); }
 #heat-exit:checked ~ .tokens span, .key.exit i { background: rgb(var(--heat) / var(--e)); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .84rem; }
+@media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 600px) {
   main { padding: 1.25rem .75rem 6rem; }
   h1 { font-size: 1.4rem; }

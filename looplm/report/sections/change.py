@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from looplm.metrics.sweep import Depth, Gain, Sweep
 from looplm.report import pieces
-from looplm.report.colours import ACCENT, BAD, GOOD, SOFT
+from looplm.report.colours import BAD, CALIBRATED, GOOD, SOFT
 from looplm.report.picture import Hints, picture
 from looplm.report.sections.axis import by_depth
 
@@ -92,7 +92,7 @@ def _series(axes: Axes, hints: Hints, changes: Changes, *, rings: bool, aside: f
     for one in changes.calibrated if rings else changes.raw:
         if one.depth == changes.reference:
             continue
-        colour = ACCENT if rings else GOOD if one.high < 0 else BAD if one.low > 0 else SOFT
+        colour = CALIBRATED if rings else GOOD if one.high < 0 else BAD if one.low > 0 else SOFT
         place = one.depth + aside
         axes.plot([place, place], [one.low, one.high], color=colour, linewidth=2.0, solid_capstyle="butt")
         (dot,) = axes.plot(place, one.nats, "o", color=colour, markerfacecolor="none" if rings else colour)

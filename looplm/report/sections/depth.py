@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from looplm.metrics.sweep import Depth, Sweep
 from looplm.report import curves, pieces
-from looplm.report.colours import ACCENT, MAIN, SOFT
+from looplm.report.colours import CALIBRATED, MAIN, SOFT
 from looplm.report.found import Found
 from looplm.report.picture import Hints, picture
 from looplm.report.sections.axis import by_depth
@@ -33,7 +33,7 @@ def _losses(sweep: Sweep) -> str:
     def draw(figure: Figure, hints: Hints) -> None:
         axes = figure.subplots()
         axes.axvline(sweep.trained_depth, color=SOFT, linestyle=":", linewidth=1.2)
-        for name, colour, fill, shown in (("raw", MAIN, MAIN, rows), ("calibrated", ACCENT, "none", calibrated)):
+        for name, colour, fill, shown in (("raw", MAIN, MAIN, rows), ("calibrated", CALIBRATED, "none", calibrated)):
             if shown:
                 places, losses = [row.depth for row in shown], [row.loss for row in shown]
                 (line,) = axes.plot(places, losses, "o-", color=colour, markerfacecolor=fill, label=name)
@@ -114,5 +114,5 @@ def _over_training(sweeps: Sequence[Sweep]) -> str:
         losses = {row.depth: row.loss for row in sweep.rows}
         rows.append((f"{sweep.step:,}", *(pieces.number(losses.get(depth), 4) for depth in depths)))
     headers = ("step", *(f"depth {depth}" for depth in depths))
-    listed = pieces.table(headers, rows, caption="Nats per token.", box="wide")
+    listed = pieces.table(headers, rows, caption="Nats per token.", box="")
     return pieces.collapsed(f"Held-out loss over training: {len(sweeps)} sweeps", listed)

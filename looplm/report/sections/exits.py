@@ -53,7 +53,7 @@ def _histogram(shares: Sequence[float], sweep: Sweep) -> str:
         for loop, value in enumerate(percent, start=1):
             (bar,) = axes.bar(loop, value, color=MAIN, width=0.75)
             hints.add(bar, [f"loop {loop}: {value:.2f} % of the tokens"])
-            axes.annotate(f"{value:.0f}", (loop, value), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+            axes.annotate(f"{value:.0f}", (loop, value), (0, 2), textcoords="offset points", ha="center", fontsize=10)
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.12)
         by_depth(axes, "% of the tokens", "exit after loop")

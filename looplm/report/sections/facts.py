@@ -51,5 +51,5 @@ def facts(found: Found) -> str:
 def settings(found: Found) -> str:
     """Return the whole config, to unfold."""
     rows = [(key, json.dumps(value)) for key, value in leaves(found.run).items()]
-    listed = pieces.table(("key", "value"), rows, kind="plain leaves", box="wide")
+    listed = pieces.table(("key", "value"), rows, kind="plain leaves", box="")
     return pieces.section("Configuration", pieces.collapsed(f"All {len(rows)} settings of this run", listed))

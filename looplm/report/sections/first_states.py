@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from looplm.report import pieces
+from looplm.report import curves, pieces
 from looplm.report.colours import MAIN
 from looplm.report.found import Found
 from looplm.report.picture import Hints, picture
@@ -31,7 +31,7 @@ def first_states(found: Found) -> str:
         )
     ]
     headers = ("depth", "distance", "divergence", "same token", "loss", "spread of the loss")
-    numbers = pieces.collapsed("Numbers of all depths", pieces.table(headers, rows, box="wide"))
+    numbers = pieces.collapsed("Numbers of all depths", pieces.table(headers, rows, box=""))
     return pieces.section("First states", pieces.paragraph(told, "soft"), pieces.grid(*shown), numbers)
 
 
@@ -41,7 +41,7 @@ def _curve(title: str, unit: str, depths: Sequence[int], values: Sequence[float]
         (line,) = axes.plot(depths, values, "o-", color=MAIN)
         hints.add(line, [f"depth {depth}: {value:.4g}" for depth, value in zip(depths, values, strict=True)])
         if logarithmic and min(values) > 0 and max(values) > 30 * min(values):
-            axes.set_yscale("log")
+            curves.logarithmic(axes)
         by_depth(axes, unit)
 
     told = ", ".join(f"{value:.4g} at depth {depth}" for depth, value in zip(depths, values, strict=True))

@@ -94,7 +94,7 @@ def _table(means: LoopMeans) -> str:
         cells = [curves.general(column[at]) for column in values]
         rows.append((str(at + 1), *cells, pieces.percent(gone, 2)))
     headers = ("loop", "change", "size", "cosine of updates", "cosine of tokens", "leaves")
-    return pieces.collapsed("All of it loop by loop", pieces.table(headers, rows, box="wide"))
+    return pieces.collapsed("All of it loop by loop", pieces.table(headers, rows, box=""))
 
 
 def _exit_shares(history: History) -> list[str]:

@@ -22,8 +22,8 @@ def policies(found: Found) -> str:
         f"Step {losses.step:,}, {losses.num_tokens:,} tokens, full depth {losses.num_loops}. Losses are compared with "
     )
     told += "those of one cache per loop (`each`) in the compute type, token by token."
-    shown = pieces.grid(_picture(losses))
-    return pieces.section("Key-value caches", pieces.paragraph(told, "soft"), shown, _table(losses))
+    shown = pieces.pair(_picture(losses), _table(losses))
+    return pieces.section("Key-value caches", pieces.paragraph(told, "soft"), shown)
 
 
 def name_of(policy: KVPolicyLoss) -> str:

@@ -112,7 +112,7 @@ def _numbers(sample: Sample) -> str:
         if sample.exit_depth:
             row += [str(sample.exit_depth[at]), pieces.number(sample.loss[at] if sample.loss else None)]
         rows.append([*row, *(pieces.number(losses[at]) for losses in sample.loss_by_depth)])
-    table = pieces.table(headers, rows, kind="named", box="wide tall", caption="Losses in nats.")
+    table = pieces.table(headers, rows, kind="named", box="tall", caption="Losses in nats.")
     return pieces.collapsed(f"Numbers of all {len(rows):,} tokens", table)
 
 
