@@ -3,11 +3,9 @@
 Likelihoods of all depths come from one pass: who asks again at another depth gets what is known.
 """
 
-import copy
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +19,9 @@ from looplm.errors import UserError
 from looplm.lm_eval.asked import Asked, read_asked
 from looplm.lm_eval.batches import Shapes, batches
 from looplm.lm_eval.encoding import Encoding, Ids, Span, fitted, windows
+from looplm.lm_eval.progress import bar
 from looplm.lm_eval.score import DepthScorer
+from looplm.lm_eval.writing import Writing
 from looplm.sharding.mesh import build_mesh
 
 ROWS = 16
@@ -51,6 +51,9 @@ class Answers:
         *,
         max_length: int,
         batch_size: int | None = None,
+        exit: str | None = None,
+        kv: str | None = None,
+        draft: str | int | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         """Lay the weights out over the devices.
@@ -59,6 +62,7 @@ class Answers:
             depths: numbers of loops that a pass scores.
             max_length: tokens that the model may read at once; older ones are left out.
             batch_size: rows of a pass; None: about 16384 tokens, and 16 texts a device are written at the same time.
+            exit, kv, draft: how texts are written; see `LoadedLM.generate`.
             devices: None: all of this process.
 
         Raises UserError for a model without a tokenizer, and in a job of several processes.
@@ -74,12 +78,13 @@ class Answers:
             )
         self.model, self.encoding = model, Encoding(model.tokenizer)
         devices = jax.local_devices() if devices is None else devices
-        self._mesh = build_mesh(Mesh(data=-1, fsdp=1), devices)
+        mesh = build_mesh(Mesh(data=-1, fsdp=1), devices)
         lm = model.functional
-        self._params = jax.tree.map(
-            lambda leaf, like: jax.device_put(leaf, like.sharding), model.params, lm.abstract(self._mesh)
-        )
-        self._scorer = DepthScorer(lm, self._params, self._mesh, depths)
+        params = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), model.params, lm.abstract(mesh))
+        self._scorer = DepthScorer(lm, params, mesh, depths)
+        options = {"exit": exit, "kv": kv, "draft": draft}
+        self._writing = Writing(model, params, mesh, ROWS if batch_size is None else batch_size, options)
+        self._exit = exit
         self.shapes = Shapes(max_length, batch_size, len(devices))
         self._known: dict[bytes, dict[int, Answer]] = defaultdict(dict)
         self.num_passes = 0
@@ -104,7 +109,7 @@ class Answers:
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]], depth: int) -> list[Answer]:
         """Return how likely every continuation is after its context, at a depth.
 
-        Raises UserError for a continuation that is longer than the model can read.
+        Raises UserError for a continuation that is longer than the model can read, and where tokens may leave early.
         """
         return self._score([self.encoding.pair(*pair) for pair in pairs], depth)
 
@@ -129,13 +134,7 @@ class Answers:
         for asked, numbers in groups.items():
             room = self.shapes.max_length - asked.max_tokens
             prompts = [self._prompt(questions[number][0])[-room:] for number in numbers]
-            # What is not drawn is the same for equal prompts.
-            once = list(dict.fromkeys(prompts)) if asked.temperature == 0 else prompts
-            written = self._written(once, asked, depth)
-            if once is not prompts:
-                known = dict(zip(once, written, strict=True))
-                written = [known[prompt] for prompt in prompts]
-            for number, text in zip(numbers, written, strict=True):
+            for number, text in zip(numbers, self._writing(prompts, asked, depth), strict=True):
                 texts[number] = text
         return texts
 
@@ -183,6 +182,11 @@ class Answers:
         return self.encoding.beginning(context) or (self.encoding.prefix_id,)
 
     def _score(self, spans: Sequence[Span], depth: int) -> list[Answer]:
+        if self._exit is not None:
+            raise UserError(
+                f"exit={self._exit} is of texts that are written, and this task scores given ones after a "
+                "fixed number of loops; leave it out"
+            )
         self.ask([depth])
         spans = [fitted(span, self.shapes.max_length) for span in spans]
         keys = [_digest(span) for span in spans]
@@ -192,60 +196,18 @@ class Answers:
             if span.num_scored and depth not in self._known[key]
         }
         new_keys = list(new)
-        for batch in batches(list(new.values()), self.shapes):
-            found = self._scorer(batch)
-            self.num_passes += 1
-            for row, number in enumerate(batch.numbers):
-                pairs = zip(found.log_TB[:, row].tolist(), found.greedy_TB[:, row].tolist(), strict=True)
-                answers = [Answer(log, greedy) for log, greedy in pairs]
-                self._known[new_keys[number]] = dict(zip(self.depths, answers, strict=True))
+        with bar("likelihoods", len(new)) as count:
+            for batch in batches(list(new.values()), self.shapes):
+                found = self._scorer(batch)
+                self.num_passes += 1
+                for row, number in enumerate(batch.numbers):
+                    pairs = zip(found.log_TB[:, row].tolist(), found.greedy_TB[:, row].tolist(), strict=True)
+                    answers = [Answer(log, greedy) for log, greedy in pairs]
+                    self._known[new_keys[number]] = dict(zip(self.depths, answers, strict=True))
+                count(len(batch.numbers))
         return [self._known[key][depth] if span.num_scored else NOTHING for key, span in zip(keys, spans, strict=True)]
-
-    def _written(self, prompts: Sequence[Ids], asked: Asked, depth: int) -> list[str]:
-        """Every device writes a share of the texts."""
-        # The longest first, as neighbours: they are padded to one length.
-        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        shares = [order[place :: self._mesh.size] for place in range(self._mesh.size)]
-        texts, seeds = [""] * len(prompts), _seeds(prompts, int(dict(asked.others).get("seed", 0)))
-
-        def write(place: int, share: list[int]) -> None:
-            device = self._mesh.devices.flat[place]
-            with jax.default_device(device):
-                model = copy.copy(self.model)
-                model.params = jax.tree.map(lambda leaf: _on(leaf, device), self._params)
-                written = model.generate(
-                    [np.array(prompts[number], np.int32) for number in share],
-                    num_loops=depth,
-                    max_tokens=asked.max_tokens,
-                    temperature=asked.temperature,
-                    stop=asked.stop,
-                    batch_size=ROWS if self.shapes.num_rows is None else self.shapes.num_rows,
-                    **dict(asked.others) | {"seed": [seeds[number] for number in share]},
-                )
-            for number, text in zip(share, written, strict=True):
-                texts[number] = str(text)
-
-        busy = [(place, share) for place, share in enumerate(shares) if share]
-        with ThreadPoolExecutor(max_workers=max(len(busy), 1)) as pool:
-            list(pool.map(lambda pair: write(*pair), busy))
-        return texts
 
 
 def _digest(span: Span) -> bytes:
     """What a span is known by: many long ones are not kept."""
     return hashlib.blake2b(np.array([span.num_scored, *span.ids], "<i4").tobytes(), digest_size=16).digest()
-
-
-def _seeds(prompts: Sequence[Ids], seed: int) -> list[int]:
-    """A seed for every prompt; one that is there again has another, on whatever device it is answered."""
-    copies: Counter[Ids] = Counter()
-    seeds = []
-    for prompt in prompts:
-        seeds.append(seed + copies[prompt])
-        copies[prompt] += 1
-    return seeds
-
-
-def _on(leaf: jax.Array, device: jax.Device) -> jax.Array:
-    """The copy of a weight that a device holds."""
-    return next(shard.data for shard in leaf.addressable_shards if shard.device == device)

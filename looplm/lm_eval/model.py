@@ -33,6 +33,9 @@ class LooplmModel(LM):
         dtype: DType | None = None,
         max_length: int | None = None,
         allow_keys: str = "",
+        exit: str | None = None,
+        kv: str | None = None,
+        draft: str | int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -47,6 +50,8 @@ class LooplmModel(LM):
             step, ema, dtype: as of `looplm.load`.
             max_length: tokens that it may read at once; see `opened`.
             allow_keys: names joined by `+`; as of `looplm.load`.
+            exit, kv, draft: how texts are written, as of `LoadedLM.generate`; `;` stands for the comma, at which the
+                harness cuts.
             batch_size: rows of a pass, or `auto`.
             max_batch_size, device: the harness gives them; JAX chooses.
 
@@ -61,7 +66,10 @@ class LooplmModel(LM):
         if folder is None:
             raise UserError("model_args name no model; give workdir=RUN, or workdir=DIR of an official model")
         keys = tuple(filter(None, allow_keys.split("+")))
-        self.answers: Answers = opened(str(folder), step, ema, dtype, max_length, batch_size_of(batch_size), keys)
+        rules = [rule.replace(";", ",") if isinstance(rule, str) else rule for rule in (exit, kv, draft)]
+        self.answers: Answers = opened(
+            str(folder), step, ema, dtype, max_length, batch_size_of(batch_size), keys, *rules
+        )
         depths = parse_loops(loops, self.answers.model.loop.num_loops)
         if len(depths) > 1:
             raise UserError(

@@ -42,13 +42,16 @@ def opened(
     max_length: int | None = None,
     batch_size: int | None = None,
     allow_keys: tuple[str, ...] = (),
+    exit: str | None = None,
+    kv: str | None = None,
+    draft: str | int | None = None,
 ) -> Answers:
     """Load a run or an official model, and lay it out over the devices. The last one stays, so that several depths of
     it are asked without loading it again.
 
     Args:
         max_length: tokens that it may read at once; None: as many as in training, or as its official config says.
-        batch_size: see `Answers`.
+        batch_size, exit, kv, draft: see `Answers`.
 
     Other arguments and what is raised as of `looplm.load` and `Answers`.
     """
@@ -57,7 +60,8 @@ def opened(
             raise UserError(f"{name}={value} must be at least 1")
     model = looplm.load(workdir, step=step, ema=ema, dtype=dtype, allow_keys=allow_keys)
     length = max_length or longest_text(Path(workdir), model)
-    return Answers(model, [model.loop.num_loops], max_length=length, batch_size=batch_size)
+    options: dict[str, Any] = {"batch_size": batch_size, "exit": exit, "kv": kv, "draft": draft}
+    return Answers(model, [model.loop.num_loops], max_length=length, **options)
 
 
 def longest_text(folder: Path, model: LoadedLM) -> int:

@@ -66,7 +66,7 @@ def table_of(results: Mapping[int, Results], trained: int) -> Table:
     """
     depths = sorted(results)
     base = trained if trained in results else depths[-1]
-    table = Table("task", "metric", "depth", "value", f"against depth {base} (95 % interval)")
+    table = Table("task", "metric", "depth", "value", f"vs depth {base}{' (trained)' * (base == trained)}, 95 %")
     for metric in metrics_of(results[base]):
         for depth in depths:
             found = results[depth]["results"][metric.task]
@@ -76,9 +76,9 @@ def table_of(results: Mapping[int, Results], trained: int) -> Table:
             table.add_row(
                 metric.task if depth == depths[0] else "",
                 f"{metric.name}{'' if metric.filter == 'none' else f' ({metric.filter})'}" * (depth == depths[0]),
-                f"{depth} (trained)" if depth == trained else str(depth),
+                str(depth),
                 f"{found[metric.key]:.3f}{spread}",
-                "" if change is None else f"{change.mean:+.3f} ({change.low:+.3f} .. {change.high:+.3f})",
+                "" if change is None else f"{change.mean:+.3f} {change.low:+.3f}..{change.high:+.3f}",
                 end_section=depth == depths[-1],
             )
     return table

@@ -8,8 +8,9 @@ import pytest
 
 from looplm.api import LoadedLM
 from looplm.errors import UserError
-from looplm.lm_eval.answers import Answers, _seeds
+from looplm.lm_eval.answers import Answers
 from looplm.lm_eval.encoding import fitted
+from looplm.lm_eval.writing import seeds_of
 
 DEPTHS = (1, 2, 4)
 PAIRS = [("the cat", " sat"), ("the cat", " ran"), ("", "th"), ("a long context " * 9, "end"), ("x", ""), ("ab ", "c")]
@@ -104,7 +105,7 @@ def test_copies_of_a_prompt_are_drawn_apart(drawn_model: Callable, letters: Call
 
 def test_seeds_of_copies_differ() -> None:
     """On different devices they would have the same random stream."""
-    assert _seeds([(1, 2), (3,), (1, 2)], 5) == [5, 5, 6]
+    assert seeds_of([(1, 2), (3,), (1, 2)], 5) == [5, 5, 6]
 
 
 def test_a_chat_is_written_as_the_template_says(drawn_model: Callable, letters: Callable) -> None:
@@ -132,5 +133,8 @@ def test_what_is_missing_is_said(drawn_model: Callable, letters: Callable) -> No
     answers = Answers(drawn_model(letters()), [1], max_length=40, devices=jax.devices()[:1])
     with pytest.raises(UserError, match="there is no chat template"):
         answers.chat([{"role": "user", "content": "hi"}])
+    leaves = Answers(drawn_model(letters()), [1], max_length=40, exit="argmax:1", devices=jax.devices()[:1])
+    with pytest.raises(UserError, match="exit=argmax:1 is of texts that are written"):
+        leaves.log_likelihoods([("a", "b")], 1)
     with pytest.raises(UserError, match="longer than max_length=40"):
         answers.log_likelihoods([("a", "b" * 50)], 1)

@@ -101,18 +101,24 @@ def printed(finished_run: Path) -> Callable[..., tuple[dict, str]]:
     return run
 
 
+def passes_of(workdir: Path) -> int:
+    from looplm.lm_eval.model import LooplmModel
+
+    return LooplmModel(workdir=str(workdir)).answers.num_passes
+
+
 def test_two_tasks_at_four_depths_from_one_pass_equal_runs_of_one_depth(
     printed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(TASKS.parent)
     together, text = printed(tmp_path, depths="1,2,3,5", task_path=Path(TASKS.name))
     assert set(together) == set(DEPTHS)
-    passes = opening.opened(str(tmp_path / "run"), None, False, None, None, None, ()).num_passes
+    passes = passes_of(tmp_path / "run")
     answered = []
     for depth in DEPTHS:
         opening.opened.cache_clear()
         alone = printed(tmp_path, depths=str(depth))[0][depth]
-        assert opening.opened(str(tmp_path / "run"), None, False, None, None, None, ()).num_passes == passes
+        assert passes_of(tmp_path / "run") == passes
         for task, metrics in together[depth]["results"].items():
             assert alone["results"][task] == pytest.approx(metrics)
         for task, samples in alone["samples"].items():
@@ -126,7 +132,7 @@ def test_two_tasks_at_four_depths_from_one_pass_equal_runs_of_one_depth(
                 answered.append(tuple(np.round(mine, 3)))
     assert len(set(answered)) == len(DEPTHS)
     assert len(together[1]["samples"]["capitals"]) == 20
-    for word in ("capitals", "next_word", "acc_norm", "exact_match", "3 (trained)"):
+    for word in ("capitals", "next_word", "acc_norm", "exact_match", "vs depth 3 (trained)"):
         assert word in text
     saved = json.loads((tmp_path / "run/eval/lm_eval-3-capitals+next_word-depth-5.json").read_text())
     assert saved["results"]["capitals"]["acc,none"] == together[5]["results"]["capitals"]["acc,none"]
