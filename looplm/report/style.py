@@ -90,7 +90,7 @@ code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em; }
 .tokens span:hover, .tokens span:focus { box-shadow: 0 0 0 1.5px var(--main); }
 .tokens .end::before { content: "\\21b5"; color: var(--soft); opacity: .6; }
 .tokens span:hover::after, .tokens span:focus::after { content: attr(data-t); position: fixed; z-index: 9;
-  left: max(.75rem, calc(50vw - 578px)); right: max(.75rem, calc(50vw - 578px)); bottom: .75rem; padding: .6rem .9rem;
+  left: max(.75rem, calc(50vw - 570px)); right: max(.75rem, calc(50vw - 570px)); bottom: .75rem; padding: .6rem .9rem;
   background: var(--card); color: var(--ink); border: 1px solid var(--main); border-radius: 10px; font-size: .82rem;
   line-height: 1.5; white-space: pre-wrap; box-shadow: 0 4px 24px rgb(0 0 0 / .25); pointer-events: none; }
 #heat-change:checked ~ .key.change, #heat-loss:checked ~ .key.loss, #heat-exit:checked ~ .key.exit { display: flex; }

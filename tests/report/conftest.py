@@ -66,6 +66,18 @@ def example_sweep(step: int = 300, **changes: Any) -> dict[str, Any]:
             "change_high": [value - loss[3] - 0.02 / depth + 0.03 for depth, value in zip(depths, loss, strict=True)],
             "gain": {"from_depth": 1, "to_depth": 4, "nats": 0.531, "low": 0.51, "high": 0.55},
         },
+        "solve": {
+            "num_examples": 50,
+            "depths": depths[:4],
+            "at": [0.1, 0.4, 0.7, 0.66],
+            "at_low": [0.03, 0.26, 0.55, 0.51],
+            "at_high": [0.22, 0.55, 0.82, 0.79],
+            "by": [0.1, 0.42, 0.74, 0.76],
+            "by_low": [0.03, 0.28, 0.6, 0.62],
+            "by_high": [0.22, 0.57, 0.85, 0.87],
+            "lost": [0.0, 0.02, 0.04, 0.1],
+            "needs": {"p50": 2, "p90": 3, "p99": None},
+        },
         "sample": {
             "pieces": pieces,
             "exit_depth": [1 + len(piece) % 4 for piece in pieces],

@@ -75,6 +75,16 @@ def test_losses_by_depth(page: Page) -> None:
     assert_rows(page.table(section, "depth", "accuracy"), [list(row) for row in columns(SWEEP, "depths", "accuracy")])
 
 
+def test_examples_solved(page: Page) -> None:
+    one = SWEEP["solve"]
+    names = ("depths", "at", "at_low", "at_high", "by", "by_low", "by_high", "lost")
+    rows = [[row[0], row[1], row[2:4], row[4], row[5:7], row[7]] for row in columns(one, *names)]
+    assert_rows(page.table("examples-solved", "depth", "solved at"), rows)
+    assert page.says(
+        "Of the examples that are ever solved: 50\u00a0% of them after 2 loops, 90\u00a0% of them after 3 loops."
+    )
+
+
 def test_exits(page: Page) -> None:
     exits = example_exits(STEP)
     for rule in exits["rules"]:

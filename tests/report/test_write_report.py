@@ -24,6 +24,7 @@ class TestFullReport:
     def test_every_section_is_there(self, page: Page) -> None:
         assert page.text["h2"] == [
             "Loss by depth",
+            "Examples solved",
             "Exits",
             "Key-value caches",
             "What the loops do",
