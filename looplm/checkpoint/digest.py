@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.ops.mixing import mix
+
 FIRST = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0xD3A2646D, 0xFD7046C5, 0xB55A4F09)
 SECOND = (0xB5297A4D, 0x68E31DA5, 0x1B56C4E9, 0x7FEB352D, 0x846CA68B, 0xCC9E2D51, 0x1B873593, 0xE6546B65)
 """Odd multipliers of an index along every dim, of the two sums."""
@@ -64,8 +66,8 @@ def as_text(digest: np.ndarray) -> str:
 @jax.jit  # traced once for all arrays of a kind
 def _digest(array: jax.Array, start: jax.Array | None = None) -> jax.Array:
     word = _words(array)
-    first = _mix(word ^ _place(word, FIRST, start))
-    second = _mix(word * jnp.uint32(SECOND[-1]) + _place(word, SECOND, start))
+    first = mix(word ^ _place(word, FIRST, start))
+    second = mix(word * jnp.uint32(SECOND[-1]) + _place(word, SECOND, start))
     zero = jnp.uint32(0)
     # One reduction of pairs: two of them make XLA on a CPU store the mixed words (20 times slower).
     sums = jax.lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), range(word.ndim))
@@ -88,10 +90,3 @@ def _place(word: jax.Array, multipliers: tuple[int, ...], start: jax.Array | Non
             index += start
         place += index * jnp.uint32(multipliers[dim])
     return place
-
-
-def _mix(word: jax.Array) -> jax.Array:
-    """A bijection in which every bit of the result depends on every bit of the word (constants of Prospector)."""
-    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
-    return word ^ (word >> 16)

@@ -53,7 +53,7 @@ def write_tensors(folder: Path, tensors: Sequence[Tensor], shard_bytes: int = SH
     if count == 1:
         names = ["model.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, shard)
+        write_file(folder / name, shard)
     if count > 1:
         index = {
             "metadata": {"total_size": sum(tensor.num_bytes for tensor in tensors)},
@@ -63,7 +63,8 @@ def write_tensors(folder: Path, tensors: Sequence[Tensor], shard_bytes: int = SH
     return names
 
 
-def _write(path: Path, tensors: Sequence[Tensor]) -> None:
+def write_file(path: Path, tensors: Sequence[Tensor]) -> None:
+    """Writes tensors into one file, in order. Raises as `write_tensors`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:

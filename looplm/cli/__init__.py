@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from looplm.cli import checkpoint, convert, data, machine, run
+from looplm.cli import adapter, checkpoint, convert, data, machine, run
 from looplm.cli.environment import backend_failure, settle_environment
 from looplm.cli.generate import generate
 from looplm.cli.output import console, messages, standard_streams
@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
+app.add_typer(adapter.app, name="adapter")
 for command in (run.train, run.eval, generate, run.report, run.demo, machine.doctor):
     app.command()(command)
 app.command(name="compile")(machine.compile_command)

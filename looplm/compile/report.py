@@ -13,7 +13,7 @@ from looplm.compile.traffic import memory_traffic
 from looplm.hardware import find
 from looplm.model.experts import ROOM
 from looplm.ops.rounds import LATER_ROUNDS
-from looplm.train.memory import Memory, available_bytes, gib, memory_line
+from looplm.train.memory import Memory, available_bytes, bytes_of, gib, learning_line, memory_line
 from looplm.train.program import Program
 
 
@@ -31,6 +31,10 @@ class CompileReport:
     num_params: int
     num_active_params: int
     """That a token passes: of the experts only those it uses."""
+    num_learning: int
+    """Parameters that are trained."""
+    optimizer_bytes: int
+    """Of the optimizer's state on a device, a part of what the memory counts."""
     memory: Memory
     """Bytes of a device."""
     memory_available: int | None
@@ -96,6 +100,8 @@ def describe(program: Program, step: CompiledStep, topology: str) -> CompileRepo
         accumulation_steps=run.data.accumulation_steps,
         num_params=program.lm.num_params,
         num_active_params=program.lm.num_active_params,
+        num_learning=program.learning.size(program.lm.shapes),
+        optimizer_bytes=bytes_of(program.abstract_state().opt_state),
         memory=step.memory,
         memory_available=available,
         flops_per_token=step.flops.model / run.data.batch_tokens,
@@ -119,6 +125,7 @@ def lines(result: CompileReport) -> Iterator[str]:
         f"{result.num_params:,} parameters{active}; gather {result.gather}, remat {result.remat}, "
         f"{result.accumulation_steps} micro-batches"
     )
+    yield learning_line(result.num_learning, result.num_params, result.optimizer_bytes)
     yield f"attention: {result.attention}"
     yield memory_line(result.memory, find(result.device_kind))
     yield (

@@ -59,6 +59,11 @@ def export_run(
     seal = verified(CheckpointReader(root / "checkpoints"), named if step is None else step)
     checkpoint = place_of(root / "checkpoints", seal.step)
     run = from_json(checkpoint / CONFIG_FILE)
+    if run.model.adapter is not None and run.model.adapter.rank:
+        raise UserError(
+            f"{workdir} has an adapter beside its weights; make one model of them with `looplm adapter merge {workdir} "
+            "OUT` and export that, or export the adapter alone with `looplm adapter export`"
+        )
     try:
         name, adapter = family_of(run.model, run.loop, kind)
     except UserError as error:

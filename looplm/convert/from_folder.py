@@ -1,5 +1,6 @@
 """The architecture of a folder, an official model's or a run's, so that no config has to write it a second time."""
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def expanded(overrides: Sequence[str], allow_keys: Collection[str] = ()) -> list
         if not path.name:
             raise UserError(f"--set {text!r} names no folder; give model=from:DIR")
         model, loop = architecture(path, allow_keys)
-        found.append(f"model={model.model_dump_json()}")
+        # Field by field, so that an adapter of the config stays where the folder's model has none.
+        fields = json.loads(model.model_dump_json())
+        found += [
+            f"{MODEL}.{key}={json.dumps(value)}" for key, value in fields.items() if (key, value) != ("adapter", None)
+        ]
         if "loop.num_loops" not in named:
             found.append(f"loop.num_loops={loop.num_loops}")
         if "init_from" not in named:

@@ -13,6 +13,7 @@ from looplm.config.schema import FeedForward, Model, Place
 from looplm.model.attention import AddEmbedding, Attention
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
+from looplm.model.dropping import draw
 from looplm.model.feed_forward import build_dense
 from looplm.model.init import Init
 from looplm.model.layers import in_group, stacked
@@ -94,7 +95,7 @@ class LayerData(NamedTuple):
 
     parameters: nnx.State
     number: jax.Array | None
-    """Its place in the stack, int32; None without a cache."""
+    """Its place in the stack, int32; None where nobody asks."""
     memory_BMD: jax.Array | None
     """What it sees from before the sequence."""
     embedded: tuple[nnx.State, jax.Array] | None
@@ -150,7 +151,8 @@ class Stack(nnx.Module):
             kind = self.kinds[layers[0]]
             own = rows_at(parameters[kind.dense], [rows[kind.dense][i] for i in layers])
             embedded = rows_at((gates, embedded_nBSKH), [embedded_rows[i] for i in layers]) if kind.embedded else None
-            number = None if cache is None else jnp.arange(layers.start, layers.stop, layers.step)
+            counted = cache is not None or context.drop_key is not None
+            number = jnp.arange(layers.start, layers.stop, layers.step) if counted else None
             return LayerData(own, number, rows_at(memory_LBMD, layers), embedded)
 
         def visit_layer(kind: Kind, carry: LayerCarry, layer: LayerData) -> tuple[LayerCarry, Report]:
@@ -162,6 +164,7 @@ class Stack(nnx.Module):
                 gate, embedded_BSKH = layer.embedded
                 add_embedding = partial(nnx.merge(gate_graph, gate), embedded_BSKH)
             module = nnx.merge(graphs[kind.dense], layer.parameters)
+            draw(module, context, layer.number)
             x_BSD, cache, report = module(x_BSD, context, cache, visit, add_embedding, layer.memory_BMD)
             return (x_BSD, cache), report
 

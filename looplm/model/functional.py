@@ -31,7 +31,8 @@ class FunctionalLM:
     def __init__(self, config: Model):
         self.config = config
         self._graph, abstract = nnx.split(nnx.eval_shape(lambda: LoopLM(config, rngs=nnx.Rngs(0))))
-        self._variables: dict[tuple, nnx.Param] = dict(nnx.to_flat_state(abstract))
+        self.declarations: dict[tuple[str, ...], nnx.Param] = dict(nnx.to_flat_state(abstract))
+        """Of every parameter, by the names on its path."""
 
     def init(self, key: jax.Array) -> Params:
         """Draw all parameters, float32. Jit it with out_shardings to create them where they belong."""
@@ -40,7 +41,7 @@ class FunctionalLM:
     def bind(self, params: Params) -> LoopLM:
         """Return the model with these parameters, to be called inside a traced function."""
         values = _flatten(params)
-        variables = {path: variable.replace(values[path]) for path, variable in self._variables.items()}
+        variables = {path: variable.replace(values[path]) for path, variable in self.declarations.items()}
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
     def apart(self, params: Params) -> Params:
@@ -69,7 +70,7 @@ class FunctionalLM:
         return _unflatten(
             {
                 path: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype)
-                for path, v in self._variables.items()
+                for path, v in self.declarations.items()
             }
         )
 
@@ -96,7 +97,7 @@ class FunctionalLM:
     @cached_property
     def has_loop_parameters(self) -> bool:
         """Whether loops have parameters of their own, so that all tokens of a pass are at the same loop."""
-        return any(isinstance(variable, LoopParam) for variable in self._variables.values())
+        return any(isinstance(variable, LoopParam) for variable in self.declarations.values())
 
     @cached_property
     def num_params_of_layers(self) -> int:
@@ -113,7 +114,7 @@ class FunctionalLM:
     def map(self, function: Callable[[Any, nnx.Param], Any], tree: dict[str, Any]) -> dict[str, Any]:
         """Apply function(leaf, declaration) to a tree like the parameters."""
         values = _flatten(tree)
-        return _unflatten({path: function(values[path], variable) for path, variable in self._variables.items()})
+        return _unflatten({path: function(values[path], variable) for path, variable in self.declarations.items()})
 
 
 def compute_dtype(config: Model, platform: str | None = None) -> jnp.dtype:

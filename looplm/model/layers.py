@@ -14,7 +14,7 @@ from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
 Module = TypeVar("Module", bound=nnx.Module)
-Group = Literal["gate", "injection", "layers"]
+Group = Literal["gate", "injection", "layers", "adapter"]
 """Groups of parameters that an optimizer or an objective may treat apart; all others have no group."""
 
 
@@ -89,8 +89,11 @@ def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) ->
 
 
 class Linear(nnx.Module):
-    """einsum(equation, x, kernel). The kernel is cast where it is used, inside the loop's body, so that its gradient is
-    summed over loops in float32."""
+    """einsum(equation, x, kernel), and what an adapter adds to it. The kernel is cast where it is used, inside the
+    loop's body, so that its gradient is summed over loops in float32."""
+
+    adapter: Callable[[jax.Array], jax.Array] | None = None
+    """See `lora.py`, which sets it."""
 
     def __init__(
         self,
@@ -108,7 +111,8 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True, used=used)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum(self.equation, x, use(self.kernel, x.dtype), out_sharding=activation_spec(*self.out))
+        out = jnp.einsum(self.equation, x, use(self.kernel, x.dtype), out_sharding=activation_spec(*self.out))
+        return out if self.adapter is None else out + self.adapter(x)
 
 
 class RMSNorm(nnx.Module):

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.config.schema import LearnedPositions, Model, Place
+from looplm.model.adapt import adapt
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.context import Context
 from looplm.model.core import Inputs, build_core
 from looplm.model.depth import Loop
+from looplm.model.dropping import draw
 from looplm.model.gates import ExitGate
 from looplm.model.halting import Halting, build_halting
 from looplm.model.init import Init, identity
@@ -84,16 +86,9 @@ class LoopLM(nnx.Module):
         self.core, self.halting = build_core(config, rngs=rngs), build_halting(config, rngs=rngs)
         self.gate = in_group("gate", ExitGate(config.dim, config.exit_gate, rngs=rngs)) if config.exit_gate else None
         D, out = config.dim, ("batch", "residual", "embed")
+        first = identity if config.read_out and config.read_out.init == "identity" else init.matrix
         self.read_out = (
-            Linear(
-                rngs,
-                identity if config.read_out.init == "identity" else init.matrix,
-                "BSD,DE->BSE",
-                (D, D),
-                ("embed", "embed_out"),
-                out,
-                decays=False,
-            )
+            Linear(rngs, first, "BSD,DE->BSE", (D, D), ("embed", "embed_out"), out, decays=False)
             if config.read_out
             else None
         )
@@ -103,6 +98,7 @@ class LoopLM(nnx.Module):
         self.head_bias = (
             parameter(rngs, init.head_bias, shape[:1], axes[:1], elementwise=True) if config.head_bias else None
         )
+        adapt(self, self.core, config, rngs=rngs)
 
     def enter(
         self, tokens_BS: jax.Array, context: Context, dtype: jax.typing.DTypeLike, cache: KVCache | None = None
@@ -139,6 +135,7 @@ class LoopLM(nnx.Module):
             own, given = loop.own
             core, halting = nnx.merge(graph, own, shared)
             here, h_BSD = replace(context, loop=replace(loop, own=given)), core.read(carry.state)
+            draw(core, here)
             halt, present_BS = halting.admit(carry.halt, h_BSD, here)
             here = replace(here, mask=here.mask.among(present_BS))
             new, cache, report = core.step(carry.state, inputs, here, carry.cache)

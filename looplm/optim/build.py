@@ -6,11 +6,13 @@ import jax
 import optax
 
 from looplm.config.schema import AdamW, Muon, Optim
-from looplm.model.functional import FunctionalLM
+from looplm.model.functional import FunctionalLM, Params
 from looplm.model.layers import Group
+from looplm.model.subset import Subset
 from looplm.optim.ema import track_ema
 from looplm.optim.groups import decay_mask, learning_rates, muon_dims, muon_labels
 from looplm.optim.guard import guarded
+from looplm.optim.learning import check_rates, learning_of
 from looplm.optim.muon import scale_by_muon
 from looplm.optim.schedule import build_schedule
 
@@ -18,7 +20,7 @@ from looplm.optim.schedule import build_schedule
 def build_guarded(
     config: Optim, lm: FunctionalLM, num_steps: int, trains: frozenset[Group] | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """`build_optimizer`, with bad updates left out: what a run's state belongs to."""
+    """`build_optimizer`, with bad updates left out: what a run's state belongs to. Both raise as `learning_of`."""
     return guarded(build_optimizer(config, lm, num_steps, trains), config.guard)
 
 
@@ -27,32 +29,42 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW or Muon, then the learning rates, then the average of the weights.
 
-    Weight decay is decoupled (arXiv 1711.05101) and multiplied with the parameter's learning rate.
+    Weight decay is decoupled (arXiv 1711.05101) and multiplied with the parameter's learning rate. Parameters that do
+    not learn have no state and no update: what is given for them is not looked at (see `learning_of`).
 
-    trains: groups that learn; all others are frozen, against weight decay too. None: all parameters learn.
+    trains: groups to which an objective confines the training; None: what the config says learns.
     """
+    learning = learning_of(config, lm, trains)
+    check_rates(config, lm, learning)
     transforms = [
-        _direction(config.optimizer, lm),
-        _scale_by(learning_rates(config, lm, trains)),
+        _direction(config.optimizer, lm, learning),
+        _scale_by(learning.only(learning_rates(config, lm))),
         optax.scale_by_learning_rate(build_schedule(config, num_steps)),
     ]
     if config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.ema_decay is not None:
         transforms.append(track_ema(config.ema_decay))
-    return optax.chain(*transforms)
+    return _of_what_learns(optax.chain(*transforms), learning)
 
 
-def _direction(config: AdamW | Muon, lm: FunctionalLM) -> optax.GradientTransformation:
+def _of_what_learns(optimizer: optax.GradientTransformation, learning: Subset) -> optax.GradientTransformation:
+    def update(gradient: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        return optimizer.update(learning.only(gradient), state, learning.only(params))
+
+    return optax.GradientTransformation(lambda params: optimizer.init(learning.only(params)), update)
+
+
+def _direction(config: AdamW | Muon, lm: FunctionalLM, learning: Subset) -> optax.GradientTransformation:
     """What is subtracted from the parameters, but for the learning rate."""
-    decays = decay_mask(lm)
+    decays = learning.only(decay_mask(lm))
     if isinstance(config, AdamW):
         return _adamw(config, decays)
     muon = optax.chain(
-        scale_by_muon(config.momentum, config.newton_schulz_steps, muon_dims(lm)),
+        scale_by_muon(config.momentum, config.newton_schulz_steps, learning.only(muon_dims(lm))),
         optax.add_decayed_weights(config.weight_decay, decays),
     )
-    return optax.partition({"muon": muon, "adamw": _adamw(config.adamw, decays)}, muon_labels(lm))
+    return optax.partition({"muon": muon, "adamw": _adamw(config.adamw, decays)}, learning.only(muon_labels(lm)))
 
 
 def _adamw(config: AdamW, decays: dict[str, Any]) -> optax.GradientTransformation:
@@ -63,5 +75,5 @@ def _adamw(config: AdamW, decays: dict[str, Any]) -> optax.GradientTransformatio
 
 
 def _scale_by(rates: dict[str, Any]) -> optax.GradientTransformation:
-    """Multiplies every update with its parameter's number; 0 freezes it."""
+    """Multiplies every update with its parameter's number."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))

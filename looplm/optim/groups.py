@@ -13,6 +13,7 @@ from optax.contrib import MuonDimensionNumbers
 from looplm.config.schema import Muon, Optim
 from looplm.model.functional import FunctionalLM
 from looplm.model.layers import Group
+from looplm.optim.learning import declared, selected
 
 MATRICES: tuple[Group, ...] = ("layers", "injection")
 """Groups whose matrices Muon gets."""
@@ -23,17 +24,17 @@ def decay_mask(lm: FunctionalLM) -> dict[str, Any]:
     return lm.map(lambda _, declaration: declaration.decays, lm.shapes)
 
 
-def learning_rates(config: Optim, lm: FunctionalLM, trains: frozenset[Group] | None = None) -> dict[str, Any]:
-    """Each parameter's learning rate as a multiple of the schedule's; where two multiples apply, their product.
-
-    trains: groups that learn, the rate of all others being 0; None: all parameters do.
-    """
+def learning_rates(config: Optim, lm: FunctionalLM) -> dict[str, Any]:
+    """Each parameter's learning rate as a multiple of the schedule's; where several multiples apply, their product."""
     of_group = {"gate": config.gate_rate, "injection": config.injection_rate}
+    parts = declared(lm)
+    multiples = {id(variable): 1.0 for variable in parts.values()}
+    for word, multiple in config.rates.items():
+        for path in selected("optim.rates", [word], parts):
+            multiples[id(parts[path])] *= multiple
 
     def rate(_: Any, declaration: nnx.Param) -> float:
-        if trains is not None and declaration.group not in trains:
-            return 0.0
-        rate = of_group.get(declaration.group, 1.0)
+        rate = of_group.get(declaration.group, 1.0) * multiples[id(declaration)]
         if isinstance(config.optimizer, Muon) and matrix_dims(declaration) is None:
             rate *= config.optimizer.adamw_rate
         return rate

@@ -33,6 +33,7 @@ PARAMETER_AXES: dict[str, str | None] = {
     "vocab": "tensor",
     "value_vocab": "fsdp",  # the vocabulary of a table whose heads are split over `tensor`
     "channels": None,
+    "rank": None,
     "one": None,
 }
 
@@ -51,6 +52,7 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
     "routes": None,
     "head_experts": None,
     "vocab": "tensor",
+    "rank": None,
     "one": None,
 }
 

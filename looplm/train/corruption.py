@@ -18,7 +18,7 @@ from looplm.model.functional import Params
 from looplm.sharding.collective import stand_in
 from looplm.train.batch import Batch
 from looplm.train.program import Program
-from looplm.train.step import build_loss
+from looplm.train.step import build_loss, learning_of
 
 
 class Digests(NamedTuple):
@@ -87,11 +87,11 @@ class CorruptionCheck:
 def build_gradient_digest(program: Program) -> Callable[..., jax.Array]:
     """Returns digest(params, batch, drawn_depth, step) -> (N,): of the first micro-batch's gradient on each device."""
     lm, dtype = program.lm, program.dtype
-    sums = build_loss(program.run, lm, program.depths, dtype=dtype)
+    sums, learning = build_loss(program.run, lm, program.depths, dtype=dtype), learning_of(program.run, lm)
 
     def gradient_digest(params: Params, batch: Batch, drawn: jax.Array, step: jax.Array) -> jax.Array:
         whole = lm.gather(params, dtype, per_layer=program.gathers_per_layer)
-        stand_ins = jax.tree.map(stand_in, whole, params)
+        stand_ins = jax.tree.map(stand_in, learning.only(whole), learning.only(params))
         micro_batch = jax.tree.map(lambda leaf: leaf[0], batch)
         gradient: Any = jax.grad(sums, has_aux=True)(stand_ins, whole, micro_batch, drawn, step)[0]
         return jnp.sum(_digest_each(gradient), axis=0, dtype=jnp.uint32)

@@ -103,9 +103,10 @@ class Evaluation:
     def __call__(self, state: TrainState, step: int, sinks: Sequence[Sink]) -> dict[str, float]:
         """Depth sweep into metrics, which are returned, and WORKDIR/eval."""
         metrics: dict[str, float] = {}
-        for params, prefix in ((state.params, "eval/"), (ema_params(state.opt_state), "eval/ema_")):
-            if params is None:
-                continue
+        sets = [(state.params, "eval/")]
+        if (averaged := ema_params(state.opt_state)) is not None:
+            sets.append((self.program.learning.put(averaged, state.params), "eval/ema_"))
+        for params, prefix in sets:
             result = self.sweep(params, step, ema=params is not state.params)
             if jax.process_index() == 0:
                 try:

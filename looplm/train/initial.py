@@ -21,6 +21,8 @@ from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
+from looplm.model.subset import Subset
+from looplm.optim.learning import declared
 from looplm.train.program import Program
 from looplm.train.resize import as_stored, fitted, of_loops, resized
 
@@ -38,7 +40,7 @@ def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> N
     stored, theirs = _stored(path, run), None
     if not is_official(path):
         theirs = tokenizer_of(folder.parent, from_json(path / "config.json"))
-    wanted = kinds(program.lm.shapes)
+    wanted = kinds(_taken(program, stored).only(program.lm.shapes))
     if found := differences(fitted(stored, program.lm, run.init_resize), wanted):
         told = "; ".join(part for part in (", ".join(_settings(path, run)), found) if part)
         raise UserError(
@@ -58,20 +60,30 @@ def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> N
 
 def weights_from(path: Path, program: Program, report: Callable[[str], None]) -> Params:
     """The weights with the shardings of the program; what the two configs compute differently with them is reported."""
-    abstract = program.lm.abstract(program.mesh)
+    stored = _stored(path, program.run)
+    taken = _taken(program, stored)
+    abstract = taken.only(program.lm.abstract(program.mesh))
     if is_official(path):
         official = _official(path, program.run)
         params = official.params(official.model(), jnp.float32)
         report(f"starting from the weights of {path}")
     else:
         folder, step = _checkpoints_of(path)
-        as_it_is = as_stored(abstract, _stored(path, program.run), program.mesh)
+        as_it_is = as_stored(abstract, stored, program.mesh)
         restored = CheckpointReader(folder, report).restore({"params": as_it_is}, step=step)
         params = restored.trees["params"]
         report(f"starting from the weights of {folder.parent} after step {restored.seal.step}")
     if notes := _settings(path, program.run):
         report(f"note: the weights of {path} were trained with {', '.join(notes)}")
-    return jax.tree.map(_placed, params, abstract, of_loops(program.lm))
+    params = jax.tree.map(_placed, params, abstract, taken.only(of_loops(program.lm)))
+    return taken.put(params, program.create_params(but_for=taken))
+
+
+def _taken(program: Program, stored: dict[str, Kind]) -> Subset:
+    """The parameters that come from elsewhere: all but an adapter that is new."""
+    parts = declared(program.lm)
+    adapter = {name for name, variable in parts.items() if variable.group == "adapter"}
+    return Subset.of(program.lm, set(parts) if adapter & set(stored) else set(parts) - adapter)
 
 
 def _checkpoints_of(path: Path) -> tuple[Path, int | None]:
@@ -98,7 +110,7 @@ def _stored(path: Path, run: Run) -> dict[str, Kind]:
 
 def _remedy(stored: dict[str, Kind], program: Program) -> str:
     """What makes them fit, where that is all."""
-    wanted = kinds(program.lm.shapes)
+    wanted = kinds(_taken(program, stored).only(program.lm.shapes))
     for given in (["vocabulary"], ["loops"], ["vocabulary", "loops"]):
         if not differences(fitted(stored, program.lm, given), wanted):
             return f"init_resize={json.dumps(given)} to fit them, or "

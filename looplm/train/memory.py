@@ -1,5 +1,6 @@
 """What a compiled step holds on a device, as the compiler counts it: known before anything is allocated."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,17 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
         outputs=max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
         code=analysis.generated_code_size_in_bytes,
     )
+
+
+def bytes_of(tree: Any) -> int:
+    """Of arrays, or abstract ones with shardings, on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def learning_line(num_learning: int, num_params: int, optimizer_bytes: int) -> str:
+    """One line: how many parameters are trained, and what the optimizer holds for them on a device."""
+    share = "all parameters" if num_learning == num_params else f"{num_learning:,} of {num_params:,} parameters"
+    return f"training {share}, with {gib(optimizer_bytes)} of optimizer state on every device"
 
 
 def available_bytes(device: Device) -> int:

@@ -10,6 +10,7 @@ from looplm.config.schema import MoE, Place, Run
 from looplm.hardware import find as find_device
 from looplm.metrics.step import StepOutput
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
+from looplm.model.subset import Subset
 from looplm.objective import build_objective
 from looplm.ops.attention import choose_for
 from looplm.ops.grouped_matmul import check_backend
@@ -19,7 +20,7 @@ from looplm.sharding.split import split_of
 from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState, abstract_state, create_state, state_of
-from looplm.train.step import build_train_step
+from looplm.train.step import build_train_step, learning_of
 
 
 class Program:
@@ -41,6 +42,8 @@ class Program:
         backend, split = choose_for(run.model, run.data.sequence_length, self.dtype, mesh), split_of(run, mesh)
         self.attention = str(backend) if split is None else f"{backend}; {split}"
         """What computes it, and how sequences lie on devices: a line for the console."""
+        self.learning = learning_of(run, self.lm)
+        """Which parameters learn."""
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property
@@ -58,6 +61,24 @@ class Program:
     def create_state(self) -> TrainState:
         """Drawn from the run's seed."""
         return create_state(self.lm, self.optimizer, self.mesh, self.run.seed)
+
+    def create_params(self, *, but_for: Subset) -> Params:
+        """Draws parameters as `create_state` does, and leaves some out; no others are allocated."""
+        rest = but_for.others(self.lm)
+        abstract = rest.only(self.lm.abstract(self.mesh))
+        if not abstract:
+            return {}
+
+        def create(key: jax.Array) -> Params:
+            return jax.tree.map(
+                lambda leaf, laid: jax.sharding.reshard(leaf, laid.sharding.spec),
+                rest.only(self.lm.init(key)),
+                abstract,
+            )
+
+        with jax.set_mesh(self.mesh):
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            return jax.jit(create, out_shardings=shardings)(jax.random.key(self.run.seed))
 
     def state_of(self, params: Params) -> TrainState:
         """A new state around weights that are on the mesh; takes them."""

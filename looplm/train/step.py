@@ -1,7 +1,6 @@
 """One optimizer step as a pure function: gather once, accumulate over micro-batches, reduce once, update."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,13 @@ from looplm.model.context import Context
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.report import Reporting
-from looplm.objective import Sums, build_objective, evaluate, with_frozen
+from looplm.model.subset import Subset
+from looplm.objective import Sums, build_objective, evaluate
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.scopes import OPTIMIZER
 from looplm.optim.guard import GuardState, limits
+from looplm.optim.learning import learning_of as chosen
 from looplm.optim.router_bias import move_biases
 from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
@@ -28,20 +29,24 @@ from looplm.train.batch import Batch
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
 
-STATE_PURPOSE, HEADS_PURPOSE = 2, 3
+STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE = 2, 3, 4
 """Keep the streams of random numbers of a step apart."""
 
 
 def build_loss(
     run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike
 ) -> Callable[..., tuple[jax.Array, Sums]]:
-    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step) -> (objective, all sums) of a micro-batch."""
-    objective = build_objective(run.objective)
+    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step) -> (objective, all sums) of a micro-batch.
+
+    stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant.
+    """
+    objective, learning = build_objective(run.objective), learning_of(run, lm)
+    drops = run.model.adapter is not None and run.model.adapter.drops
 
     def sums(
         stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Sums]:
-        model = lm.bind(with_frozen(objective, lm, jax.tree.map(Whole, whole, stand_ins)))
+        model = lm.bind(learning.put(jax.tree.map(Whole, learning.only(whole), stand_ins), whole))
         context = Context(
             micro_batch.positions,
             self_mask(run.model, micro_batch.segments, split=split_of(run, jax.sharding.get_abstract_mesh())),
@@ -49,6 +54,7 @@ def build_loss(
             "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
+            drop_key=step_key(run.seed, DROP_PURPOSE, step) if drops else None,
             sequence_B=micro_batch.sequence,
             counted_BS=micro_batch.segments != PADDING,
             reporting=Reporting(routing=True),
@@ -81,11 +87,13 @@ def build_train_step(
         per_layer: gather the matrices of the layers where they are used instead of once.
     """
     objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype)
+    learning = learning_of(run, lm)
     schedule = build_schedule(run.optim, run.num_steps)
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, StepOutput]:
         whole = lm.gather(state.params, dtype, per_layer=per_layer)
-        stand_ins = jax.tree.map(stand_in, whole, state.params)
+        learned = learning.only(state.params)
+        stand_ins = jax.tree.map(stand_in, learning.only(whole), learned)
 
         def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
             differentiate = jax.value_and_grad(sums, has_aux=True)
@@ -96,24 +104,25 @@ def build_train_step(
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
         scored = jnp.maximum(total.tokens, 1)
-        gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / scored, gradient, state.params)
+        gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / scored, gradient, learned)
 
         loss, grad_norm = total.loss / scored, optax.tree.norm(gradient)
         before: GuardState = state.opt_state.guard
         with jax.named_scope(OPTIMIZER):
             updates, opt_state = optimizer.update(
-                gradient, state.opt_state, state.params, loss=loss, grad_norm=grad_norm, tokens=total.tokens
+                gradient, state.opt_state, learned, loss=loss, grad_norm=grad_norm, tokens=total.tokens
             )
-        params: Any = optax.apply_updates(state.params, updates)
+        params = learning.put(optax.apply_updates(learned, updates), state.params)
         after: GuardState = opt_state.guard
         max_loss, max_grad_norm = limits(before, run.optim.guard)
         if objective.trains is None:
-            moved = move_biases(lm, params, total.loads_by_row)
+            moved = learning.only(move_biases(lm, params, total.loads_by_row))
             # Not in a step whose update is not made.
             is_made = after.num_good > before.num_good
-            params = jax.tree.map(
-                lambda new, old: old if new is old else jax.lax.select(is_made, new, old), moved, params
+            moved = jax.tree.map(
+                lambda new, old: old if new is old else jax.lax.select(is_made, new, old), moved, learning.only(params)
             )
+            params = learning.put(moved, params)
         output = StepOutput(
             total.tokens,
             means={
@@ -139,6 +148,11 @@ def build_train_step(
         return TrainState(state.step + 1, params, opt_state), output
 
     return train_step
+
+
+def learning_of(run: Run, lm: FunctionalLM) -> Subset:
+    """The parameters of a run that learn."""
+    return chosen(run.optim, lm, build_objective(run.objective).trains)
 
 
 def step_key(seed: int, purpose: int, step: jax.Array) -> jax.Array:

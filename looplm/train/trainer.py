@@ -43,7 +43,7 @@ from looplm.train.flops import StepFlops, step_flops
 from looplm.train.health import Health
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
-from looplm.train.memory import memory_line, memory_of
+from looplm.train.memory import bytes_of, learning_line, memory_line, memory_of
 from looplm.train.notes import Notes
 from looplm.train.preemption import Preemption
 from looplm.train.program import Program
@@ -142,6 +142,9 @@ class Trainer:
         if self.saving.newest() < self.run.num_steps:
             with self.time.during("compile"):
                 self.console.print(f"{totals(parameter_table(self.lm, self.mesh), self.mesh)}; compiling")
+                if (learning := self.program.learning.size(self.lm.shapes)) < self.lm.num_params:
+                    state = self.program.abstract_state().opt_state
+                    self.console.print(learning_line(learning, self.lm.num_params, bytes_of(state)))
                 memory = memory_of(self.compiled.step)
                 self.console.print(memory_line(memory, find_device(jax.devices()[0].device_kind)))
                 if self.run.optim.guard.sdc_check:

@@ -47,10 +47,10 @@ def test_without_it_there_is_none(params) -> None:
     assert ema_params(optax.adamw(0.1).init(params)) is None
 
 
-def test_frozen_parameters_keep_their_average(lm, params, train) -> None:
+def test_frozen_parameters_have_no_average(lm, params, train) -> None:
     optimizer = build_optimizer(Optim(learning_rate=0.1, ema_decay=DECAY), lm, 10, frozenset({"gate"}))
     averaged = ema_params(train(optimizer, 2)[-1][1])
-    np.testing.assert_allclose(averaged["head"], params["head"], rtol=1e-6)
+    assert averaged.keys() == {"gate"}
     assert np.all(averaged["gate"]["kernel"] != params["gate"]["kernel"])
 
 

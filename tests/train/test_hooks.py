@@ -45,7 +45,7 @@ def test_efficiency_is_that_of_the_loops_that_were_drawn(drawn: Any, flops: floa
 def test_the_weights_and_their_average_are_scored_under_names_of_their_own(
     tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program: Any = SimpleNamespace(run=tiny_run())
+    program: Any = SimpleNamespace(run=tiny_run(), learning=SimpleNamespace(put=lambda part, tree: part))
     state: Any = SimpleNamespace(params="weights", opt_state="average")
     asked: list[tuple[str, bool]] = []
     losses = {"weights": 2.0, "average": 1.5}

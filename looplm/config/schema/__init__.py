@@ -5,6 +5,7 @@ Frozen pydantic models; every field has its meaning and unit under it. Choices t
 in milliseconds. Checks that involve several sections are in `config.check`.
 """
 
+from looplm.config.schema.adapter import LoRA as LoRA
 from looplm.config.schema.base import Fraction as Fraction
 from looplm.config.schema.base import NonNegativeFloat as NonNegativeFloat
 from looplm.config.schema.base import Section as Section

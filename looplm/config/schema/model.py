@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from looplm.config.schema.adapter import LoRA
 from looplm.config.schema.base import Section
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
@@ -110,6 +111,8 @@ class Model(Section):
     logit_softcap: PositiveFloat | None = None
     """c * tanh(logits / c); None means no cap."""
     init: Init = NormalInit()
+    adapter: LoRA | None = None
+    """Parameters that are added to learn in place of the model's own."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""
 

@@ -74,6 +74,15 @@ class Optim(Section):
     """Learning rate of the exit gate, as a multiple."""
     injection_rate: NonNegativeFloat = 1.0
     """Learning rate of the injection, as a multiple."""
+    rates: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Learning rates of further parts, as multiples: `{"embedding": 0.1, "coda.*": 0.5}`; where several mean a
+    parameter, their product. Parts are named as in `train`."""
+    train: tuple[str, ...] = ()
+    """Parts that learn; empty means the adapter, or everything where there is none. A part is a group (`gate`,
+    `injection`, `layers`, `adapter`), names on the path of its parameters (`embedding`, `core.block`, `attention`), or
+    a pattern of such names (`*.norm.scale`)."""
+    frozen: tuple[str, ...] = ()
+    """Parts that do not learn: they have no gradient and no optimizer state."""
     ema_decay: Fraction | None = None
     """Keep an exponential moving average of the weights with this decay a step; None means no."""
     guard: Guard = Guard()
