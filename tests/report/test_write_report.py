@@ -126,7 +126,9 @@ def test_parts_of_the_exits_may_be_missing(make_run: MakeRun) -> None:
     page = Page(write_report(make_run({"step": 12, "exit_histogram": None, "sample": sample})))
     assert page.says("The exit histogram is missing")
     assert [one["id"] for one in page.all("input")] == ["heat-change", "heat-loss"]
-    assert [token["class"] for token in page.all("span") if "class" in token] == ["worse"]
+    better, worse = page.all("span")
+    assert ("class" in better, worse["class"]) == (False, "worse")
+    assert (better["style"], worse["style"]) == ("--c:0.60;--l:0.07", "--c:0.60;--l:0.30")
     old = {"pieces": ["a", "b"], "exit_depth": [1, 2], "loss": [None, 0.5]}
     page = Page(write_report(make_run({"step": 12, "sample": old, "calibrated": None, "loops": None})))
     assert [one["id"] for one in page.all("input")] == ["heat-loss", "heat-exit"]
