@@ -20,7 +20,6 @@ from looplm.report.colours import GRID, INK, NAMES, SOFT
 WIDTH, HEIGHT = 360, 236
 """Units; the page shows them at about that many pixels, on a phone and on a large screen, so that letters are legible
 on both."""
-WIDE = 740
 STYLE = {
     "svg.fonttype": "none",
     "font.size": 11,

@@ -24,7 +24,7 @@ a:hover, a:focus-visible { text-decoration: underline; }
 .soft { color: var(--soft); }
 .card, figure, details.box { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .card, details.box { padding: .9rem 1rem; }
-section > :is(.grid, .pair, .card, .box, .texts) + :is(.grid, .pair, .card, .box, .texts, p) { margin-top: .9rem; }
+section > :is(div, figure, .box) + :is(div, figure, .box, p) { margin-top: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1.1rem 0 0; font-size: .9rem; }
 .verdicts { list-style: none; margin: 1.1rem 0; padding: 0; display: grid; gap: .45rem; }
 .verdicts li { background: var(--card); border: 1px solid var(--line); border-left: 5px solid var(--neutral);
@@ -49,7 +49,8 @@ svg.plot * { stroke-linejoin: round; }
 svg.plot text { font-family: inherit; font-variant-numeric: tabular-nums; }
 details.numbers { margin-top: .45rem; font-size: .84rem; }
 details.numbers > summary { color: var(--link); font-weight: 400; width: max-content; }
-.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 2fr); gap: .9rem; align-items: start; }
+.pair { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .9rem; align-items: start; }
+.pair > :last-child { grid-column: span 2; }
 .wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 40%, transparent) right / 2.5rem 100% local,
   linear-gradient(to left, rgb(0 0 0 / .14), transparent) right / .8rem 100% scroll; background-repeat: no-repeat; }
 .tall .wide { max-height: 24rem; overflow: auto; }
@@ -99,7 +100,9 @@ code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em; }
 #heat-loss:checked ~ .tokens span, .key.loss i { background: rgb(var(--heat) / var(--l)); }
 #heat-exit:checked ~ .tokens span, .key.exit i { background: rgb(var(--heat) / var(--e)); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .84rem; }
-@media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 1116px) { .pair { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
+  .pair > :last-child { grid-column: auto; } }
+@media (max-width: 760px) { .pair { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 600px) {
   main { padding: 1.25rem .75rem 6rem; }
   h1 { font-size: 1.4rem; }

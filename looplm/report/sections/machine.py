@@ -12,8 +12,8 @@ PANELS = (
     Panel("perf/memory_gb", "Device memory, most so far", "GB", from_zero=True),
     Panel("perf/host_memory_gb", "Host memory, most so far", "GB", from_zero=True),
     Panel("data/wait_s", "Waiting for data", "seconds a step", from_zero=True),
-    Panel("goodput/fraction", "Goodput so far", "share of the wall-clock", from_zero=True),
 )
+GOODPUT = Panel("goodput/fraction", "Goodput so far", "share of the wall-clock", from_zero=True)
 
 
 def machine(found: Found) -> str:
@@ -21,13 +21,13 @@ def machine(found: Found) -> str:
     shown = curves.figures(found.history, PANELS)
     if not shown and not found.seconds:
         return ""
-    return pieces.section("Throughput, memory, goodput", pieces.grid(*shown), _time(found))
+    parts = curves.figures(found.history, [GOODPUT]) + ([_time(found)] if found.seconds else [])
+    spent = pieces.pair(*parts) if len(parts) == 2 else pieces.grid(*parts)
+    return pieces.section("Throughput, memory, goodput", pieces.grid(*shown), spent)
 
 
 def _time(found: Found) -> str:
     seconds = found.seconds
-    if not seconds:
-        return ""
     total = sum(seconds.values())
     parts = sorted(((value, part) for part, value in seconds.items() if value), reverse=True)
     rows = [(PARTS[part], pieces.number(value, 1), pieces.percent(value / max(total, 1e-9))) for value, part in parts]
