@@ -26,7 +26,7 @@ LAYERS = (
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
     {"looplm.sharding", "looplm.data"},
-    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.masking", "looplm.distributed"},
+    {"looplm.config", "looplm.hardware", "looplm.errors", "looplm.masking", "looplm.distributed", "looplm.launch"},
 )
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {
@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("looplm.config", "looplm.errors"),
     ("looplm.config", "looplm.masking"),
     ("looplm.distributed", "looplm.errors"),
+    ("looplm.launch", "looplm.errors"),
 }
 """What may be imported within a layer; in the top layer everything may."""
 

@@ -9,18 +9,20 @@ from typing import Any
 
 import typer
 
-from looplm.cli import adapter, checkpoint, convert, data, machine, run
+from looplm.cli import adapter, checkpoint, convert, data, launch, machine, run
 from looplm.cli.environment import backend_failure, settle_environment
 from looplm.cli.generate import generate
 from looplm.cli.output import console, messages, standard_streams
 from looplm.distributed import leave
 from looplm.errors import RunEnded, UserError, show
+from looplm.launch.exit_codes import CRASHED, INTERRUPTED, MISTAKE
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(adapter.app, name="adapter")
+app.add_typer(launch.app, name="launch")
 for command in (run.train, run.eval, generate, run.report, run.demo, machine.doctor):
     app.command()(command)
 app.command(name="compile")(machine.compile_command)
@@ -37,8 +39,6 @@ OF_THE_DISK = {
     errno.EROFS: PERMIT,
 }
 """What no program can be at fault for, and what to do, for whatever file it is."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
             code = _main()
         except Exception:
             sys.excepthook(*sys.exc_info())  # here, where it is masked
-            code = 1
+            code = CRASHED
     sys.exit(code)
 
 
@@ -59,25 +59,25 @@ def _main() -> int | None:
         code = app(prog_name="looplm", standalone_mode=False)
     except UserError as error:
         show(error)
-        code = 2
+        code = MISTAKE
     except RunEnded as error:
         if not console.quiet:
             show(error)
         leave(error.code)  # else what reads ahead from storage that does not answer would be waited for
     except UsageError as error:
         messages.print(_usage(error))
-        code = 2
+        code = MISTAKE
     except RuntimeError as error:
         if not (reason := backend_failure(error)):
             raise
         show(UserError(reason))
-        code = 2
+        code = MISTAKE
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         show(UserError(f"{where}{error.strerror}; {OF_THE_DISK[error.errno]}"))
-        code = 2
+        code = MISTAKE
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
         leave(INTERRUPTED)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from looplm.distributed.slurm import place_of_step
 from looplm.distributed.watch import Watch
@@ -142,8 +142,10 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
 
     # It would swallow SIGTERM; nothing here asks it.
     jax.config.update("jax_enable_preemption_service", False)
+    more: dict[str, Any] = {}
     if coordinator is None and (place := place_of_step()) is not None:
-        coordinator, num_processes, process_id = place
+        coordinator, num_processes, process_id, devices = place
+        more = {"local_device_ids": devices, "cluster_detection_method": "deactivate"}
     if coordinator is not None and process_id == 0:
         _check_free(coordinator)
     try:
@@ -154,6 +156,7 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
                 process_id,
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
                 initialization_timeout=JOIN_TIMEOUT_S,
+                **more,
             )
     except ValueError as error:
         if (sign := sign_of_others()) is not None and coordinator is None:

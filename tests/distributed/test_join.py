@@ -69,6 +69,36 @@ def test_steps_of_one_allocation_meet_at_places_of_their_own(monkeypatch: pytest
     assert place_of_step() is None
 
 
+@pytest.mark.parametrize(
+    ("tasks", "node", "local", "visible", "taken"),
+    [
+        ("8(x2)", "1", "5", None, [5]),
+        ("8(x2)", "1", "5", "0,1,2,3,4,5,6,7", [5]),
+        ("1(x2)", "0", "0", "0,1,2,3,4,5,6,7", None),  # a process a node has all of its GPUs
+        ("8(x2)", "0", "5", "5", None),  # --gpus-per-task: it sees no other
+        ("2", "0", "1", "0,1,2,3", [2, 3]),
+        ("4,1", "1", "0", "0,1", None),
+        ("4,2", "1", "1", "0,1", [1]),
+    ],
+)
+def test_a_process_takes_its_share_of_a_node(
+    tasks: str, node: str, local: str, visible: str | None, taken: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (STEP | {"SLURM_NODEID": node, "SLURM_LOCALID": local}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    place = place_of_step()
+    assert place is not None
+    assert place.local_devices == taken
+    seen: dict = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **named: seen.update(named))
+    join._initialize(None, None, None)
+    assert (seen["local_device_ids"], seen["cluster_detection_method"]) == (taken, "deactivate")
+
+
 def test_a_port_that_is_taken_is_named(command, tiny_run: Callable[..., Run], config_file, tmp_path: Path) -> None:
     """Whoever listens there is left alone."""
     with socket.create_server(("127.0.0.1", 0)) as other:

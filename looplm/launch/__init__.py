@@ -1,0 +1,1 @@
+"""Starting runs on machines that others own: what templates are filled with, and when they start again."""
