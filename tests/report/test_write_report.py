@@ -99,6 +99,27 @@ def test_everything_from_outside_is_escaped(make_run: MakeRun) -> None:
     assert "looplm report: <b>run&amp;" in "".join(page.text["h1"])
 
 
+@pytest.mark.parametrize(
+    ("gain", "tone", "text"),
+    [
+        ((0.2, 0.18, 0.22), "good", "More loops help: depth 4 lowers the held-out loss by 0.20 nats against depth 1"),
+        (
+            (0.004, -0.006, 0.014),
+            "bad",
+            "More loops did not help: depth 4 gains 0.004 nats of held-out loss over depth 1",
+        ),
+        ((-0.3, -0.35, -0.25), "bad", "More loops made it worse: depth 4 raises the held-out loss by 0.30 nats"),
+    ],
+)
+def test_the_page_says_first_whether_depth_helps(
+    make_run: MakeRun, gain: tuple[float, ...], tone: str, text: str
+) -> None:
+    numbers = {"from_depth": 1, "to_depth": 4} | dict(zip(("nats", "low", "high"), gain, strict=True))
+    page = Page(write_report(make_run({"step": 12, "gain": numbers})))
+    assert page.all("li")[0]["class"] == tone
+    assert page.text["li"][0].strip().startswith(text)
+
+
 def test_without_a_sweep_the_page_says_how_to_make_one(make_run: MakeRun) -> None:
     page = Page(write_report(make_run()))
     assert page.says("No depth has been compared yet; ")
