@@ -195,17 +195,28 @@ class Answers:
             for key, span in zip(keys, spans, strict=True)
             if span.num_scored and depth not in self._known[key]
         }
-        new_keys = list(new)
-        with bar("likelihoods", len(new)) as count:
-            for batch in batches(list(new.values()), self.shapes):
+        for key, answers in zip(new, self._answer(list(new.values())), strict=True):
+            self._known[key] = answers
+        return [self._known[key][depth] if span.num_scored else NOTHING for key, span in zip(keys, spans, strict=True)]
+
+    def _answer(self, spans: Sequence[Span]) -> list[dict[int, Answer]]:
+        """Score spans at all depths."""
+        log_TN = np.zeros((len(self.depths), len(spans)))
+        greedy_TN = np.ones(log_TN.shape, bool)
+        with bar("likelihoods", len(spans)) as count:
+            for batch in batches(spans, self.shapes):
                 found = self._scorer(batch)
                 self.num_passes += 1
-                for row, number in enumerate(batch.numbers):
-                    pairs = zip(found.log_TB[:, row].tolist(), found.greedy_TB[:, row].tolist(), strict=True)
-                    answers = [Answer(log, greedy) for log, greedy in pairs]
-                    self._known[new_keys[number]] = dict(zip(self.depths, answers, strict=True))
-                count(len(batch.numbers))
-        return [self._known[key][depth] if span.num_scored else NOTHING for key, span in zip(keys, spans, strict=True)]
+                is_target_BM = batch.span_BM >= 0
+                span_N = batch.span_BM[is_target_BM]
+                for row, (nll_BM, correct_BM) in enumerate(zip(*found, strict=True)):
+                    np.subtract.at(log_TN[row], span_N, nll_BM[is_target_BM])
+                    np.logical_and.at(greedy_TN[row], span_N, correct_BM[is_target_BM])
+                count(len(set(span_N.tolist())))
+        return [
+            {depth: Answer(*pair) for depth, *pair in zip(self.depths, log_T.tolist(), greedy_T.tolist(), strict=True)}
+            for log_T, greedy_T in zip(log_TN.T, greedy_TN.T, strict=True)
+        ]
 
 
 def _digest(span: Span) -> bytes:

@@ -1,4 +1,4 @@
-"""How likely the labelled tokens of every row are, after several numbers of loops in one pass."""
+"""How likely targets of every row are, after several numbers of loops in one pass."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,16 +15,17 @@ from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
-from looplm.sharding.rules import placement
+from looplm.ops.cross_entropy import TokenScores
+from looplm.sharding.rules import activation_spec, placement
 
 
 class Likelihoods(NamedTuple):
     """Arrays on the host; T counts the depths, ascending."""
 
-    log_TB: np.ndarray
-    """Sum of log p over the labelled tokens of a row, nats, float32."""
-    greedy_TB: np.ndarray
-    """Whether each of them is the likeliest token where it stands, bool."""
+    nll_TBM: np.ndarray
+    """-log p(label), nats, float32; 0 where there is no target."""
+    correct_TBM: np.ndarray
+    """Whether the label is the likeliest id where it stands, bool."""
 
 
 class DepthScorer:
@@ -42,7 +43,7 @@ class DepthScorer:
         """Score a batch whose rows the devices of the mesh divide among them."""
         positions_BS = np.broadcast_to(np.arange(batch.tokens_BS.shape[1], dtype=np.int32), batch.tokens_BS.shape)
         is_token_BS = positions_BS < batch.length_B[:, None]
-        arrays = (batch.tokens_BS, batch.labels_BS, positions_BS, is_token_BS)
+        arrays = (batch.tokens_BS, positions_BS, is_token_BS, batch.place_BM, batch.label_BM)
         with jax.set_mesh(self._mesh):
             placed = [jax.device_put(array, placement(self._mesh, "batch")) for array in arrays]
             return Likelihoods(*jax.device_get(self._score(self._params, *placed)))
@@ -55,12 +56,14 @@ class DepthScorer:
         self,
         params: Params,
         tokens_BS: jax.Array,
-        labels_BS: jax.Array,
         positions_BS: jax.Array,
         is_token_BS: jax.Array,
+        place_BM: jax.Array,
+        label_BM: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         self.num_programs += 1  # once a shape, while it is traced
         model = self._lm.bind(self._lm.gather(params, self._dtype))
+        score = scoring(model, label_BM)
         context = Context(
             positions_BS,
             self_mask(self._lm.config, is_token_BS.astype(jnp.int32)),
@@ -69,8 +72,12 @@ class DepthScorer:
             sequence_B=jnp.zeros_like(positions_BS[:, 0]),
             counted_BS=is_token_BS,
         )
+
+        def score_targets(hidden_BSD: jax.Array) -> TokenScores:
+            rows_B1 = jnp.arange(len(place_BM), out_sharding=activation_spec("batch"))[:, None]
+            return score(hidden_BSD.at[rows_B1, place_BM].get(out_sharding=activation_spec("batch")))
+
         forward = Forward(model, tokens_BS, context, Depth(max(self.depths)), self._dtype)
-        scores = forward(jnp.array(self.depths) - 1, scoring(model, labels_BS)).read
-        num_labels_B = jnp.sum(labels_BS >= 0, axis=1)
-        result = (-jnp.sum(scores.nll_BS, axis=2), jnp.sum(scores.correct_BS, axis=2) == num_labels_B)
+        scores = forward(jnp.array(self.depths) - 1, score_targets).read
+        result = (scores.nll_BS, scores.correct_BS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)

@@ -56,11 +56,13 @@ def test_likelihoods_are_those_of_single_passes(answers: Answers) -> None:
 def test_what_is_likeliest_is_told(answers: Answers) -> None:
     """Every continuation of one letter: one of them is what the model would write."""
     pairs = [("the cat", letter) for letter in map(chr, range(4, 128)) if letter.strip()]
+    before = answers.num_passes
     for depth in DEPTHS:
         found = answers.log_likelihoods(pairs, depth)
         best = max(found)
         assert sum(answer.is_greedy for answer in found) <= 1
         assert all(answer == best for answer in found if answer.is_greedy)
+    assert answers.num_passes - before == 1  # they share a row
 
 
 def test_a_long_text_is_scored_in_stretches(answers: Answers) -> None:
@@ -76,8 +78,10 @@ def test_a_long_text_is_scored_in_stretches(answers: Answers) -> None:
 
 
 def test_few_programs_serve_all_requests(answers: Answers) -> None:
+    programs, passes = answers.num_programs, answers.num_passes
     answers.log_likelihoods([("a" * n, "b" * m) for n in range(1, 30) for m in (1, 3)], 4)
-    assert answers.num_programs <= 2
+    assert answers.num_passes - passes > 10
+    assert answers.num_programs - programs <= 2
 
 
 def test_another_depth_is_scored_when_it_is_asked(answers: Answers) -> None:
