@@ -19,12 +19,13 @@ from looplm.report.sections.loops import loops
 from looplm.report.sections.machine import machine
 from looplm.report.sections.policies import policies
 from looplm.report.sections.solve import solve
+from looplm.report.sections.tasks import tasks
 from looplm.report.sections.texts import texts
 from looplm.report.sections.tokens import tokens
 from looplm.report.sections.training import training
 
 SECTIONS = (
-    depth, solve, exits, policies, loops, first_states, tokens, texts, training, experts, machine,
+    depth, tasks, solve, exits, policies, loops, first_states, tokens, texts, training, experts, machine,
     sources, facts, settings,
 )  # fmt: skip
 """In the order in which they are read."""

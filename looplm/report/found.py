@@ -18,6 +18,7 @@ from looplm.metrics.loads import read_loads
 from looplm.metrics.sinks import read_metrics
 from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import Sweep, read_sweeps
+from looplm.metrics.task_results import TaskNumber, read_task_results
 from looplm.metrics.timing import TIME, whole
 from looplm.report.history import History
 
@@ -36,6 +37,8 @@ class Found:
     exits: ExitSweep | None = None
     kv: KVLosses | None = None
     first_states: FirstStates | None = None
+    tasks: tuple[int, Sequence[TaskNumber]] = (0, ())
+    """Step, and what the harness found there."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Where the wall-clock went, see `metrics.timing`."""
     loads: Sequence[Mapping[str, Any]] = ()
@@ -69,6 +72,7 @@ def read(workdir: Path) -> Found:
         _latest(folder, exit_sweep.KIND, ExitSweep),
         _latest(folder, kv_loss.KIND, KVLosses),
         _latest(folder, first_states.KIND, FirstStates),
+        read_task_results(folder),
         whole([event for event in events if event["kind"] == TIME]),
         read_loads(workdir / "experts.jsonl"),
         [event for event in events if event["kind"] == NOTE],

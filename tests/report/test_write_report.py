@@ -165,6 +165,43 @@ def test_a_run_of_one_step_without_most_metrics(make_run: MakeRun) -> None:
     assert len(page.pictures) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "cosine", "told"),
+    [
+        ([0.9, 0.2, 0.1], 0.3, "Loop 2 changes the state by 20.0\u00a0% of its size, loop 1 by 90.0\u00a0%. All"),
+        ([0.9, 0.005, 0.004], 0.3, "From loop 2 on a loop changes less than 1\u00a0%: it idles."),
+        (
+            [0.9, 0.005, 0.1],
+            0.96,
+            "loop 1 by 90.0\u00a0%. The states of different tokens are alike (cosine 0.960): they",
+        ),
+    ],
+)
+def test_idle_and_collapsing_loops_are_told(make_run: MakeRun, changes: list[float], cosine: float, told: str) -> None:
+    loops = {"residual_rel": changes, "state_norm": [1.0] * 3, "update_cosine": [0.0] * 3}
+    page = Page(
+        write_report(make_run({"step": 12, "trained_depth": 2, "loops": loops | {"token_correlation": [cosine] * 3}}))
+    )
+    assert page.says(told)
+
+
+def test_tasks_are_shown_depth_by_depth(make_run: MakeRun) -> None:
+    workdir = make_run({"step": 12})
+    for step, depth, value in ((12, 1, 0.25), (12, 4, 0.5), (6, 4, 0.1)):
+        found = {"alias": "sums", "acc,none": value, "acc_stderr,none": value / 10, "exact_match,strict": 1 - value}
+        results = {"results": {"sums": found | {"exact_match_stderr,strict": "N/A"}}, "samples": {}}
+        (workdir / "eval" / f"lm_eval-{step}-sums-depth-{depth}.json").write_text(json.dumps(results))
+        (workdir / "eval" / f"lm_eval-{step}-ema-sums-depth-{depth}.json").write_text("{}")
+    page = Page(write_report(workdir))
+    assert page.table("tasks", "task", "metric") == [
+        ["sums", "acc", "0.2500 ± 0.0250", "0.5000 ± 0.0500"], ["sums", "exact_match,strict", "0.7500", "0.5000"],
+    ]  # fmt: skip
+    assert "acc of sums: 0.2500 at depth 1, 0.5000 at depth 4." in page.pictures
+    (workdir / "eval" / "lm_eval-12-sums-depth-2.json").write_text('{"results": [1]}')
+    with pytest.raises(UserError, match=r"lm_eval-12-sums-depth-2\.json holds no results of tasks"):
+        write_report(workdir)
+
+
 def test_the_balance_of_experts_is_shown_by_loop(make_run: MakeRun) -> None:
     workdir = make_run()
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 1, "dense_layers": [0]}

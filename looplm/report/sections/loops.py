@@ -32,7 +32,11 @@ def loops(found: Found) -> str:
     means = found.sweep.loops if found.sweep else None
     parts = [pieces.missing("What every loop does on held-out text is missing", "`looplm eval WORKDIR` measures it")]
     if means is not None and found.sweep is not None:
-        parts = [*_sentences(means), pieces.grid(*_by_loop(means, found.sweep.trained_depth)), _table(means)]
+        parts = [
+            _sentences(means, found.sweep.trained_depth),
+            pieces.grid(*_by_loop(means, found.sweep.trained_depth)),
+            _table(means),
+        ]
     drawn = found.history.column("loop/num_loops")[1]
     panels = [panel for panel in OVER_TRAINING if panel.name != "loop/num_loops" or len(set(drawn.tolist())) > 1]
     if trained := [*curves.figures(found.history, panels), *_exit_shares(found.history)]:
@@ -40,16 +44,17 @@ def loops(found: Found) -> str:
     return pieces.section("What the loops do", *parts)
 
 
-def _sentences(means: LoopMeans) -> list[str]:
+def _sentences(means: LoopMeans, trained_depth: int) -> str:
     """Say what the numbers show of themselves."""
-    last, idle = len(means.residual_rel), [at for at, x in enumerate(means.residual_rel, 1) if at > 1 and x < IDLE]
-    told = f"Loop {last} changes the state by {100 * means.residual_rel[-1]:.1f} % of its size, loop 1 by "
-    told += f"{100 * means.residual_rel[0]:.1f} %."
+    last, changes = min(trained_depth, len(means.residual_rel)), means.residual_rel
+    told = f"Loop {last} changes the state by {100 * changes[last - 1]:.1f} % of its size"
+    told += f", loop 1 by {100 * changes[0]:.1f} %." if last > 1 else "."
+    idle = [loop for loop in range(2, len(changes) + 1) if max(changes[loop - 1 :]) < IDLE]
     if idle:
         told += f" From loop {idle[0]} on a loop changes less than {100 * IDLE:.0f} %: it idles."
-    if means.token_correlation[-1] > COLLAPSED:
-        told += f" The states of different tokens are alike (cosine {means.token_correlation[-1]:.3f}): they collapse."
-    return [pieces.paragraph(f"{told} All numbers are means over the held-out tokens.", "soft")]
+    if (cosine := means.token_correlation[last - 1]) > COLLAPSED:
+        told += f" The states of different tokens are alike (cosine {cosine:.3f}): they collapse."
+    return pieces.paragraph(f"{told} All numbers are means over the held-out tokens.", "soft")
 
 
 def _by_loop(means: LoopMeans, trained_depth: int) -> list[str]:
