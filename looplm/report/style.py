@@ -54,6 +54,8 @@ details.numbers > summary { color: var(--link); font-weight: 400; width: max-con
 .wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 40%, transparent) right / 2.5rem 100% local,
   linear-gradient(to left, rgb(0 0 0 / .14), transparent) right / .8rem 100% scroll; background-repeat: no-repeat; }
 .tall .wide { max-height: 24rem; overflow: auto; }
+.tall thead th { position: sticky; top: 0; background: var(--card); z-index: 1; }
+.tall thead th:first-child { z-index: 2; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 .numbers table { font-size: .8rem; }
 .caption { color: var(--soft); font-size: .84rem; margin: 0 0 .4rem; }

@@ -12,6 +12,8 @@ from looplm.report.picture import Hints, picture
 from looplm.report.sections.axis import by_depth
 from looplm.report.sections.change import Changes, calibrated_rows, cells, change, changes_of
 
+LONG = 16
+"""A table of more depths scrolls in its box."""
 EVALUATE = "`looplm eval WORKDIR` makes it"
 
 
@@ -102,7 +104,8 @@ def _table(sweep: Sweep, changes: Changes | None) -> str:
     marked = next((index for index, row in enumerate(sweep.rows) if row.depth == sweep.trained_depth), None)
     caption = f"Step {sweep.step:,}; the trained depth is bold."
     headers = ("depth", "loss", *compared, "bits per byte", "accuracy")
-    return pieces.table(headers, rows, caption=caption, marked=marked)
+    box = "card tall" if len(rows) > LONG else "card"
+    return pieces.table(headers, rows, caption=caption, marked=marked, box=box)
 
 
 def _over_training(sweeps: Sequence[Sweep]) -> str:

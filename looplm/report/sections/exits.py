@@ -16,6 +16,8 @@ from looplm.report.verdict import Tone
 
 EVALUATE = "`looplm eval WORKDIR` makes it"
 SWEEP = "`looplm eval WORKDIR --exit RULE` sweeps its threshold and compares it with random, shuffled and oracle exits"
+LABELLED = 14
+"""Bars that have their number above them; of more the numbers would lie on one another."""
 CONTROLS = {"random": (ACCENT, "--"), "shuffled": (SERIES[3], ":"), "oracle": (GOOD, "-.")}
 """How the controls of a rule are drawn."""
 
@@ -53,7 +55,10 @@ def _histogram(shares: Sequence[float], sweep: Sweep) -> str:
         for loop, value in enumerate(percent, start=1):
             (bar,) = axes.bar(loop, value, color=MAIN, width=0.75)
             hints.add(bar, [f"loop {loop}: {value:.2f} % of the tokens"])
-            axes.annotate(f"{value:.0f}", (loop, value), (0, 2), textcoords="offset points", ha="center", fontsize=10)
+            if len(percent) <= LABELLED:
+                axes.annotate(
+                    f"{value:.0f}", (loop, value), (0, 2), textcoords="offset points", ha="center", fontsize=10
+                )
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.12)
         by_depth(axes, "% of the tokens", "exit after loop")
