@@ -48,6 +48,8 @@ def evaluate_tasks(
     Returns {depth: results}. Raises UserError, before anything is computed, for what is not there or not known.
     """
     require_library()
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} must be at least 1; leave it out for all examples")
     if out is not None and (reason := obstacle(out)):
         raise UserError(f"--out {out} cannot be written: {reason}; name another file")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -101,8 +103,7 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> tuple[list[Any], An
             try:
                 found.append(_of(manager.load([name])))
             except Exception as error:  # whatever a task's file or data come up with
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"task {name!r} cannot be loaded: {reason[:300]}") from error
+                raise UserError(f"task {name!r} cannot be loaded: {_reason(error)}") from error
     return [each for many in found for each in many], manager
 
 
@@ -132,6 +133,15 @@ def _of(loaded: Any) -> list[Any]:
     inside = {name for children in loaded["group_map"].values() for name in children}
     groups = [group for name, group in loaded["groups"].items() if name not in inside]
     return groups or list(loaded["tasks"].values())
+
+
+def _reason(error: BaseException | None) -> str:
+    """What went wrong, and why, on one line."""
+    texts = []
+    while error is not None:
+        texts.append(" ".join(str(error).split())[:200] or type(error).__name__)
+        error = error.__cause__
+    return ": ".join(dict.fromkeys(texts))
 
 
 def _joined(depths: str) -> str:

@@ -189,6 +189,7 @@ def test_the_chat_template_is_applied(
         ),
         ({"task_path": Path("nowhere")}, "--task-path nowhere is no folder"),
         ({"depths": "1,x"}, "holds something else than loop counts"),
+        ({"limit": 0}, "--limit 0 must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(printed: Callable, tmp_path: Path, options: dict[str, Any], said: str) -> None:
