@@ -1,9 +1,10 @@
 """Writes the logits that the authors' code computes with a model folder: what an export is compared with.
 
-python tools/official_logits.py FOLDER IDS.npy OUT.npy [--code DIR]          needs torch and transformers
+python tools/official_logits.py FOLDER IDS.npy OUT.npy [--code DIR] [--adapter DIR]      needs torch and transformers
 
 `--code DIR` is a folder with the authors' files for a family that is not in transformers: modeling_ouro.py and
-configuration_ouro.py, or raven_modeling_minimal.py and raven_config_minimal.py, in a package.
+configuration_ouro.py, or raven_modeling_minimal.py and raven_config_minimal.py, in a package. `--adapter DIR` is one of
+PEFT, which it needs then.
 """
 
 import importlib
@@ -26,6 +27,7 @@ def main(
     ids: Annotated[Path, typer.Argument(help="Array (B, S) of ids.")],
     out: Annotated[Path, typer.Argument(help="Where the logits (B, S, V) are written, float32.")],
     code: Annotated[Path | None, typer.Option(help="Folder with the authors' files.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.")] = None,
 ) -> None:
     import torch
     import transformers
@@ -39,9 +41,22 @@ def main(
     model, report = factory.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report
+    if adapter is not None:
+        model = with_adapter(model, adapter)
     tokens = torch.from_numpy(np.load(ids)).long()
     with torch.no_grad():
         np.save(out, LOGITS.get(kind, plain)(model.float().eval(), tokens).float().numpy())
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with an adapter of PEFT, all of whose tensors are used."""
+    import warnings
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it warns of tensors that are missing
+        return PeftModel.from_pretrained(model, folder)
 
 
 def plain(model: Any, tokens: Any) -> Any:

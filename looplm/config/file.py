@@ -38,7 +38,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(given: str | Path) -> ConfigFile:
-    """Finds the file of `FILE[:NAME]`; FILE is a path or, without a folder, the name of a shipped file (`ouro:tiny`).
+    """Finds the file of `FILE[:NAME]`; FILE is a path, or the name of a shipped file (`ouro:tiny`, `finetune/lora`).
 
     An old name of a shipped file is told on stderr with the new one. Raises UserError when there is no such file.
     """
@@ -85,7 +85,7 @@ def _split(text: str) -> tuple[str, str | None]:
 
 def _places(file: str) -> Iterator[Path]:
     yield Path(file)
-    if Path(file).name == file:
+    if not Path(file).is_absolute():
         yield shipped_configs() / f"{file.removesuffix('.py')}.py"
 
 

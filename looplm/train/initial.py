@@ -45,7 +45,7 @@ def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> N
         told = "; ".join(part for part in (", ".join(_settings(path, run)), found) if part)
         raise UserError(
             f"init_from={path} holds other weights than this config asks for: {told}; give its values, or "
-            f"{_remedy(stored, program)}init_from=null"
+            f"{_remedy(path, stored, program)}init_from=null"
         )
     if is_official(path):
         official = _official(path, run)
@@ -108,8 +108,10 @@ def _stored(path: Path, run: Run) -> dict[str, Kind]:
     return CheckpointReader(folder).newest_seal(step).kinds("params")
 
 
-def _remedy(stored: dict[str, Kind], program: Program) -> str:
+def _remedy(path: Path, stored: dict[str, Kind], program: Program) -> str:
     """What makes them fit, where that is all."""
+    if _model_of(path, program.run).adapter is not None and program.run.model.adapter is None:
+        return f"begin from what `looplm adapter merge {path} OUT` makes of it, or set model.adapter too, or "
     wanted = kinds(_taken(program, stored).only(program.lm.shapes))
     for given in (["vocabulary"], ["loops"], ["vocabulary", "loops"]):
         if not differences(fitted(stored, program.lm, given), wanted):
@@ -127,6 +129,9 @@ def _placed(value: Any, leaf: jax.ShapeDtypeStruct, is_of_loops: bool) -> jax.Ar
 
 
 def _settings(path: Path, run: Run) -> list[str]:
-    """Settings of the model that differ."""
-    found = changes(leaves(run.model_copy(update={"model": _model_of(path, run)})), leaves(run))
+    """Settings of the model that differ, but for those of an adapter that is new."""
+    theirs = _model_of(path, run)
+    if theirs.adapter is None:
+        theirs = theirs.model_copy(update={"adapter": run.model.adapter})
+    found = changes(leaves(run.model_copy(update={"model": theirs})), leaves(run))
     return [f"{key}={theirs!r} (here {ours!r})" for key, (theirs, ours) in found.items()]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import looplm
-from looplm.config.load import from_json, leaves, load_config, override, to_json
+from looplm.config.load import from_json, leaves, load_config, override, shipped_configs, to_json
 from looplm.config.schema import ConcatInjection, ExitGate, Run, UniformDepth
 from looplm.errors import UserError
-from tests.config.shipped import FILES, NAMES
+from tests.config.shipped import FILES, FINETUNE, FINETUNE_NAMES, NAMES
 
 ConfigFile = Callable[[Run], Path]
 
@@ -228,18 +228,18 @@ def test_a_missing_json_asks_for_a_run_directory(tmp_path: Path) -> None:
             from_json(folder / "config.json")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + FINETUNE_NAMES)
 def test_shipped_configs_load_and_round_trip(name: str, tmp_path: Path) -> None:
     run = load_config(name)
     (tmp_path / "config.json").write_text(to_json(run))
     assert from_json(tmp_path / "config.json") == run
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES + FINETUNE, ids=lambda path: path.stem)
 def test_shipped_configs_are_short_and_say_how_to_run_them(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 100
-    assert f"configs/{path.name}" in text.split('"""')[1]
+    assert f"configs/{path.relative_to(shipped_configs())}" in text.split('"""')[1]
 
 
 def test_config_comes_without_jax() -> None:

@@ -18,7 +18,9 @@ from rich.console import Console
 import looplm
 from looplm.convert import import_folder as importing
 from looplm.convert.export_folder import export_run
+from looplm.convert.peft_folder import export_adapter
 from tests.checkpoint.folders import folders
+from tests.convert.adapters import adapter_run
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "official_logits.py"
 PACKAGES = {"ouro": "ouro", "huginn": "raven"}
@@ -52,6 +54,28 @@ def test_an_exported_folder_gives_equal_logits_in_the_authors_code(folder, dtype
     lm = looplm.load(tmp_path / "out")
     state = np.zeros((*ids_BS.shape, lm.model.dim), np.float32) if system == "huginn" else None
     ours = jax.jit(lambda ids_BS: lm(ids_BS, initial_state=state).logits(lm.loop.num_loops))(ids_BS)
+    np.testing.assert_allclose(ours, np.load(tmp_path / "logits.npy"), atol=5e-5)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("folder", folders("ouro", "llama", "qwen3", "olmo2"), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_an_exported_adapter_gives_equal_logits_in_peft(folder, stabilised, tmp_path):
+    """Beside the official base model. LOOPLM_PEER is then a Python that has peft too."""
+    system = folder.name.partition("_")[0]
+    code, environment = os.environ.get("LOOPLM_PEER_CODE"), dict(os.environ)
+    if system in PACKAGES and code is None:
+        pytest.skip("needs LOOPLM_PEER_CODE")
+    run = adapter_run(folder, tmp_path / "run", rank_stabilised=stabilised)
+    export_adapter(run, tmp_path / "peft", Console(file=io.StringIO()))
+    ids_BS = np.load(folder / "io.npz")["input_ids"]
+    np.save(tmp_path / "ids.npy", ids_BS)
+    words = [SCRIPT, folder, tmp_path / "ids.npy", tmp_path / "logits.npy", "--adapter", tmp_path / "peft"]
+    words += ["--code", Path(code or "") / PACKAGES[system]] if system in PACKAGES else []
+    python = os.environ.get("LOOPLM_PEER", sys.executable)
+    subprocess.run([python, *map(str, words)], check=True, env=environment)
+    lm = looplm.load(run)
+    ours = jax.jit(lambda ids_BS: lm(ids_BS).logits(lm.loop.num_loops))(ids_BS)
     np.testing.assert_allclose(ours, np.load(tmp_path / "logits.npy"), atol=5e-5)
 
 
