@@ -151,7 +151,7 @@ class Stack(nnx.Module):
             kind = self.kinds[layers[0]]
             own = rows_at(parameters[kind.dense], [rows[kind.dense][i] for i in layers])
             embedded = rows_at((gates, embedded_nBSKH), [embedded_rows[i] for i in layers]) if kind.embedded else None
-            counted = cache is not None or context.drop_key is not None
+            counted = cache is not None or context.drop_words_2 is not None
             number = jnp.arange(layers.start, layers.stop, layers.step) if counted else None
             return LayerData(own, number, rows_at(memory_LBMD, layers), embedded)
 

@@ -25,8 +25,9 @@ class Context:
     """Whether loops and layers are written out in the program."""
     key: jax.Array | None = None
     """Random key of the step, from which first states are drawn."""
-    drop_key: jax.Array | None = None
-    """Random key of the step, from which is drawn what adapters leave out. None: they leave out nothing."""
+    drop_words_2: jax.Array | None = None
+    """Two words drawn for the step, uint32, from which follows what adapters leave out. None: they leave out
+    nothing."""
     sequence_B: jax.Array | None = None
     """Index of every sequence in the global batch, so that what is drawn for it does not depend on how the batch is
     split."""

@@ -54,7 +54,7 @@ def build_loss(
             "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,
             key=step_key(run.seed, STATE_PURPOSE, step),
-            drop_key=step_key(run.seed, DROP_PURPOSE, step) if drops else None,
+            drop_words_2=jax.random.bits(step_key(run.seed, DROP_PURPOSE, step), (2,), "uint32") if drops else None,
             sequence_B=micro_batch.sequence,
             counted_BS=micro_batch.segments != PADDING,
             reporting=Reporting(routing=True),

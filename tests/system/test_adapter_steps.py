@@ -21,13 +21,13 @@ NUM_STEPS = 3
 ALONE = {f"mesh.{axis}": 1 for axis in MESH_AXES}
 SHARED = {
     "num_steps": NUM_STEPS,
-    "optim.learning_rate": 1e-2,
+    "optim.learning_rate": 1e-3,
     "optim.optimizer.eps": 1e-4,  # else Adam makes a step of rounding errors where the gradient is nearly zero
     "model.dim": 32,
     "model.num_heads": 4,
     "model.prelude_layers": 1,
     "model.injection": "concat",
-    "model.adapter": {"rank": 2, "targets": ["attention", "feed_forward", "injection"]},
+    "model.adapter": {"rank": 2, "alpha": 2.0, "targets": ["attention", "feed_forward", "injection"]},
 }
 LEFT_OUT = SHARED | {"model.adapter": SHARED["model.adapter"] | {"dropout": 0.25, "loop_dropout": 0.5}}
 OF_LOOPS = LEFT_OUT | {
@@ -50,6 +50,7 @@ def trained(run: Run) -> dict[str, np.ndarray]:
     return {keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "mesh"),
     [
