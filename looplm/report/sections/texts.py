@@ -20,11 +20,13 @@ def _side_by_side(generations: Sequence[Generation]) -> str:
     parts = []
     for prompt in dict.fromkeys(generation.prompt for generation in generations):
         written = [(one.loops, one.text.removeprefix(prompt)) for one in generations if one.prompt == prompt]
+        last_line = prompt.rpartition("\n")[2]  # which the texts go on with
+        begun = f'<span class="soft">{escape(last_line)}</span>'
         cards = "\n".join(
-            f'<div class="card"><h4>{pieces.count(loops, "loop")}</h4><pre>{escape(text)}</pre></div>'
+            f'<div class="card"><h4>{pieces.count(loops, "loop")}</h4><pre>{begun}{escape(text)}</pre></div>'
             for loops, text in written
         )
-        parts.append(f'<h3>Prompt</h3>\n<div class="card"><pre>{escape(prompt)}</pre></div>\n')
+        parts.append(f'<h3>Prompt</h3>\n<div class="card"><pre>{escape(prompt.rstrip())}</pre></div>\n')
         parts.append(f'<h3>What follows</h3>\n{_how(generations, prompt)}<div class="texts">\n{cards}\n</div>')
     return "\n".join(parts)
 
