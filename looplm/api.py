@@ -14,7 +14,7 @@ from looplm.checkpoint.adapters.base import to_official
 from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.config.load import from_json
-from looplm.config.schema import ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
+from looplm.config.schema import Distillation, ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
 from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer, tokenizer_of
@@ -160,6 +160,8 @@ class LoadedLM:
         objective = objective or self.objective
         if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and self.model.exit_gate is None:
             raise UserError(f"objective {objective.kind!r} needs an exit gate, and this model has none; give another")
+        if isinstance(objective, Distillation):
+            raise UserError("objective 'distill' needs the teacher of a training run; give another")
         loss = build_objective(objective)
         tokens_BS, labels_BS = self._ids("tokens", tokens_BS), self._ids("labels", labels_BS, but_for=IGNORED)
         _require_shape("labels", labels_BS, tokens_BS.shape)

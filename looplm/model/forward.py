@@ -66,9 +66,15 @@ class Forward:
     """Whether to measure what the last loop does to the state."""
     statistics_of_all: bool = False
     """Whether the statistics are of all loops of the window, leaves (R, ...), and not of the last alone."""
+    teacher: "Forward | None" = None
+    """Another model's pass over the same tokens, for objectives that learn from its predictions."""
 
     def __call__(
-        self, reads: Reads = "last", then: Callable[[jax.Array], Any] = lambda hidden_BSD: hidden_BSD
+        self,
+        reads: Reads = "last",
+        then: Callable[..., Any] = lambda hidden_BSD: hidden_BSD,
+        *,
+        beside_last: bool = False,
     ) -> Output:
         """Run the model.
 
@@ -76,6 +82,8 @@ class Forward:
             reads: which loops of the window are read. `last` is what the halting rule makes of all loops.
             then: called with what the head reads, (B, S, D), of one loop after the other. Only what it returns is kept,
                 so hidden states of several loops are never in memory together.
+            beside_last: also call it with what the head reads of the window's last loop, without gradient; not with
+                `last`. The coda runs once more for that.
         """
         model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
         context = self._prepared_context()
@@ -101,8 +109,9 @@ class Forward:
 
         def leave(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:
             hidden_BSD, cache, report = model.leave(h_BSD, context, entered, cache)
-            return then(hidden_BSD), cache, report
+            return then(hidden_BSD, *beside), cache, report
 
+        beside = (jax.lax.stop_gradient(model.leave(h_RBSD[-1], context, entered)[0]),) if beside_last else ()
         if wants_all:
             readings = self._read_window(leave, reads, h_RBSD)
         else:
@@ -111,7 +120,6 @@ class Forward:
             readings = Readings(made, report, cache=coda_cache)
         if gate_logits_RBS is not None:
             gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
-        reports: dict[Place, Report] = {"prelude": entered.report, "block": block_report, "coda": readings.report}
         return Output(
             readings.made,
             last.state,
@@ -119,7 +127,7 @@ class Forward:
             gate_logits_RBS,
             depth,
             readings.active_TB,
-            {place: report for place, report in reports.items() if not report.empty},
+            said(prelude=entered.report, block=block_report, coda=readings.report),
             statistics_R if self.statistics_of_all else statistics_of(read(last.state), last.trail, context.counted_BS),
             Cache(entered.cache, last.cache, readings.cache),
         )
@@ -157,6 +165,12 @@ class Forward:
             walk = written_out if self.context.unroll else jax.lax.scan
             _, (made, _, report) = walk(lambda _, h_BSD: (None, leave(h_BSD)), None, h_RBSD)
         return Readings(made, report, active_RB)
+
+
+def said(*, prelude: Report, block: Report, coda: Report) -> dict[Place, Report]:
+    """Leave out the stacks that report nothing."""
+    reports: dict[Place, Report] = {"prelude": prelude, "block": block, "coda": coda}
+    return {place: report for place, report in reports.items() if not report.empty}
 
 
 def statistics_of(

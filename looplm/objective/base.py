@@ -16,7 +16,14 @@ from looplm.model.lm import LoopLM
 from looplm.model.loop import Remat
 from looplm.model.output import Output, Reads
 from looplm.objective.router import loads_by_row, router_loss, router_sums
-from looplm.ops.cross_entropy import IGNORED, TokenScores, linear_cross_entropy
+from looplm.ops.cross_entropy import (
+    IGNORED,
+    DistilledScores,
+    Head,
+    TokenScores,
+    linear_cross_entropy,
+    linear_distillation,
+)
 
 NO_LOADS: dict[Place, jax.Array] = {}
 
@@ -104,6 +111,31 @@ def scoring(model: LoopLM, labels_BS: jax.Array, remat: Remat = "loop") -> Calla
         logit_softcap=model.config.logit_softcap,
         save_logits=remat == "none",
     )
+
+
+def distilling(
+    model: LoopLM, labels_BS: jax.Array, target: LoopLM, temperature: float, remat: Remat = "loop"
+) -> Callable[[jax.Array, jax.Array], DistilledScores]:
+    """Return the function that scores a loop and compares it: (what the head reads (B, S, D), what the target's head
+    reads) -> scores of every token, each (B, S)."""
+
+    def score(hidden_BSD: jax.Array, target_BSE: jax.Array) -> DistilledScores:
+        return linear_distillation(
+            hidden_BSD,
+            head_of(model),
+            labels_BS,
+            target_BSE,
+            head_of(target),
+            temperature=temperature,
+            save_logits=remat == "none",
+        )
+
+    return score
+
+
+def head_of(model: LoopLM) -> Head:
+    """Return what makes logits of what the head reads."""
+    return Head(model.head_VD, model.head_bias_V, model.config.logit_softcap)
 
 
 def draw_loops(window: int, number: int | None, key: jax.Array) -> Reads:

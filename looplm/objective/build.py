@@ -1,29 +1,35 @@
 """From the config to an objective."""
 
+from collections.abc import Callable
+from typing import Any
+
 from looplm.config.schema import (
+    Distillation,
     ExpectedCrossEntropy,
     FinalCrossEntropy,
     GateImprovement,
     OwnObjective,
+    SelfDistillation,
     WeightedCrossEntropy,
 )
 from looplm.config.schema import Objective as Config
 from looplm.objective.base import Objective
+from looplm.objective.distill import Distilled, SelfDistilled
 from looplm.objective.final import Final
 from looplm.objective.gate import Gate
 from looplm.objective.per_loop import Expected, Weighted
 
+SHIPPED: dict[type, Callable[[Any], Objective]] = {
+    FinalCrossEntropy: Final,
+    ExpectedCrossEntropy: Expected,
+    WeightedCrossEntropy: Weighted,
+    GateImprovement: Gate,
+    Distillation: Distilled,
+    SelfDistillation: SelfDistilled,
+}
+"""What computes each objective."""
+
 
 def build_objective(config: Config) -> Objective:
     """Make the objective that the config names."""
-    match config:
-        case FinalCrossEntropy():
-            return Final(config)
-        case ExpectedCrossEntropy():
-            return Expected(config)
-        case WeightedCrossEntropy():
-            return Weighted(config)
-        case GateImprovement():
-            return Gate(config)
-        case OwnObjective():
-            return config.build()
+    return config.build() if isinstance(config, OwnObjective) else SHIPPED[type(config)](config)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 
 import jax
 
+TEACHER = "of_the_teacher"
+"""Around the pass of a model that is learned from."""
 DETACHED = "detached_loops"
 """What is done in every loop before the gradient's window; a step is told how many there are."""
 WINDOW = "window_of_loops"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from looplm.ops.rounds import LATER_ROUNDS
-from looplm.ops.scopes import BACKWARD, DETACHED, DONE, NEEDED, NEEDED_BACK, OPTIMIZER, RECOMPUTED, WINDOW
+from looplm.ops.scopes import BACKWARD, DETACHED, DONE, NEEDED, NEEDED_BACK, OPTIMIZER, RECOMPUTED, TEACHER, WINDOW
 
 
 class Product(NamedTuple):
@@ -80,9 +80,12 @@ class StepFlops(NamedTuple):
 def step_flops(program: ClosedJaxpr) -> StepFlops:
     """Count the FLOPs of a traced step."""
     found = products(program.jaxpr)
-    detached = [product for product in found if DETACHED in product.scopes]
-    window = [product for product in found if WINDOW in product.scopes and DETACHED not in product.scopes]
-    once = [product for product in found if WINDOW not in product.scopes and DETACHED not in product.scopes]
+    # Loops of a teacher are not the student's.
+    own = [product for product in found if TEACHER not in product.scopes]
+    detached = [product for product in own if DETACHED in product.scopes]
+    window = [product for product in own if WINDOW in product.scopes and DETACHED not in product.scopes]
+    once = [product for product in own if WINDOW not in product.scopes and DETACHED not in product.scopes]
+    once += [product for product in found if TEACHER in product.scopes]
     return StepFlops(Flops.of(once), Flops.of(detached), Flops.of(window))
 
 

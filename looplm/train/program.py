@@ -21,6 +21,7 @@ from looplm.train.batch import BatchLayout
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState, abstract_state, create_state, state_of
 from looplm.train.step import build_train_step, learning_of
+from looplm.train.teacher import Teacher
 
 
 class Program:
@@ -44,6 +45,8 @@ class Program:
         """What computes it, and how sequences lie on devices: a line for the console."""
         self.learning = learning_of(run, self.lm)
         """Which parameters learn."""
+        self.teacher = None if run.teacher is None else Teacher.of(run, mesh, self.dtype)
+        """Whom the run learns from."""
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property
@@ -90,9 +93,16 @@ class Program:
     def trace(self) -> jax.stages.Traced:
         """The training step with the state donated; allocates nothing."""
         step = build_train_step(
-            self.run, self.lm, self.optimizer, self.depths, dtype=self.dtype, per_layer=self.gathers_per_layer
+            self.run,
+            self.lm,
+            self.optimizer,
+            self.depths,
+            dtype=self.dtype,
+            per_layer=self.gathers_per_layer,
+            teacher=self.teacher,
         )
-        arguments = (self.abstract_state(), self.batch.abstract(), self.batch.abstract_drawn())
+        taught = () if self.teacher is None else (self.teacher.abstract(self.mesh),)
+        arguments = (self.abstract_state(), self.batch.abstract(), self.batch.abstract_drawn(), *taught)
         with jax.set_mesh(self.mesh):
             return jax.jit(step, donate_argnums=0).trace(*arguments)
 
@@ -100,12 +110,19 @@ class Program:
         """The traced step in XLA's language."""
         return self.trace().lower()
 
-    def compile(self) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, StepOutput]]:
-        """Returns step(state, rows, index): training step `index` (from 0) on this process's rows; takes the state."""
+    def taught(self, report: Callable[[str], None]) -> tuple[Params, ...]:
+        """What the step gets beside state, batch and depth: the teacher's weights, if there is one. Reads them."""
+        return () if self.teacher is None else (self.teacher.weights(self.mesh, report),)
+
+    def compile(
+        self, *taught: Params
+    ) -> Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, StepOutput]]:
+        """Returns step(state, rows, index): training step `index` (from 0) on this process's rows; takes the state.
+        taught: see `taught`."""
         compiled = self.lower().compile()
 
         def step(state: TrainState, rows: Mapping[str, np.ndarray], index: int) -> tuple[TrainState, StepOutput]:
             drawn = self.depths.draw(index)
-            return compiled(state, self.batch.place(rows, drawn), self.batch.place_drawn(drawn))
+            return compiled(state, self.batch.place(rows, drawn), self.batch.place_drawn(drawn), *taught)
 
         return step

@@ -1,6 +1,7 @@
 """One optimizer step as a pure function: gather once, accumulate over micro-batches, reduce once, update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +29,25 @@ from looplm.sharding.split import split_of
 from looplm.train.batch import Batch
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
+from looplm.train.teacher import Teacher
 
-STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE = 2, 3, 4
+STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE, TEACHER_PURPOSE = 2, 3, 4, 5
 """Keep the streams of random numbers of a step apart."""
 
 
 def build_loss(
-    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike
+    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike, teacher: Teacher | None = None
 ) -> Callable[..., tuple[jax.Array, Sums]]:
-    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step) -> (objective, all sums) of a micro-batch.
+    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step, *taught) -> (objective, all sums) of a micro-batch.
 
-    stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant.
+    stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant. taught: the whole weights of the
+    teacher, if there is one.
     """
     objective, learning = build_objective(run.objective), learning_of(run, lm)
     drops = run.model.adapter is not None and run.model.adapter.drops
 
     def sums(
-        stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array
+        stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array, *taught: Params
     ) -> tuple[jax.Array, Sums]:
         model = lm.bind(learning.put(jax.tree.map(Whole, learning.only(whole), stand_ins), whole))
         context = Context(
@@ -62,6 +65,10 @@ def build_loss(
         )
         depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
         forward = Forward(model, micro_batch.tokens, context, depth, dtype, with_statistics=True)
+        if teacher is not None:
+            (weights,), key = taught, step_key(run.seed, TEACHER_PURPOSE, step)
+            split = split_of(run, jax.sharding.get_abstract_mesh())
+            forward = replace(forward, teacher=teacher.forward(weights, micro_batch, split, key))
         key = step_key(run.seed, HEADS_PURPOSE, step)
         result, output = evaluate(objective, forward, micro_batch.labels, key)
         assert output.statistics is not None, "with_statistics"
@@ -79,25 +86,29 @@ def build_train_step(
     *,
     dtype: jax.typing.DTypeLike,
     per_layer: bool = False,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepOutput]]:
-    """Returns train_step(state, batch, drawn_depth) -> (state, output), to be jitted with the state donated.
+    teacher: Teacher | None = None,
+) -> Callable[..., tuple[TrainState, StepOutput]]:
+    """Returns train_step(state, batch, drawn_depth, *taught) -> (state, output), to be jitted with the state donated.
 
     Args:
         dtype: type of the matrix products.
         per_layer: gather the matrices of the layers where they are used instead of once.
+        teacher: whose weights `taught` are; None: there are none.
     """
-    objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype)
+    objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype, teacher=teacher)
     learning = learning_of(run, lm)
     schedule = build_schedule(run.optim, run.num_steps)
 
-    def train_step(state: TrainState, batch: Batch, drawn: jax.Array) -> tuple[TrainState, StepOutput]:
+    def train_step(state: TrainState, batch: Batch, drawn: jax.Array, *taught: Params) -> tuple[TrainState, StepOutput]:
         whole = lm.gather(state.params, dtype, per_layer=per_layer)
         learned = learning.only(state.params)
         stand_ins = jax.tree.map(stand_in, learning.only(whole), learned)
+        if teacher is not None:
+            taught = tuple(teacher.lm.gather(weights, dtype) for weights in taught)
 
         def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
             differentiate = jax.value_and_grad(sums, has_aux=True)
-            (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step)
+            (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step, *taught)
             return jax.tree.map(jnp.add, gradient, more), result
 
         gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)

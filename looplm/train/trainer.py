@@ -98,6 +98,8 @@ class Trainer:
         self.saving.check_data()
         if not self.saving.newest() and (source := self.saving.source()) is not None:
             check_source(source, self.program, self.mixture.tokenizer)
+        if self.program.teacher is not None:
+            self.program.teacher.check_tokens(self.mixture.tokenizer)
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
         if run.eval.every_steps:
             self.evaluate.check_labels()
@@ -180,6 +182,7 @@ class Trainer:
                 "model/num_active_parameters": self.lm.num_active_params,
             },
         )
+        taught = self.program.taught(self.console.print)
         watchdog = Watchdog(self.workdir.root, self.note_hang)
         before: Dispatched | None = None
         saves = False
@@ -196,7 +199,7 @@ class Trainer:
                         f"step {step}: a stage begins, {new}; the guard learns its level", highlight=False
                     )
                 digests = self.check_devices(state, placed, step)
-                state, output = self.compiled.step(state, placed.batch, placed.depth)
+                state, output = self.compiled.step(state, placed.batch, placed.depth, *taught)
                 self.preemption.ask()
                 if step < self.run.num_steps:
                     upcoming = reader.submit(self.place_next, batches, step + 1)

@@ -32,7 +32,7 @@ with importable(Path(__file__).parents[2] / "examples"):
     GatedInjection = import_module("own_injection").GatedInjection
 
 OWN_PARTS = (MeanCore, LeaveAfter, MeanCrossEntropy, GatedInjection)
-LEFT_ALONE = ("init_from", "init_allow_keys", "recipes")
+LEFT_ALONE = ("init_from", "init_allow_keys", "teacher", "teacher_loops", "recipes")
 """What names files or machines."""
 NUMBERS: dict[Any, tuple[float, ...]] = {int: (0, 1, 2, 3, 4, 5, 8, 16), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 FEW = re.compile(r"(layers|loops|steps)$")

@@ -38,6 +38,7 @@ ALWAYS_REFUSED = {
     ("Model", "attention_mask", "prefix"),  # a token dataset holds no prefixes
     *(("Model", "attention_backend", name) for name in KERNELS),  # not for CPUs
     ("Model", "dtype", "float64"),  # outside of JAX's 64-bit mode
+    ("Run", "objective", "Distillation"),  # without a folder
     ("Checkpoint", "best_metric", "str"),  # no metric has the name that is drawn
 }
 EXITS = ("kl:0.001,patience=2", "latent:0.03+entropy:1.5", "argmax:2,min=2", "confidence:0.9|kl:0.1")

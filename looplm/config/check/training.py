@@ -6,6 +6,7 @@ from looplm.config.check.depth import trained_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     AddInjection,
+    Distillation,
     ExpectedCrossEntropy,
     GateImprovement,
     NoInjection,
@@ -13,6 +14,7 @@ from looplm.config.schema import (
     RelativePositions,
     Run,
     Schedule,
+    SelfDistillation,
     WeightedCrossEntropy,
 )
 
@@ -33,6 +35,26 @@ def _objective(run: Run) -> Iterator[str]:
                 f"objective.sampled_heads={heads} is more than the {window} loops that are read; "
                 f"use at most {window}, or null for all"
             )
+
+
+def _teacher(run: Run) -> Iterator[str]:
+    asks, given = isinstance(run.objective, Distillation), run.teacher is not None
+    if asks and not given:
+        yield "objective.kind=distill learns from a teacher; set teacher=FOLDER, a run or an official model"
+    if given and not asks:
+        yield f"teacher={run.teacher} has no part in objective.kind={run.objective.kind}; use distill, or leave it out"
+    if run.teacher_loops is not None and not given:
+        yield f"teacher_loops={run.teacher_loops} has no teacher to run; set teacher=FOLDER, or leave it out"
+    if asks and run.optim.guard.sdc_check:
+        yield (
+            f"optim.guard.sdc_check={run.optim.guard.sdc_check} computes a gradient without the teacher of "
+            "objective.kind=distill; use 0"
+        )
+    if isinstance(run.objective, SelfDistillation) and trained_loops(run) == 1:
+        yield (
+            "objective.kind=self_distill compares earlier loops with the last, and the gradient window holds 1 loop; "
+            "use more of loop.num_loops and loop.backprop_loops"
+        )
 
 
 def _eval(run: Run) -> Iterator[str]:
@@ -121,4 +143,4 @@ def _keys(run: Run) -> Iterator[str]:
         yield f"sharding.keys=ring has no device hold all scores, and {what} does; use sharding.keys=gathered"
 
 
-RULES: Rules = (_objective, _eval, _keep_best, _rates, _schedule, _keys)
+RULES: Rules = (_objective, _teacher, _eval, _keep_best, _rates, _schedule, _keys)

@@ -28,10 +28,12 @@ from looplm.config.schema.moe import FeedForward as FeedForward
 from looplm.config.schema.moe import GroupedBackend as GroupedBackend
 from looplm.config.schema.moe import MixtureAttention as MixtureAttention
 from looplm.config.schema.moe import MoE as MoE
+from looplm.config.schema.objective import Distillation as Distillation
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy
 from looplm.config.schema.objective import GateImprovement as GateImprovement
 from looplm.config.schema.objective import Objective as Objective
+from looplm.config.schema.objective import SelfDistillation as SelfDistillation
 from looplm.config.schema.objective import WeightedCrossEntropy as WeightedCrossEntropy
 from looplm.config.schema.optim import AdamW as AdamW
 from looplm.config.schema.optim import Guard as Guard

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from looplm.config.schema.base import NonNegativeFloat, Section
+from looplm.config.schema.base import Fraction, NonNegativeFloat, Section
 from looplm.config.schema.own import OrOwn, OwnObjective
 
 
@@ -48,7 +48,31 @@ class GateImprovement(Section):
     """Improvement in nats above which to go on."""
 
 
+class Distillation(Section):
+    """Learns from a teacher (`teacher`): (1 - weight) * cross-entropy after the last loop + weight * T^2 KL(teacher ||
+    own prediction), both at temperature T (arXiv 1503.02531)."""
+
+    kind: Literal["distill"] = "distill"
+    weight: Fraction = 0.5
+    """Of the divergence; the cross-entropy has the rest."""
+    temperature: PositiveFloat = 2.0
+    """T: logits of both are divided by it."""
+    loops: Literal["last", "all"] = "last"
+    """Whose prediction is compared: that of the last loop, or those of all, with equal weights."""
+
+
+class SelfDistillation(Section):
+    """Cross-entropy after the last loop + weight * the mean over the earlier ones of T^2 KL(last loop's prediction ||
+    theirs), the last one's without gradient (arXiv 2410.20672, early exits)."""
+
+    kind: Literal["self_distill"] = "self_distill"
+    weight: NonNegativeFloat = 0.1
+    temperature: PositiveFloat = 1.0
+    """T: logits of both are divided by it."""
+
+
 ShippedObjective = Annotated[
-    FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement, Field(discriminator="kind")
+    FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | Distillation | SelfDistillation,
+    Field(discriminator="kind"),
 ]
 Objective = Annotated[ShippedObjective | OwnObjective, OrOwn(OwnObjective)]

@@ -101,6 +101,10 @@ class Run(Section):
     """In what those weights may have another size. `vocabulary`: rows of tokens are cut off at the end, and new ones
     are the mean of the others. `loops`: values that every loop has for itself are cut off, and new ones are the
     last."""
+    teacher: str | None = None
+    """Folder of the model that objective.kind=distill learns from, as of `init_from`. It is read at every start."""
+    teacher_loops: PositiveInt | None = None
+    """Loops that the teacher runs; None means its own."""
     model: Model
     loop: Loop
     objective: Objective = FinalCrossEntropy()

@@ -1,0 +1,148 @@
+"""Distillation against its formulas: token by token, and its gradient against whole logits and JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.config.check import check
+from looplm.config.schema import Distillation, Model, SelfDistillation
+from looplm.errors import UserError
+from looplm.model.context import Context
+from looplm.model.depth import Depth
+from looplm.model.forward import Forward
+from looplm.model.functional import FunctionalLM
+from looplm.objective import build_objective
+from looplm.ops.attention import self_mask
+
+VOCAB, B, S = 23, 2, 9
+SIZES = dict(vocab_size=VOCAB, num_heads=2, hidden_dim=24, block_layers=1)
+WINDOWS = [Depth(3), Depth(5, jnp.int32(3)), Depth(2, num_detached=1), Depth(3, jnp.array([1, 3]))]
+"""All loops; fewer than the window; after detached ones; sequences of one and of three loops."""
+
+
+@pytest.fixture(scope="module")
+def student():
+    lm = FunctionalLM(Model(dim=16, coda_layers=1, injection={"kind": "add"}, **SIZES))
+    return lm, jax.tree.map(lambda x: 3 * x, lm.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    lm = FunctionalLM(Model(dim=8, head_bias=True, logit_softcap=4.0, **SIZES))
+    return lm, jax.tree.map(lambda x: 5 * x, lm.init(jax.random.key(1)))
+
+
+@pytest.fixture(scope="module")
+def data():
+    tokens_BS = jax.random.randint(jax.random.key(2), (B, S), 0, VOCAB)
+    return tokens_BS, jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(-100)
+
+
+def windows(*loops):
+    """Every one of them with every choice of loops; one of each in the default suite."""
+    quick = [("last", WINDOWS[0]), ("all", WINDOWS[3]), ("earlier", WINDOWS[3])]
+    pairs = [(which, depth) for which in loops for depth in WINDOWS]
+    return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
+
+
+def forward_of(lm, params, tokens_BS, depth, teacher=None):
+    context = Context(jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)))
+    return Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, teacher=teacher)
+
+
+def log_softmax(logits_V, temperature=1.0):
+    scaled_V = np.float64(logits_V) / temperature
+    return scaled_V - np.log(np.sum(np.exp(scaled_V - scaled_V.max()))) - scaled_V.max()
+
+
+def divergence(target_V, logits_V, temperature):
+    q_V, p_V = log_softmax(target_V, temperature), log_softmax(logits_V, temperature)
+    return temperature**2 * np.sum(np.exp(q_V) * (q_V - p_V))
+
+
+def loops_that_ran(depth):
+    counts = np.broadcast_to(depth.window if depth.num_trained is None else depth.num_trained, B)
+    return [range(depth.window - count, depth.window) for count in counts]
+
+
+@pytest.mark.parametrize(("loops", "depth"), windows("last", "all"))
+def test_distillation_follows_its_formula(student, teacher, data, loops, depth):
+    config = Distillation(weight=0.3, temperature=1.7, loops=loops)
+    guide = forward_of(*teacher, data[0], Depth(2))
+    forward = forward_of(*student, data[0], depth, guide)
+    sums, _ = build_objective(config)(forward, data[1], jax.random.key(0))
+    logits_RBSV, target_BSV = map(forward.model.logits, forward("all").read), guide.model.logits(guide("last").read[0])
+    logits_RBSV = list(logits_RBSV)
+    loss = apart = 0.0
+    for b, s in np.ndindex(B, S - 1):
+        loss -= log_softmax(logits_RBSV[-1][b, s])[data[1][b, s]]
+        compared = loops_that_ran(depth)[b] if loops == "all" else [depth.window - 1]
+        apart += np.mean([divergence(target_BSV[b, s], logits_RBSV[t][b, s], 1.7) for t in compared])
+    np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(sums.extra["train/divergence"], apart, rtol=1e-4)
+    np.testing.assert_allclose(sums.objective, 0.7 * loss + 0.3 * apart, rtol=1e-4)
+    assert sums.tokens == B * (S - 1)
+
+
+@pytest.mark.parametrize(("loops", "depth"), windows("earlier"))
+def test_self_distillation_follows_its_formula(student, data, loops, depth):
+    forward = forward_of(*student, data[0], depth)
+    sums, _ = build_objective(SelfDistillation(weight=0.4, temperature=1.3))(forward, data[1], jax.random.key(0))
+    logits_RBSV = [forward.model.logits(hidden_BSD) for hidden_BSD in forward("all").read]
+    loss = apart = 0.0
+    for b, s in np.ndindex(B, S - 1):
+        loss -= log_softmax(logits_RBSV[-1][b, s])[data[1][b, s]]
+        earlier = loops_that_ran(depth)[b][:-1]
+        if earlier:
+            apart += np.mean([divergence(logits_RBSV[-1][b, s], logits_RBSV[t][b, s], 1.3) for t in earlier])
+    np.testing.assert_allclose(sums.extra["train/divergence"], apart, rtol=1e-4)
+    np.testing.assert_allclose(sums.objective, loss + 0.4 * apart, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["distill", "self_distill"])
+def test_gradients_are_those_of_whole_logits_and_no_target_has_one(student, teacher, data, kind):
+    config = Distillation(loops="all") if kind == "distill" else SelfDistillation(weight=0.7, temperature=1.5)
+    lm, params = student
+    temperature = config.temperature
+
+    def ours(params, taught):
+        guide = forward_of(teacher[0], taught, data[0], Depth(2)) if kind == "distill" else None
+        forward = forward_of(lm, params, data[0], Depth(3), guide)
+        return build_objective(config)(forward, data[1], jax.random.key(0))[0].objective
+
+    def by_definition(params):
+        forward, guide = forward_of(lm, params, data[0], Depth(3)), forward_of(*teacher, data[0], Depth(2))
+        logits_RBSV = jnp.stack([forward.model.logits(hidden_BSD) for hidden_BSD in forward("all").read])
+        last_BSV = jax.lax.stop_gradient(logits_RBSV[-1])
+        target_BSV = guide.model.logits(guide("last").read[0]) if kind == "distill" else last_BSV
+        log_q_BSV, log_p_RBSV = (jax.nn.log_softmax(x / temperature) for x in (target_BSV, logits_RBSV))
+        kl_RBS = temperature**2 * jnp.sum(jnp.exp(log_q_BSV) * (log_q_BSV - log_p_RBSV), axis=-1)
+        log_p_BSV = jax.nn.log_softmax(logits_RBSV[-1])
+        nll = -jnp.sum(jnp.take_along_axis(log_p_BSV[:, :-1], data[1][:, :-1, None], -1))
+        if kind == "distill":
+            return 0.5 * nll + 0.5 * jnp.sum(jnp.mean(kl_RBS, axis=0)[:, :-1])
+        return nll + 0.7 * jnp.sum(jnp.mean(kl_RBS[:-1], axis=0)[:, :-1])
+
+    gradient, of_teacher = jax.jit(jax.grad(ours, argnums=(0, 1)))(params, teacher[1])
+    expected = jax.jit(jax.grad(by_definition))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, expected)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_teacher))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "distill"}, "learns from a teacher; set teacher=FOLDER"),
+        ({"objective": "final", "teacher": "runs/x"}, "teacher=runs/x has no part in objective.kind=final"),
+        ({"objective": "final", "teacher_loops": 2}, "teacher_loops=2 has no teacher to run"),
+        (
+            {"objective": "distill", "teacher": "runs/x", "optim.guard.sdc_check": 5},
+            "sdc_check=5 computes a gradient without the teacher",
+        ),
+        ({"objective": "self_distill", "loop.backprop_loops": 1}, "compares earlier loops with the last"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny_run, changes, message):
+    with pytest.raises(UserError, match=message):
+        check(tiny_run(**changes))
