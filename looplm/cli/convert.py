@@ -63,10 +63,13 @@ def convert_retrofit(
         int | None, typer.Option(help="So many of them; as many as make all loops as deep as the range when left out.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text to choose by; fixed ids when left out.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Give every loop LoRA of this rank, from the layers that it stands for.")
+    ] = None,
     allow_key: AllowKey = None,
 ) -> None:
     """Make a looped model of a pretrained one: cut its layers into prelude, looped block and coda."""
     from looplm.convert.retrofit.write import Wish, retrofit
 
-    wish = Wish(prelude, block, coda, loops, inject, select, layers, text)
+    wish = Wish(prelude, block, coda, loops, inject, select, layers, text, lora_rank)
     retrofit(source, workdir, wish, console, allow_keys=allow_key or ())

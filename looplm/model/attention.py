@@ -57,8 +57,8 @@ def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: 
     if not config.qk_norm_scale:
         return UnitNorm()
     if config.qk_norm_over == "all_heads":
-        return HeadsNorm(rngs, (num_heads, head_dim), config.norm_eps, axis)
-    return RMSNorm(rngs, head_dim, config.norm_eps, axis="head_dim")
+        return HeadsNorm(rngs, (num_heads, head_dim), config.norm_eps, axis, loops=config.norm_loops)
+    return RMSNorm(rngs, head_dim, config.norm_eps, axis="head_dim", loops=config.norm_loops)
 
 
 class Attention(nnx.Module):

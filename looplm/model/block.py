@@ -109,9 +109,10 @@ class Stack(nnx.Module):
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers, init = config.feed_forward_of(place), config.layers_of(place), Init.of(config)
         dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
+        of_layers = config if place == "block" else config.model_copy(update={"norm_loops": None})
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
-            return stacked(lambda rngs: Layer(config, feed_forward, init, rngs=rngs), count, rngs)
+            return stacked(lambda rngs: Layer(of_layers, feed_forward, init, rngs=rngs), count, rngs)
 
         self.layers = in_group("layers", layers(feed_forward, num_layers - len(dense)), place)
         self.dense_layers = (

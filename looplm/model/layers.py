@@ -118,9 +118,9 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """RMSNorm over the last dim, with a learned scale."""
 
-    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, axis: str = "embed"):
+    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, axis: str = "embed", *, loops: int | None = None):
         self.eps = eps
-        self.scale = parameter(rngs, ones, (dim,), (axis,), elementwise=True)
+        self.scale = parameter(rngs, ones, (dim,), (axis,), elementwise=True, loops=loops)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))
@@ -130,10 +130,10 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last dim, with a learned scale and bias."""
 
-    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float):
+    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, *, loops: int | None = None):
         self.eps = eps
-        self.scale = parameter(rngs, ones, (dim,), ("embed",), elementwise=True)
-        self.bias = parameter(rngs, zeros, (dim,), ("embed",), elementwise=True)
+        self.scale = parameter(rngs, ones, (dim,), ("embed",), elementwise=True, loops=loops)
+        self.bias = parameter(rngs, zeros, (dim,), ("embed",), elementwise=True, loops=loops)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -151,21 +151,22 @@ class UnitNorm(nnx.Module):
         return rms_norm(x, eps=self.eps)
 
 
-def build_norm(config: Model, *, rngs: nnx.Rngs) -> RMSNorm | LayerNorm | UnitNorm:
-    """Make a norm of the residual stream, of the kind that the config names."""
+def build_norm(config: Model, *, rngs: nnx.Rngs, loops: int | None = None) -> RMSNorm | LayerNorm | UnitNorm:
+    """Make a norm of the residual stream, of the kind that the config names. loops: how many have a scale of their own;
+    None: all share one."""
     if config.norm == "unit":
         return UnitNorm(config.norm_eps)
     if config.norm == "layer":
-        return LayerNorm(rngs, config.dim, config.norm_eps)
-    return RMSNorm(rngs, config.dim, config.norm_eps)
+        return LayerNorm(rngs, config.dim, config.norm_eps, loops=loops)
+    return RMSNorm(rngs, config.dim, config.norm_eps, loops=loops)
 
 
 class HeadsNorm(nnx.Module):
     """RMSNorm over the last two dims together, with a learned scale."""
 
-    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, int], eps: float, axis: str):
+    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, int], eps: float, axis: str, *, loops: int | None = None):
         self.eps = eps
-        self.scale = parameter(rngs, ones, shape, (axis, "head_dim"), elementwise=True)
+        self.scale = parameter(rngs, ones, shape, (axis, "head_dim"), elementwise=True, loops=loops)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = use(self.scale, jnp.promote_types(x.dtype, jnp.float32))

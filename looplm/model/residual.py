@@ -17,7 +17,7 @@ class Pre(nnx.Module):
     """x + f(norm(x))."""
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        self.norm = build_norm(config, rngs=rngs)
+        self.norm = build_norm(config, rngs=rngs, loops=config.norm_loops)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
@@ -30,7 +30,7 @@ class Sandwich(Pre):
 
     def __init__(self, config: Model, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.out_norm = build_norm(config, rngs=rngs)
+        self.out_norm = build_norm(config, rngs=rngs, loops=config.norm_loops)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)

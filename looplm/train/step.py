@@ -38,7 +38,7 @@ STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE, TEACHER_PURPOSE = 2, 3, 4, 5
 def build_loss(
     run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike, teacher: Teacher | None = None
 ) -> Callable[..., tuple[jax.Array, Sums]]:
-    """Returns sums(stand_ins, whole, micro_batch, drawn_depth, step, *taught) -> (objective, all sums) of a micro-batch.
+    """Returns sums(stand_ins, whole, micro_batch, drawn, step, *taught) -> (objective, all sums) of a micro-batch.
 
     stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant. taught: the whole weights of the
     teacher, if there is one.

@@ -14,6 +14,7 @@ from looplm.config.load import from_json
 from looplm.convert.parity import fixed_ids
 from looplm.convert.retrofit.angular import angular_distances, nearest
 from looplm.convert.retrofit.cut import Ranges, averaged, evenly, num_chosen
+from looplm.convert.retrofit.relaxed import nearest_of_rank
 from looplm.errors import UserError
 from tests.checkpoint.folders import config_of
 from tests.convert.folders import GOLDEN, tensors_of
@@ -63,7 +64,7 @@ def test_one_loop_is_the_stack_of_the_kept_layers(name, tmp_path, command):
     assert shown.code == 0, shown.stderr
     cut = logits(cut_folder(fixture, tmp_path, kept))
     np.testing.assert_allclose(logits(tmp_path / "run", 1), cut, atol=1e-5, rtol=1e-5)
-    rows = [line for line in shown.stdout.splitlines() if line.startswith(("injection ", "block, one loop", "logits "))]
+    rows = [line for line in shown.stdout.splitlines() if line.startswith(("injection ", "block, 1 loop", "logits "))]
     assert len(rows) == 3
     assert all(float(row.split()[-1]) <= 1e-5 for row in rows), rows
     assert float(rows[-1].split()[-2]) == pytest.approx(np.abs(cut).max(), rel=1e-3)
@@ -86,6 +87,41 @@ def test_without_an_injection_the_middle_layers_run_again_and_again(tmp_path, co
     np.testing.assert_allclose(logits(tmp_path / "run"), logits(written_out), atol=1e-5, rtol=1e-5)
 
 
+FULL_RANK = 64
+"""The smaller dim of the fixtures' largest matrices."""
+
+
+@pytest.mark.parametrize(
+    "name", ["llama_a", *(pytest.param(x, marks=pytest.mark.slow) for x in ("qwen3_a", "olmo2_a"))]
+)
+def test_loops_with_adapters_of_full_rank_are_the_layers_that_they_stand_for(name, tmp_path, command):
+    """The folder itself is what they are compared with. Less rank is less near."""
+    original, far = logits(GOLDEN / name), {}
+    for rank in (FULL_RANK, 4) if name != "llama_a" else (FULL_RANK,):
+        run = tmp_path / str(rank)
+        options = ("--block", "0:4", "--select", "average", "--loops", "2", "--inject", "none", "--lora-rank", rank)
+        shown = command("convert", "retrofit", GOLDEN / name, run, *options)
+        assert shown.code == 0, shown.stderr
+        assert f"2 loops with adapters of rank {rank} against the layers that they stand for" in shown.stdout
+        far[rank] = np.abs(logits(run) - original).max()
+        adapter = from_json(run / "config.json").model.adapter
+        assert (adapter.rank, adapter.scale, adapter.loops) == (rank, 1.0, 2)
+    assert far[FULL_RANK] < 1e-5 * max(1.0, np.abs(original).max())
+    assert far.get(4, 1.0) > 0.01
+
+
+def test_the_nearest_matrix_of_a_rank_is_off_by_the_singular_values_that_are_left_out():
+    matrix = np.random.default_rng(0).normal(size=(5, 7))
+    values = np.sort(np.sqrt(np.linalg.eigvalsh(matrix @ matrix.T)))[::-1]
+    for rank in (1, 3, 5, 8):
+        a, b = nearest_of_rank(matrix, rank)
+        assert (a.shape, b.shape) == ((5, rank), (rank, 7))
+        error = np.linalg.norm(matrix - a @ b)
+        np.testing.assert_allclose(error, np.sqrt(np.sum(values[rank:] ** 2)), atol=1e-5)
+        assert not b[5:].any()
+        assert np.linalg.norm(a, axis=0) == pytest.approx(np.ones(rank))
+
+
 REFUSED = {
     "--block 1-3": r"--block '1-3' is no range of layers; give START:STOP",
     "--block 2:2": r"--block 2:2 holds no layer; the end is not included",
@@ -100,6 +136,9 @@ REFUSED = {
     "--block 0:3 --select even --layers 4": r"--layers 4 is not among the 3 layers of --block",
     "--block 0:4 --select average --layers 3": r"--layers 3 does not divide the 4 layers .* use one of \[1, 2, 4\]",
     "--block 0:4 --loops 0": r"--loops 0 must be at least 1",
+    "--block 0:4 --lora-rank 4": r"4 loops of 4 layers are not the 4 layers of --block that they stand for",
+    "--block 0:4 --select even --lora-rank 0": r"--lora-rank 0 must be at least 1",
+    "--block 0:4 --select even --lora-rank 4 --inject add": r"--inject add adds the input; use one of none, concat",
     "--block 0:4 --text README.md": r"--text is looked at by --select angular alone",
 }
 

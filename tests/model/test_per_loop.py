@@ -55,3 +55,28 @@ def test_every_loop_adds_its_own_vector(detached, trained, model_config, random_
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient["core"]["conditioning"]["vector"], expected_gradient, atol=1e-4)
     assert np.all(np.asarray(gradient["core"]["conditioning"]["vector"])[:detached] == 0)
+
+
+@pytest.mark.parametrize("fields", [dict(norm_placement="sandwich", qk_norm_over="all_heads"), dict(norm="layer")])
+def test_scales_of_every_loop_are_those_of_as_many_layers(fields, model_config, random_params, run_model, tokens_BS):
+    """Two loops of two layers, written down as four layers that share all but scales; a third loop uses the last."""
+    changes = dict(prelude_layers=0, block_layers=2, coda_layers=1, exit_gate=None, norm_at_loop_end=False) | fields
+    changes |= {"qk_norm": True, "injection": {"kind": "none"}}
+    lm = FunctionalLM(model_config(norm_loops=2, **changes))
+    params = random_params(lm)
+    own = lm.map(lambda _, variable: isinstance(variable, LoopParam), lm.shapes)
+    assert not any(jax.tree.leaves(own["coda"]))
+
+    def written_out(loops):
+        def leaf(value, is_own):
+            rows = [value[min(loop, 1)] if is_own else value for loop in range(loops)]
+            return jnp.concatenate(rows)
+
+        layers = jax.tree.map(leaf, params["core"]["block"], own["core"]["block"])
+        flat = FunctionalLM(model_config(**changes | {"block_layers": 2 * loops}))
+        return run_model(flat, params | {"core": params["core"] | {"block": layers}}, tokens_BS, Depth(1)).read[0]
+
+    looped = run_model(lm, params, tokens_BS, Depth(3)).read
+    for loops in (2, 3):
+        np.testing.assert_allclose(looped[loops - 1], written_out(loops), rtol=1e-4, atol=1e-5)
+    assert len([flag for flag in jax.tree.leaves(own) if flag]) >= 4

@@ -120,6 +120,17 @@ def _positions(run: Run) -> Iterator[str]:
         )
 
 
+def _norm_loops(run: Run) -> Iterator[str]:
+    loops = run.model.norm_loops
+    if loops is not None and run.loop.depth_per == "sequence":
+        yield (
+            f"model.norm_loops={loops} gives loops scales of their own, and loop.depth_per=sequence has sequences at "
+            "different loops at a time; use loop.depth_per=batch, or model.norm_loops=null"
+        )
+    if loops is not None and run.model.norm == "unit" and not (run.model.qk_norm and run.model.qk_norm_scale):
+        yield f"model.norm_loops={loops} is for norms with scales, and model.norm=unit has none; leave it out"
+
+
 def _conditioning(run: Run) -> Iterator[str]:
     if isinstance(run.model.conditioning, VectorConditioning) and run.loop.depth_per == "sequence":
         yield (
@@ -128,4 +139,4 @@ def _conditioning(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_heads, _model, _value_embedding, _input, _positions, _conditioning)
+RULES: Rules = (_heads, _model, _value_embedding, _input, _positions, _norm_loops, _conditioning)

@@ -83,6 +83,9 @@ class Model(Section):
     """RMSNorm, LayerNorm with a scale and a bias, or RMSNorm without a scale; norms of queries and keys are RMSNorm
     always."""
     norm_eps: PositiveFloat = 1e-6
+    norm_loops: PositiveInt | None = None
+    """So many loops have scales of their own in the norms of the shared block's layers, later ones use the last. None:
+    all loops share them."""
     prelude_norm: bool = False
     """A norm on the prelude's output, before it is the loops' input (Parcae)."""
     norm_at_loop_end: bool = False

@@ -28,18 +28,18 @@ class Row(NamedTuple):
         return self.difference <= TOLERANCE * max(self.largest, 1.0)
 
 
-def equality(source: Source, layers: Cut, workdir: Path) -> list[Row]:
-    """Runs both on fixed ids, in float32: what was written and is read back, after one loop, and the original with
+def equality(source: Source, layers: Cut, workdir: Path, loops: int = 1) -> list[Row]:
+    """Runs both on fixed ids, in float32: what was written and is read back, after so many loops, and the original with
     the kept layers alone. Holds both models."""
     model, params = plain_stack(source, layers.kept)
     ids_BS = fixed_ids(model.vocab_size)
     cut, lm = run_stages(model, params, ids_BS), looplm.api.load(workdir, dtype="float32")
-    looped = run_stages(lm.model, lm.params, ids_BS)
+    looped = run_stages(lm.model, lm.params, ids_BS, loops)
     bounds = len(layers.prelude), len(layers.prelude) + len(layers.block)
     states_LBSD = [*np.moveaxis(np.asarray(cut.layers_BLSD), 1, 0), cut.state_BSD]
     pairs = {
         "injection": (states_LBSD[bounds[0]], looped.layers_BLSD[:, 0]),
-        "block, one loop": (states_LBSD[bounds[1]], looped.state_BSD),
+        f"block, {loops} loop{'s' * (loops > 1)}": (states_LBSD[bounds[1]], looped.state_BSD),
         "logits": (cut.logits_BSV, looped.logits_BSV),
     }
     return [

@@ -20,10 +20,11 @@ from looplm.ops.attention import self_mask
 
 
 class Stages(NamedTuple):
-    """Of one loop, all float32."""
+    """Of a pass, all float32."""
 
     layers_BLSD: jax.Array
-    """What enters every layer of the block; of the first one, what the injection makes of the prelude's output."""
+    """What enters every layer of the block in the first loop; of the first layer, what the injection makes of the
+    prelude's output."""
     state_BSD: jax.Array
     """What leaves the block."""
     logits_BSV: jax.Array
@@ -52,13 +53,13 @@ def mean_layer(source: Source, name: str, origin: Origin) -> np.ndarray:
     return (total / len(origin)).astype(np.float32)
 
 
-def run_stages(model: Model, params: Params, ids_BS: np.ndarray) -> Stages:
-    """Runs one loop."""
+def run_stages(model: Model, params: Params, ids_BS: np.ndarray, loops: int = 1) -> Stages:
+    """Runs so many loops."""
     lm = FunctionalLM(model.model_copy(update={"dtype": "float32"}))
-    return jax.device_get(jax.jit(partial(_stages, lm))(params, ids_BS))
+    return jax.device_get(jax.jit(partial(_stages, lm, loops))(params, ids_BS))
 
 
-def _stages(lm: FunctionalLM, params: Params, ids_BS: jax.Array) -> Stages:
+def _stages(lm: FunctionalLM, loops: int, params: Params, ids_BS: jax.Array) -> Stages:
     model = lm.bind(jax.tree.map(jnp.asarray, params))
     positions_BS = jnp.broadcast_to(jnp.arange(ids_BS.shape[1]), ids_BS.shape)
     context = Context(
@@ -68,7 +69,7 @@ def _stages(lm: FunctionalLM, params: Params, ids_BS: jax.Array) -> Stages:
         sequence_B=jnp.arange(ids_BS.shape[0]),
         reporting=Reporting(memory=True),
     )
-    forward = Forward(model, ids_BS, context, Depth(1), jnp.float32)
+    forward = Forward(model, ids_BS, context, Depth(loops), jnp.float32)
     output = forward("last", model.logits)
     layers_BLSD = output.reports["block"].memory_BSD
     assert layers_BLSD is not None, "asked for"

@@ -15,19 +15,20 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from looplm.checkpoint.adapters.places import STACKS, of_injection, of_layer
+from looplm.checkpoint.adapters.places import STACKS, of_injection, of_layer, of_low_rank
 from looplm.checkpoint.digest import named_leaves
 from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.lineage import OFFICIAL, official_config
 from looplm.checkpoint.streamed import Streamed, write_streamed
 from looplm.config.load import to_json
-from looplm.config.schema import FinalCrossEntropy, Loop, Model
+from looplm.config.schema import FinalCrossEntropy, Loop, LoRA, Model
 from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.import_folder import LENGTH_KEYS, LOGITS_BYTES, LONGEST, run_of
 from looplm.convert.parity import fixed_ids
 from looplm.convert.retrofit.angular import nearest
 from looplm.convert.retrofit.cut import Cut, Origin, Ranges, averaged, cut, evenly, num_chosen
 from looplm.convert.retrofit.equality import equality, table
+from looplm.convert.retrofit.relaxed import Relaxed
 from looplm.convert.retrofit.source import Source, open_source
 from looplm.convert.retrofit.stages import mean_layer, plain_stack, run_stages
 from looplm.data.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.injection import build_injection
+from looplm.train.resize import of_loops
 
 INJECTIONS: dict[str, dict[str, Any]] = {
     "none": {"injection": {"kind": "none"}, "state_init": {"kind": "input"}},
@@ -43,6 +45,11 @@ INJECTIONS: dict[str, dict[str, Any]] = {
     "gate": {"injection": {"kind": "gate"}, "state_init": {"kind": "input"}},
 }
 """With each of them the block gets the prelude's output itself in the first loop."""
+RELAXED: dict[str, dict[str, Any]] = {
+    "none": INJECTIONS["none"],
+    "concat": {"injection": {"kind": "concat", "init": "state"}, "state_init": {"kind": "input"}},
+}
+"""With each of them the block gets the state itself in every loop."""
 TEXT_ROWS, TEXT_LENGTH = 8, 256
 """Of a text, so many tokens at most are looked at to choose layers."""
 
@@ -58,6 +65,7 @@ class Wish(NamedTuple):
     select: str
     layers: int | None
     text: Path | None
+    lora_rank: int | None = None
 
 
 def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow_keys: Collection[str] = ()) -> None:
@@ -77,10 +85,13 @@ def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow
         raise UserError(f"--text is looked at by --select angular alone, and not by {wish.select}; leave it out")
     block, chosen_by = _block(original, ranges, count, wish)
     layers = cut(ranges, block)
+    relaxed = None if wish.lora_rank is None else _relaxed(original, ranges, layers, wish, wish.lora_rank)
     length = original.length or LONGEST
-    run = run_of(_looped(original.model, layers, wish), Loop(num_loops=wish.loops), FinalCrossEntropy(), length)
+    run = run_of(
+        _looped(original.model, layers, wish, relaxed), Loop(num_loops=wish.loops), FinalCrossEntropy(), length
+    )
     with made_at_once(workdir) as making:
-        params = _streamed(original, run.model, layers)
+        params = _streamed(original, run.model, layers, relaxed)
         write_streamed(making / "checkpoints", 0, params, config=to_json(run), seed=0, metrics={})
         (making / "config.json").write_text(to_json(run))
         root = checkpoint_of(source)[0]
@@ -89,7 +100,7 @@ def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow
         copied = copy_tokenizer(root, making)
         console.print(f"{source}: {original.num_layers} layers{chosen_by}", highlight=False)
         console.print(f"kept: {layers}; {wish.loops} loops, injection {wish.inject}", highlight=False, soft_wrap=True)
-        for line in _compared(original, layers, making, params):
+        for line in _compared(original, layers, making, params, relaxed, wish.loops):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(f"tokenizer: {', '.join(copied) or 'none in the folder'}")
     console.print(f"wrote {workdir}, a run after 0 steps")
@@ -130,13 +141,41 @@ def _sample(source: Source, text: Path | None) -> tuple[np.ndarray, str]:
     return ids[: len(ids) // length * length].reshape(-1, length), f"tokens of {text}"
 
 
-def _looped(model: Model, layers: Cut, wish: Wish) -> Model:
-    sizes = {f"{place}_layers": len(layers.of(place)) for place in STACKS}
-    return Model.model_validate(model.model_dump() | sizes | INJECTIONS[wish.inject])
+def _relaxed(source: Source, ranges: Ranges, layers: Cut, wish: Wish, rank: int) -> Relaxed:
+    """Raises UserError where loops and layers do not come to the range, or loops begin with something else than the
+    state."""
+    if rank < 1:
+        raise UserError(f"--lora-rank {rank} must be at least 1; leave it out for loops that share all")
+    if wish.loops * len(layers.block) != len(ranges.block):
+        raise UserError(
+            f"--lora-rank: {wish.loops} loops of {len(layers.block)} layers are not the {len(ranges.block)} layers of "
+            "--block that they stand for; choose with --select average or even, without --layers"
+        )
+    if wish.inject not in RELAXED:
+        raise UserError(
+            f"--lora-rank has every loop go on from the state, as the layers did, and --inject {wish.inject} adds the "
+            f"input; use one of {', '.join(RELAXED)}"
+        )
+    if source.model.qk_bias or source.model.norm == "layer":
+        raise UserError("--lora-rank: biases of layers would be shared by loops; leave it out for this model")
+    return Relaxed(source, ranges.block, layers.block, rank)
 
 
-def _streamed(source: Source, model: Model, layers: Cut) -> Params:
+def _looped(model: Model, layers: Cut, wish: Wish, relaxed: Relaxed | None) -> Model:
+    sizes: dict[str, Any] = {f"{place}_layers": len(layers.of(place)) for place in STACKS}
+    parts = INJECTIONS[wish.inject]
+    if relaxed is not None:
+        rank, loops = relaxed.rank, wish.loops
+        parts = RELAXED[wish.inject]
+        sizes["adapter"] = LoRA(targets=("block",), rank=rank, alpha=rank, loops=loops).model_dump()
+        sizes["norm_loops"] = loops
+    return Model.model_validate(model.model_dump() | sizes | parts)
+
+
+def _streamed(source: Source, model: Model, layers: Cut, relaxed: Relaxed | None) -> Params:
     """All parameters, as leaves that are made while they are written."""
+    lm = FunctionalLM(model)
+    of_a_loop = {name for name, flag in named_leaves(of_loops(lm)).items() if flag}
     injection = named_leaves(nnx.to_pure_dict(nnx.state(build_injection(model, rngs=nnx.Rngs(0)))))
 
     def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Streamed:
@@ -145,6 +184,12 @@ def _streamed(source: Source, model: Model, layers: Cut) -> Params:
         def rows() -> Iterator[np.ndarray]:
             if (found := of_layer(name)) is not None:
                 place, within = found
+                if relaxed is not None and (pair := of_low_rank(within)) is not None:
+                    yield from relaxed.low_rank(*pair, shape.shape)
+                    return
+                if relaxed is not None and name in of_a_loop:
+                    yield from relaxed.scales(within)
+                    return
                 for origin in layers.of(place):
                     yield mean_layer(source, within, origin)[None]
             elif (own := of_injection(name)) is not None:
@@ -154,13 +199,20 @@ def _streamed(source: Source, model: Model, layers: Cut) -> Params:
 
         return Streamed(shape.shape, np.dtype(np.float32), rows)
 
-    return jax.tree_util.tree_map_with_path(leaf, FunctionalLM(model).shapes)
+    return jax.tree_util.tree_map_with_path(leaf, lm.shapes)
 
 
-def _compared(source: Source, layers: Cut, workdir: Path, params: Params) -> Iterator[str]:
+def _compared(
+    source: Source, layers: Cut, workdir: Path, params: Params, relaxed: Relaxed | None, loops: int
+) -> Iterator[str]:
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     if size > LOGITS_BYTES:
         yield f"equality: not looked at, since both models would have to be held ({2 * size / 1e9:.3g} GB)"
+        return
+    if relaxed is not None:
+        whole = Cut(layers.prelude, tuple((i,) for i in relaxed.layers), layers.coda)
+        yield f"equality: {loops} loops with adapters of rank {relaxed.rank} against the layers that they stand for"
+        yield from table(equality(source, whole, workdir, loops))
         return
     rows = equality(source, layers, workdir)
     yield f"equality: one loop against the original with the kept layers alone ({len(layers.kept)}), fixed ids"
