@@ -82,8 +82,7 @@ class Forward:
             reads: which loops of the window are read. `last` is what the halting rule makes of all loops.
             then: called with what the head reads, (B, S, D), of one loop after the other. Only what it returns is kept,
                 so hidden states of several loops are never in memory together.
-            beside_last: also call it with what the head reads of the window's last loop, without gradient; not with
-                `last`. The coda runs once more for that.
+            beside_last: also call it with what the head reads of the window's last loop, without gradient.
         """
         model, depth, cache, read = self.model, self.depth, self.cache, self.model.core.read
         context = self._prepared_context()
@@ -118,13 +117,11 @@ class Forward:
             made, coda_cache, report = leave(halting.finish(last.halt, read(last.state)), cache.coda)
             made, report = jax.tree.map(lambda leaf: leaf[None], (made, report))
             readings = Readings(made, report, cache=coda_cache)
-        if gate_logits_RBS is not None:
-            gate_logits_RBS = lay_out(gate_logits_RBS, "loops", "batch", "sequence")
         return Output(
             readings.made,
             last.state,
             last.halt,
-            gate_logits_RBS,
+            None if gate_logits_RBS is None else lay_out(gate_logits_RBS, "loops", "batch", "sequence"),
             depth,
             readings.active_TB,
             said(prelude=entered.report, block=block_report, coda=readings.report),

@@ -36,7 +36,7 @@ from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.injection import build_injection
-from looplm.train.resize import of_loops
+from looplm.model.layers import LoopParam
 
 INJECTIONS: dict[str, dict[str, Any]] = {
     "none": {"injection": {"kind": "none"}, "state_init": {"kind": "input"}},
@@ -175,7 +175,7 @@ def _looped(model: Model, layers: Cut, wish: Wish, relaxed: Relaxed | None) -> M
 def _streamed(source: Source, model: Model, layers: Cut, relaxed: Relaxed | None) -> Params:
     """All parameters, as leaves that are made while they are written."""
     lm = FunctionalLM(model)
-    of_a_loop = {name for name, flag in named_leaves(of_loops(lm)).items() if flag}
+    of_a_loop = named_leaves(lm.map(lambda _, variable: isinstance(variable, LoopParam), lm.shapes))
     injection = named_leaves(nnx.to_pure_dict(nnx.state(build_injection(model, rngs=nnx.Rngs(0)))))
 
     def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Streamed:
@@ -187,7 +187,7 @@ def _streamed(source: Source, model: Model, layers: Cut, relaxed: Relaxed | None
                 if relaxed is not None and (pair := of_low_rank(within)) is not None:
                     yield from relaxed.low_rank(*pair, shape.shape)
                     return
-                if relaxed is not None and name in of_a_loop:
+                if relaxed is not None and of_a_loop[name]:
                     yield from relaxed.scales(within)
                     return
                 for origin in layers.of(place):
