@@ -58,6 +58,8 @@ details.numbers > summary { color: var(--link); font-weight: 400; width: max-con
 .tall thead th:first-child { z-index: 2; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 .numbers table { font-size: .8rem; }
+.pair table { font-size: .86rem; }
+.pair :is(th, td) { padding-inline: .38rem; }
 .caption { color: var(--soft); font-size: .84rem; margin: 0 0 .4rem; }
 th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }

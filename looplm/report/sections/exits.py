@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from looplm.metrics.exit_sweep import ExitSweep, RuleSweep
 from looplm.metrics.sweep import Sweep
 from looplm.report import curves, pieces
-from looplm.report.colours import ACCENT, GOOD, MAIN, SERIES, SOFT
+from looplm.report.colours import ACCENT, BAD, GOOD, MAIN, SERIES, SOFT
 from looplm.report.found import Found
 from looplm.report.picture import Hints, picture
 from looplm.report.sections.axis import by_depth
@@ -18,7 +18,7 @@ EVALUATE = "`looplm eval WORKDIR` makes it"
 SWEEP = "`looplm eval WORKDIR --exit RULE` sweeps its threshold and compares it with random, shuffled and oracle exits"
 LABELLED = 14
 """Bars that have their number above them; of more the numbers would lie on one another."""
-CONTROLS = {"random": (ACCENT, "--"), "shuffled": (SERIES[3], ":"), "oracle": (GOOD, "-.")}
+CONTROLS = {"random": (ACCENT, "--"), "shuffled": (SERIES[3], ":"), "fixed": (SOFT, "-.")}
 """How the controls of a rule are drawn."""
 
 
@@ -42,7 +42,7 @@ def exits(found: Found) -> str:
     told += (
         "the same exits, exchanged among the tokens of a document. Oracle: the best exits at that mean depth, chosen "
     )
-    told += "with the labels in sight."
+    told += "with the labels in sight; it is among the numbers. Fixed: all tokens at one depth."
     parts += [pieces.paragraph(told, "soft"), pieces.grid(*shown), _safe(swept)]
     return pieces.section("Exits", *parts)
 
@@ -83,7 +83,6 @@ def _all_rules(swept: ExitSweep) -> str:
         for index, rule in enumerate(swept.rules):
             _points(axes, hints, rule, SERIES[index % len(SERIES)], rule.name)
         by_depth(axes, "nats per token", "mean depth (loops)")
-        _keep_in_sight(axes, swept)
         curves.legend(figure, axes)
 
     alt = f"Held-out loss against mean depth, full depth {swept.full_loss:.3f} nats: " + "; ".join(
@@ -107,29 +106,28 @@ def _points(axes: Axes, hints: Hints, rule: RuleSweep, colour: str, label: str) 
     hints.add(line, [f"{x.rule}: {x.loss:.4f} nats at {x.mean_depth:.2f} loops" for x in rule.points])
 
 
-def _keep_in_sight(axes: Axes, swept: ExitSweep) -> None:
-    """Cut off what the oracle would win, where that would press the rules into one line."""
-    losses = [*swept.loss, *(point.loss for rule in swept.rules for point in rule.points)]
-    losses += [point.controls.random for rule in swept.rules for point in rule.points]
-    low, high = min(losses), max(losses)
-    room = 0.35 * (high - low) or 0.1
-    axes.set_ylim(max(axes.get_ylim()[0], low - room), min(axes.get_ylim()[1], high + room))
-
-
 def _rule(swept: ExitSweep, rule: RuleSweep) -> str:
-    """Return one rule between its controls."""
+    """Return what a rule is worth against exits that know nothing, and how its other controls compare with those."""
     if not rule.points:
         return ""
 
     def draw(figure: Figure, hints: Hints) -> None:
         axes = figure.subplots()
         places = [point.mean_depth for point in rule.points]
-        for name, (colour, dashes) in CONTROLS.items():
-            losses = [getattr(point.controls, name) for point in rule.points]
-            axes.plot(places, losses, dashes, color=colour, linewidth=1.4, marker=".", markersize=4, label=name)
-        _points(axes, hints, rule, MAIN, rule.name)
+        axes.axhline(0.0, color=CONTROLS["random"][0], linewidth=1.2, linestyle="--", label="random")
+        for name in ("shuffled", "fixed"):
+            colour, dashes = CONTROLS[name]
+            losses = [getattr(point.controls, name) - point.controls.random for point in rule.points]
+            axes.plot(places, losses, dashes, color=colour, linewidth=1.3, marker=".", markersize=4, label=name)
+        axes.plot(places, [-point.gain for point in rule.points], color=MAIN, linewidth=1.2, label=rule.name)
+        for point in rule.points:
+            colour = GOOD if point.gain_low > 0 else BAD if point.gain_high < 0 else SOFT
+            place, ends = [point.mean_depth] * 2, [-point.gain_high, -point.gain_low]
+            axes.plot(place, ends, color=colour, linewidth=2.0, solid_capstyle="butt")
+            (dot,) = axes.plot(point.mean_depth, -point.gain, "o", color=colour)
+            told = f"{-point.gain:+.4f} nats, 95 % interval {ends[0]:+.4f} to {ends[1]:+.4f}"
+            hints.add(dot, [f"{point.rule}, mean depth {point.mean_depth:.2f}: {told}"])
         by_depth(axes, "nats per token", "mean depth (loops)")
-        _keep_in_sight(axes, swept)
         curves.legend(figure, axes)
 
     points = "; ".join(
@@ -154,8 +152,12 @@ def _rule(swept: ExitSweep, rule: RuleSweep) -> str:
                 pieces.interval(x.gain_low, x.gain_high),
             ]
         )
-    title = f"Exits by {rule.name} and their controls"
-    return pieces.figure(picture(draw, alt), title, numbers=pieces.numbers(headers, rows))
+    title, told = (
+        f"Exits by {rule.name} against random exits",
+        "Loss minus that of random exits of the same mean depth; ",
+    )
+    told += "below zero is better. Bars are paired 95 % intervals: green is clearly better, red clearly worse."
+    return pieces.figure(picture(draw, alt), title, told, pieces.numbers(headers, rows))
 
 
 def _safe(swept: ExitSweep) -> str:

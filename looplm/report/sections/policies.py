@@ -68,5 +68,5 @@ def _table(losses: KVLosses) -> str:
         ]
         for one in losses.policies
     ]
-    headers = ("policy", "bytes per token", "of each", "loss", "change", "95 % interval", "same token", "mean depth")
+    headers = ("policy", "bytes/token", "of each", "loss", "change", "95 % interval", "same token", "mean depth")
     return pieces.table(headers, rows, kind="named")
