@@ -31,6 +31,9 @@ def train(
     sdc_check: Annotated[
         int | None, typer.Option(help="Look for silent data corruption every so many steps (optim.guard.sdc_check).")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Steps to profile, FIRST:LAST, into WORKDIR/profile for XProf and TensorBoard.")
+    ] = None,
     allow_key: AllowKey = None,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
@@ -55,7 +58,7 @@ def train(
 
         keep_compiled(compiled, workdir)
         run = for_machine(run, jax.devices(), given(overrides))
-        trainer = Trainer(run, workdir, console, process_started())
+        trainer = Trainer(run, workdir, console, process_started(), profile)
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")
         with explained(trainer):

@@ -3,7 +3,7 @@
 Kinds: `time` (where the wall-clock went, see `timing`), `skipped` (an update that was not made, with its batch),
 `rewind` (batches that are passed over from then on: a part of the run's state), `saved` (a checkpoint is whole),
 `unlabelled` (how many steps had no label so far), `note` (what was said about the run's health, once each),
-`preempted`, `hung`, `corrupted`.
+`preempted`, `hung`, `corrupted`, `tracked` (what services that follow runs know it by).
 """
 
 import json

@@ -7,6 +7,7 @@ The host never waits for the step it has just dispatched: it reads the metrics o
 the next batch and sends it to the devices.
 """
 
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from looplm.checkpoint.folder import clean
 from looplm.checkpoint.lineage import kept_files
+from looplm.config.load import leaves
 from looplm.config.schema import Run
 from looplm.data.held_out import open_held_out
 from looplm.data.loader import train_loader
@@ -34,6 +36,7 @@ from looplm.metrics.events import Events
 from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, each_row
 from looplm.metrics.timing import Timekeeper, line
+from looplm.metrics.trackers import Tracked, check_trackers, open_trackers
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
 from looplm.train.batch import Batch
@@ -46,6 +49,7 @@ from looplm.train.initial import check_source
 from looplm.train.memory import bytes_of, learning_line, memory_line, memory_of
 from looplm.train.notes import Notes
 from looplm.train.preemption import Preemption
+from looplm.train.profiling import Profile
 from looplm.train.program import Program
 from looplm.train.rewind import Batches
 from looplm.train.saving import Saving, last_saved
@@ -80,9 +84,13 @@ class Trainer:
     """One run in one workdir. Everything that can be wrong with the request raises UserError in the constructor,
     before anything is written or computed."""
 
-    def __init__(self, run: Run, workdir: Path, console: Console, started: float | None = None):
-        """started: time.time() from which the run's wall-clock counts; now when left out."""
+    def __init__(
+        self, run: Run, workdir: Path, console: Console, started: float | None = None, profile: str | None = None
+    ):
+        """started: time.time() from which the run's wall-clock counts; now when left out. profile: FIRST:LAST step."""
         self.run, self.workdir, self.console = run, Workdir(workdir), console
+        self.profile = Profile(profile, self.workdir.profile)
+        check_trackers(run.log.trackers)
         self.events = Events(self.workdir.events, writes=jax.process_index() == 0)
         self.started = time.time() if started is None else started
         self.mixture = open_mixture(run.data, seed=run.seed)
@@ -164,6 +172,7 @@ class Trainer:
         finally:
             with self.time.during("checkpoint"):
                 self.saving.close()
+            self.profile.write()  # of a run that ends early
             for sink in (*sinks, *([loads] if loads else ())):
                 sink.close()
             self.time.note(self.done)
@@ -199,7 +208,8 @@ class Trainer:
                         f"step {step}: a stage begins, {new}; the guard learns its level", highlight=False
                     )
                 digests = self.check_devices(state, placed, step)
-                state, output = self.compiled.step(state, placed.batch, placed.depth, *taught)
+                with self.profile.step(step):
+                    state, output = self.compiled.step(state, placed.batch, placed.depth, *taught)
                 self.preemption.ask()
                 if step < self.run.num_steps:
                     upcoming = reader.submit(self.place_next, batches, step + 1)
@@ -285,7 +295,17 @@ class Trainer:
         ]
         if run.log.tensorboard:
             sinks.append(TensorBoardSink(self.workdir.tensorboard, resume_step=first_step))
+        sinks += open_trackers(run.log.trackers, self.tracked)
         return [*sinks, Health(run, self.said, each_row(self.workdir.metrics))]
+
+    @property
+    def tracked(self) -> Tracked:
+        """What services are told of this run."""
+        if not (before := self.events.read("tracked")):
+            self.events.note("tracked", key=(key := secrets.token_hex(4)))
+        else:
+            key = before[0]["key"]
+        return Tracked(self.run.log.project, key, self.workdir.root.resolve(), leaves(self.run))
 
     def open_loads(self, first_step: int) -> LoadLog | None:
         if jax.process_index() != 0:
@@ -356,6 +376,9 @@ class Trainer:
             log.extra |= self.time.metrics()
         row = log.write(dispatched)
         self.done = step
+        if self.profile.is_over(step):
+            with watchdog.suspended():
+                self.profile.write()
         watchdog.beat(step)
         self.time.note(step, every_s=NOTE_EVERY_S)
         if dispatched.digests is not None and (faults := self.corruption.faults(dispatched.digests)):

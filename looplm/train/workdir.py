@@ -24,7 +24,7 @@ FREE_TO_CHANGE = (
 
 class Workdir:
     """WORKDIR/{config.json, official.json, the tokenizer, template.txt, {metrics,events,experts}.jsonl, checkpoints/,
-    eval/, report.html, tensorboard/}."""
+    eval/, report.html, tensorboard/, profile/}."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -35,6 +35,7 @@ class Workdir:
         self.checkpoints = root / "checkpoints"
         self.eval = root / "eval"
         self.tensorboard = root / "tensorboard"
+        self.profile = root / "profile"
 
     def check_ours(self, run: Run, batches_of: Callable[[int], int] = int, *, last_saved: int | None = None) -> None:
         """Raises UserError when the folder holds a run with another config, or its checkpoints are elsewhere; writes

@@ -83,6 +83,11 @@ class Log(Section):
     loads_every_steps: NonNegativeInt = 100
     """The load of every expert goes to `experts.jsonl` after so many steps, and at the first and the last; 0 means
     never."""
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Services that get every number too. Each writes to this machine until its own variable names another place:
+    WANDB_MODE=online, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID."""
+    project: str = "looplm"
+    """What the run is filed under there."""
 
 
 class Run(Section):
