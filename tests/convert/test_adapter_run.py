@@ -65,7 +65,8 @@ def test_what_peft_gets_is_what_a_merge_adds_to_the_official_tensors(adapted, me
     assert pairs == {}
 
 
-def test_the_names_of_some_layers_are_whole_where_the_last_word_means_more(tmp_path, command):
+@pytest.mark.slow
+def test_the_base_is_where_the_run_began(tmp_path, command):
     run = adapter_run(GOLDEN / "llama_a", tmp_path / "run", targets=("query",))
     assert command("adapter", "export", run, tmp_path / "peft").code == 0
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())

@@ -20,6 +20,7 @@ from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
 from tests.system.test_kills import DYING
 
+pytestmark = pytest.mark.slow
 ADAPTER = json.dumps({"rank": 2, "dropout": 0.1, "loop_dropout": 0.25})
 OURO = {"model.norm_placement": "sandwich", "model.norm_at_loop_end": True, "model.final_norm": False}
 
@@ -71,7 +72,6 @@ def test_a_plain_run_does_not_begin_from_an_adapted_one(adapted, config_file, ti
     assert f"begin from what `looplm adapter merge {adapted} OUT` makes of it, or set model.adapter too" in told
 
 
-@pytest.mark.slow
 def test_it_is_gone_on_with_after_a_kill_to_the_bit(
     finished_run, tiny_run: Callable[..., Run], config_file, program, tmp_path
 ) -> None:
@@ -91,7 +91,6 @@ def test_it_is_gone_on_with_after_a_kill_to_the_bit(
     assert seal_of(tmp_path / "killed", 8).arrays == seal_of(tmp_path / "whole", 8).arrays
 
 
-@pytest.mark.slow
 def test_it_begins_from_an_official_folder_and_ends_as_one(tiny_run, config_file, tmp_path, command) -> None:
     config = config_file(tiny_run(**OURO))
     for words in (
@@ -111,7 +110,6 @@ def test_it_begins_from_an_official_folder_and_ends_as_one(tiny_run, config_file
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.slow
 def test_no_gradient_of_what_is_frozen_is_computed_or_sent(tiny_run: Callable[..., Run]) -> None:
     """In the compiled step: no product in the shape of a frozen matrix, no sum over devices that is as large as one."""
     sizes = {"model.dim": 48, "model.num_heads": 4, "model.hidden_dim": 104, "model.block_layers": 2}
@@ -131,14 +129,9 @@ def test_no_gradient_of_what_is_frozen_is_computed_or_sent(tiny_run: Callable[..
         sums = [c.wire_bytes for c in collectives(module, mesh.shape) if c.kind in ("all-reduce", "reduce-scatter")]
         return products, max(sums)
 
-    def kernels(products: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
-        """Of projections and of the head, whichever way round, on one layer."""
-        wanted = [{48, 104}, {48, 384}, {48, 4, 12}]
-        return {shape for shape in products if set(shape) - {1} in wanted or shape in ((48, 48),)}
-
+    frozen = {(48, 104), (104, 48), (48, 48), (48, 384)}
     full, full_bytes = of(sizes)
     found, found_bytes = of(sizes | adapter)
-    assert kernels(full)
-    assert kernels(found) == set()
-    assert found_bytes < 48 * 48
-    assert full_bytes > 4 * 48 * 104 / 8
+    assert full >= frozen
+    assert not found & {shape[::order] for shape in frozen for order in (1, -1)}
+    assert found_bytes < 4 * 48 * 48 < full_bytes / 4
