@@ -22,8 +22,10 @@ from looplm.config.load import from_dict
 from looplm.config.schema import Own, Run, Section
 from looplm.config.schema.importing import importable
 from looplm.errors import UserError
-from looplm.model.functional import compute_dtype
+from looplm.model.functional import FunctionalLM, compute_dtype
+from looplm.objective import build_objective
 from looplm.ops.attention import choose_for
+from looplm.optim.learning import learning_of
 from looplm.sharding.mesh import build_mesh, check_fit
 from looplm.sharding.rules import BATCH_AXES, MESH_AXES
 from tests.own_parts import LeaveAfter, MeanCore, MeanCrossEntropy
@@ -32,8 +34,12 @@ with importable(Path(__file__).parents[2] / "examples"):
     GatedInjection = import_module("own_injection").GatedInjection
 
 OWN_PARTS = (MeanCore, LeaveAfter, MeanCrossEntropy, GatedInjection)
-LEFT_ALONE = ("init_from", "init_allow_keys", "teacher", "teacher_loops", "recipes")
-"""What names files or machines."""
+LEFT_ALONE = {
+    "Run": ("init_from", "init_allow_keys", "teacher", "teacher_loops", "recipes"),
+    "Optim": ("rates", "train", "frozen"),
+    "LoRA": ("targets",),
+}
+"""What names files, machines, or parts of a model, by section."""
 NUMBERS: dict[Any, tuple[float, ...]] = {int: (0, 1, 2, 3, 4, 5, 8, 16), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 FEW = re.compile(r"(layers|loops|steps)$")
 """Names of numbers that make a program longer, not wider."""
@@ -65,6 +71,8 @@ def any_config(seed: int) -> AnyConfig | None:
             mesh, data = build_mesh(run.mesh, devices), run.data
             micro_batch = data.batch_tokens // data.sequence_length // data.accumulation_steps
             choose_for(run.model, data.sequence_length, compute_dtype(run.model), mesh)
+            if run.model.adapter is not None:
+                learning_of(run.optim, FunctionalLM(run.model), build_objective(run.objective).trains)
             check_fit(mesh, run.model, micro_batch=micro_batch, sequence_length=data.sequence_length)
         except UserError as error:
             refused.append(str(error))
@@ -121,7 +129,9 @@ class Draw:
             inside, field = f"{place}.{name}".lstrip("."), cls.model_fields[name]
             if name == "kind":
                 tree[name] = field.default
-            elif inside not in LEFT_ALONE and (field.is_required() or self.random(inside, "given").random() < 0.5):
+            elif name not in LEFT_ALONE.get(cls.__name__, ()) and (
+                field.is_required() or self.random(inside, "given").random() < 0.5
+            ):
                 tree[name] = self.value(annotation, inside, (cls.__name__, name))
         return tree
 
@@ -147,7 +157,7 @@ def all_choices(cls: type[Section] = Run) -> frozenset[Choice]:
     """Everything that may be chosen in a section and in those inside it, found by walking over the schema."""
     found: set[Choice] = set()
     for name, annotation in hints(cls).items():
-        if name == "kind" or (cls is Run and name in LEFT_ALONE):
+        if name == "kind" or name in LEFT_ALONE.get(cls.__name__, ()):
             continue
         inside = [annotation]
         while inside:
