@@ -13,6 +13,7 @@ from looplm.config.schema import Run
 from looplm.errors import StoppedItself
 from looplm.metrics.events import Events
 from looplm.metrics.timing import Timekeeper
+from looplm.train.profiling import Profile
 from looplm.train.trainer import Trainer
 from tests.conftest import VOCAB_SIZE
 
@@ -56,19 +57,20 @@ def test_whatever_ends_the_steps_all_that_was_opened_is_closed(writes_loads: boo
     saving.newest, saving.restore_or_create = lambda: 9, lambda: (None, 3)  # the newest is damaged
     trainer: Any = SimpleNamespace(
         run=SimpleNamespace(num_steps=9), time=Timekeeper(Events(tmp_path / "events.jsonl")), saving=saving,
-        run_steps=fails,
+        run_steps=fails, profile=SimpleNamespace(write=lambda: closed.append("profile")),
         open_sinks=lambda _: [closing("lines")], open_loads=lambda _: closing("loads") if writes_loads else None,
         console=Console(file=io.StringIO()),
     )  # fmt: skip
     with pytest.raises(StoppedItself):
         Trainer.go_on(trainer)
-    assert closed == ["saving", "lines"] + ["loads"] * writes_loads
+    assert closed == ["saving", "profile", "lines"] + ["loads"] * writes_loads
 
 
 def test_a_device_that_computes_wrongly_ends_the_run_and_is_noted() -> None:
     events: list[Any] = []
     trainer: Any = SimpleNamespace(
         run=SimpleNamespace(log=SimpleNamespace(every_steps=99), num_steps=99),
+        profile=Profile(None, Path()),
         time=SimpleNamespace(note=lambda step, every_s: None),
         corruption=SimpleNamespace(faults=lambda digests: digests),
         events=SimpleNamespace(note=lambda kind, **facts: events.append((kind, facts))),
