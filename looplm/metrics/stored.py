@@ -11,9 +11,9 @@ from looplm.masking import mask
 
 
 class Stored(BaseModel):
-    """Base of what such a file holds; keys that a newer version adds are ignored."""
+    """Base of what such a file holds. Keys that a newer version adds are ignored; NaN and infinities are texts."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
 
 class Measured(Stored):

@@ -12,6 +12,7 @@ import pytest
 from looplm.config.load import from_json, override, to_json
 from looplm.config.schema import Source
 from looplm.errors import UserError
+from looplm.metrics.sweep import Sweep
 from looplm.report import write_report
 from looplm.report.history import History, smooth
 from tests.report.parsed import Page
@@ -247,11 +248,17 @@ def test_the_tokens_of_every_source_are_shown(make_run: MakeRun) -> None:
     assert page.table("data", "source") == rows
 
 
-def test_numbers_that_are_not_finite_are_told(make_run: MakeRun) -> None:
-    loss = [float("nan"), *(3.0 for _ in range(7))]
-    page = Page(write_report(make_run({"step": 12, "loss": loss})))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_told(make_run: MakeRun, make_sweep: Callable[..., Sweep], bad: float) -> None:
+    loss = [bad, *(3.0 for _ in range(7))]
+    pieces = {"pieces": ["a", "b"], "depths": [1, 4], "loss_by_depth": [[bad, 1.0], [bad, 2.0]]}
+    workdir = make_run()
+    make_sweep(step=12, loss=loss, loss_high=loss, change_high=loss, sample=pieces).save(workdir / "eval")
+    page = Page(write_report(workdir))
     assert page.says("The held-out loss is not a finite number at depth 1")
-    assert "not finite" in page.text["td"]
+    assert page.table("loss-by-depth", "depth", "loss", "against depth 4")[0][:4:2] == ["1", "not finite"]
+    styles = [one["style"] for one in page.all("span") if "data-t" in one]
+    assert styles == ["--c:0.00;--l:0.60", "--c:0.60;--l:0.15"]
 
 
 def test_writing_again_replaces_the_file_and_leaves_nothing_else(make_run: MakeRun) -> None:

@@ -62,8 +62,10 @@ def _change(sample: Sample, trained_depth: int) -> View | None:
         return None
     first, last = ends(sample, trained_depth)
     before_T, after_T = (np.array(sample.loss_by_depth[sample.depths.index(depth)]) for depth in (first, last))
-    change_T = after_T - before_T
-    most = float(np.quantile(np.abs(change_T), 0.98)) or 1.0
+    with np.errstate(invalid="ignore"):  # of losses that are no numbers
+        change_T = after_T - before_T
+    known_T = np.abs(change_T[np.isfinite(change_T)])
+    most = float(np.quantile(known_T, 0.98)) or 1.0 if len(known_T) else 1.0
     worse, half = ' class="worse"', STRONGEST / 2
     steps = (
         ("", "-", STRONGEST, most),
@@ -73,7 +75,7 @@ def _change(sample: Sample, trained_depth: int) -> View | None:
     )
     key = "".join(f'<i{kind} style="--c:{opacity}">{sign}{nats:.2f}</i>' for kind, sign, opacity, nats in steps)
     key += f" nats from depth {first} to {last}: green falls, red rises"
-    opacity_T = STRONGEST * np.minimum(1.0, np.abs(change_T) / most)
+    opacity_T = STRONGEST * np.minimum(1.0, np.nan_to_num(np.abs(change_T) / most))
     return View("change", "Change by depth", "c", opacity_T, change_T > 0, key)
 
 
@@ -87,7 +89,7 @@ def _loss(sample: Sample, trained_depth: int) -> View | None:
         return None
 
     def opacity(nats: Any) -> Any:
-        return STRONGEST * np.clip(nats / HARD_NATS, 0.0, 1.0)
+        return STRONGEST * np.clip(np.nan_to_num(nats / HARD_NATS, nan=1.0), 0.0, 1.0)
 
     steps = range(0, HARD_NATS + 1, 2)
     key = "".join(f'<i style="--l:{opacity(nats):.2f}">{nats}</i>' for nats in steps) + " nats"
