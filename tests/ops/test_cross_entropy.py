@@ -172,3 +172,20 @@ def test_a_target_may_exclude_tokens():
     np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
     np.testing.assert_allclose(gradient[0, 0], [-0.25, -0.25, 0.25, 0.25], rtol=1e-6)
     assert float(divergence(target_BSV, target_BSV, 2.0)[0, 0]) == 0.0
+
+
+def test_a_divergence_has_the_memory_of_a_chunk_of_both_logits():
+    long, vocab = 2048, 8192
+
+    def temporary_bytes(chunk_logits):
+        def loss(hidden_BSD, head_VD, target_BSD, target_VD):
+            labels_BS, head, target = jnp.zeros((1, long), jnp.int32), Head(head_VD), Head(target_VD)
+            scores = linear_distillation(
+                hidden_BSD, head, labels_BS, target_BSD, target, temperature=2.0, chunk_logits=chunk_logits
+            )
+            return jnp.sum(scores.nll_BS + scores.divergence_BS)
+
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, long, 8), (vocab, 8)) * 2]
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert 4 * temporary_bytes(2**19) < 4 * long * vocab < temporary_bytes(2**30)
