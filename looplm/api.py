@@ -23,9 +23,12 @@ from looplm.eval.weights import restore_weights
 from looplm.infer.continuation import Continuation, Continuations
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import Generation
+from looplm.infer.lossy import check_kv
 from looplm.infer.options import check_step_size, make_sampling, parse_contrast
 from looplm.infer.prompt import Chat, Messages, ids_of_prompts
 from looplm.infer.stop import Listener
+from looplm.metrics.kv_loss import KIND
+from looplm.metrics.stored import file_name
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -101,10 +104,13 @@ class LoadedLM:
         template: str | None = None,
         step: int | None = None,
         adapter: Adapter | None = None,
+        kv_file: Path | None = None,
     ):
         self.model, self.loop, self.objective, self.params = model, loop, objective, params
         self.run, self.tokenizer, self.step, self.adapter = run, tokenizer, step, adapter
         """What only a run directory has (run, step) or a folder may have, and how official names map, if any do."""
+        self.kv_file = kv_file
+        """Where a run keeps what KV policies cost this checkpoint, if that was measured."""
         self.chat = Chat(tokenizer, template) if tokenizer is not None and template is not None else None
         """How the model is asked when it was trained on examples: `template` wrote them."""
         self.functional = FunctionalLM(model)
@@ -191,6 +197,7 @@ class LoadedLM:
         seed: int | Sequence[int] = 0,
         *,
         kv: str | None = None,
+        allow_lossy_kv: bool = False,
         messages: Messages | Sequence[Messages] | None = None,
         draft: str | int | None = None,
         top_k: int | None = None,
@@ -219,7 +226,8 @@ class LoadedLM:
                 of the batch is left do not run.
             kv: which keys and values of earlier tokens a loop sees: `ragged` (the default), `each`, `last`, `first`,
                 `anchor:K` or `ring:K`, and as what they are kept: `,bf16` or `,int8` (see `looplm.infer.cache`). All
-                but the first two need less memory; `each` saves no loops.
+                but the first two need less memory; `each` saves no loops. What `looplm eval --kv` found to cost much
+                is refused, unless with allow_lossy_kv.
             temperature: 0 takes the likeliest token.
             seed: of what is drawn; or one for every prompt. An answer depends on it and on its own prompt, not on the
                 other prompts.
@@ -252,6 +260,7 @@ class LoadedLM:
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
         loops = self._loops(num_loops)
+        check_kv(kv, loops, compute_dtype(self.model), self.kv_file, exit=exit, allow=allow_lossy_kv)
 
         def text_of(number: int, tokens: np.ndarray) -> str:
             if messages is not None and self.chat is not None:
@@ -418,4 +427,14 @@ def load(
     )
     params, step = restore_weights(root, run, FunctionalLM(run.model), abstract, step=step, ema=ema)
     model = run.model.model_copy(update=change)
-    return LoadedLM(model, run.loop, run.objective, params, run=run, tokenizer=tokenizer, template=template, step=step)
+    return LoadedLM(
+        model,
+        run.loop,
+        run.objective,
+        params,
+        run=run,
+        tokenizer=tokenizer,
+        template=template,
+        step=step,
+        kv_file=root / "eval" / file_name(KIND, step, ema=ema),
+    )

@@ -67,7 +67,8 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> Path:
         trainer.train()
 
     announce("scoring held-out files at all depths")
-    from looplm.eval.command import evaluate, print_sweep
+    from looplm.eval.command import evaluate
+    from looplm.eval.tables import print_sweep
 
     sweep = evaluate(workdir, depths=",".join(map(str, DEPTHS)))
     print_sweep(sweep, console)

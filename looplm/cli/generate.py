@@ -53,6 +53,9 @@ def generate(
             "`,bf16` or `,int8` behind it keeps them smaller."
         ),
     ] = None,
+    allow_lossy_kv: Annotated[
+        bool, typer.Option("--allow-lossy-kv", help="Take a --kv that `looplm eval --kv` found to cost much.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")] = None,
@@ -100,7 +103,7 @@ def generate(
         "num_loops": loops, "exit": exit, "draft": draft, "kv": kv, "max_tokens": max_tokens,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "contrast": contrast,
-        "step_size": step_size, "warm_start": warm_start,
+        "step_size": step_size, "warm_start": warm_start, "allow_lossy_kv": allow_lossy_kv,
     }  # fmt: skip
     num_loops = lm.loop.num_loops if loops is None else loops
     depth = f"{num_loops} loops"
@@ -151,10 +154,11 @@ def answer_file(lm: Any, prompts: Path, out: Path, asked: dict[str, Any], seed: 
     from looplm.infer.answers import Answers, read_prompts, seeds_of
 
     all_asked = read_prompts(prompts)
+    settings = {name: value for name, value in asked.items() if name != "allow_lossy_kv"}
     seeds = seeds_of(all_asked, seed)
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        closing(Answers(out, all_asked, asked | {"seed": seed, "step": lm.step})) as answers,
+        closing(Answers(out, all_asked, settings | {"seed": seed, "step": lm.step})) as answers,
         Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar,
     ):
         task = bar.add_task("", total=len(all_asked), completed=len(answers.done))

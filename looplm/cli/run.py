@@ -79,15 +79,34 @@ def eval(
     limit: Annotated[int | None, typer.Option(help="With --tasks: the first so many examples of each.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     ema: Ema = False,
+    exit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit rule: with a threshold (gate:0.9), or to sweep it (gate), or all; repeatable. Saved in eval/."
+        ),
+    ] = None,
+    excess: Annotated[
+        float | None, typer.Option(help="With --exit: nats that a threshold may cost with 95 % confidence.")
+    ] = None,
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KV policy to measure as it writes, also under every --exit with a threshold, or all; repeatable."
+        ),
+    ] = None,
+    first_states: Annotated[
+        int, typer.Option(help="First states to compare, of a model that draws them: whether the loops forget theirs.")
+    ] = 0,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
 ) -> None:
-    """Held-out loss, bits per byte and accuracy at every depth, in one pass."""
+    """Held-out loss, bits per byte and accuracy at every depth, in one pass; exit rules, KV policies, first states."""
     with several(coordinator, num_processes, process_id):
         from looplm.compile.kept import keep_compiled
-        from looplm.eval.command import evaluate, print_sweep
+        from looplm.eval.command import evaluate
+        from looplm.eval.tables import print_sweep
 
         keep_compiled(compiled, workdir)
         if tasks is not None:
@@ -109,6 +128,10 @@ def eval(
             data=data,
             out=out,
             ema=ema,
+            exits=exit or (),
+            excess=excess,
+            kv=kv or (),
+            first_states=first_states,
             console=console,
             shown=lambda result: print_sweep(result, console),
         )

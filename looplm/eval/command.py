@@ -1,30 +1,29 @@
-"""`looplm eval`: a depth sweep of a run's checkpoint, to the screen and to WORKDIR/eval."""
+"""`looplm eval`: a depth sweep of a run's checkpoint, exits, KV policies and first states, to the screen and to
+WORKDIR/eval."""
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
-from looplm.checkpoint.hf_folder import is_official
-from looplm.config.load import from_json, override
-from looplm.config.schema import Mesh, Run
 from looplm.data.folder import obstacle, write_result
-from looplm.data.held_out import HeldOut, open_held_out
-from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError, warn
 from looplm.eval.depth_sweep import depth_sweep
+from looplm.eval.exit_choice import parse_swept
+from looplm.eval.exit_sweep import TOLERANCES, measure_exits
+from looplm.eval.exit_tokens import ExitTokens
+from looplm.eval.first_states import check_first_states, measure_first_states
+from looplm.eval.kv import add_to, measure_kv, parse_policies
 from looplm.eval.score import Scorer
-from looplm.eval.weights import restore_weights
-from looplm.masking import mask
+from looplm.eval.subject import open_subject, run_of
+from looplm.eval.tables import print_exits, print_first_states, print_kv
+from looplm.metrics.exit_sweep import KIND as EXITS
+from looplm.metrics.first_states import KIND as FIRST_STATES
+from looplm.metrics.kv_loss import KIND as KV
+from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import SOME_DEPTHS, Sweep
-from looplm.model.functional import FunctionalLM
-from looplm.sharding.mesh import build_mesh, check_fit
-
-EXAMPLE = '{"kind": "p_hop", "seed": 1}'
 
 
 def evaluate(
@@ -35,6 +34,10 @@ def evaluate(
     data: str | None = None,
     out: Path | None = None,
     ema: bool = False,
+    exits: Sequence[str] = (),
+    excess: float | None = None,
+    kv: Sequence[str] = (),
+    first_states: int = 0,
     console: Console | None = None,
     shown: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
@@ -46,71 +49,67 @@ def evaluate(
             is there has a name of its own, and is not in the report.
         data: folder or address of a token dataset, or a task by its name or as JSON; the run's held-out data when left
             out. The result of other data has a name of its own, and is not in the report.
-        out: a second place for the JSON.
+        out: a second place for the JSON of the depths.
         ema: score the moving average of the weights.
-        console: where it is said that a part is read, or that the report keeps what it has.
+        exits: exit rules, measured in the same pass: with a threshold, e.g. `gate:0.9`; without one its thresholds are
+            swept; `all`.
+        excess: nats per token that an exit rule may cost, of which the loosest threshold is looked for.
+        kv: KV policies that are measured as they write, under each of `exits` that has a threshold; `all`.
+        first_states: how many first states are compared, of a model that draws them; 0: none.
+        console: where it is said that a part is read, that the report keeps what it has, and what exits, policies and
+            first states gave.
         shown: called with the result as soon as it is known: before it is saved, which may fail.
 
     Where WORKDIR/eval cannot be written (a run of somebody else), a line says so before the work, and the result is in
-    `out` alone. Raises UserError, before the work, for a folder that is no run, a wrong depth list, data that does not
-    fit, or an `out` that cannot be written.
+    `out` alone. Raises UserError, before the work, for a folder that is no run, a wrong depth list, rule or policy,
+    data that does not fit, or an `out` that cannot be written.
     """
-    if is_official(workdir):
-        raise UserError(
-            f"{workdir} is an official model and no run with data to be scored on; start a run with "
-            f"--set init_from={workdir}, or use looplm.load"
-        )
-    run = from_json(workdir / "config.json")
+    run = run_of(workdir)
     wanted = parse_depths(depths) if depths is not None else run.eval.depths or tuple(range(1, run.loop.num_loops + 1))
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, e.g. {out / 'depth_sweep.json'}")
+    rules = parse_swept(exits, run)
+    policies = parse_policies(kv, run, [name for name, rule in rules.items() if rule is not None])
+    if first_states:
+        check_first_states(run.model, first_states)
     keeps = _can_be_kept(workdir / "eval", out)
-    held_out = open_held_out(_data(run, workdir, data), run.data)
-    held_out.check_tokenizer(tokenizer_of(workdir, run))
-
-    mesh = build_mesh(Mesh(data=-1, fsdp=1))
-    rows = run.data.batch_tokens // run.data.sequence_length // run.data.accumulation_steps
-    batch_size = -(-rows // mesh.size) * mesh.size
-    check_fit(mesh, run.model, micro_batch=batch_size, sequence_length=run.data.sequence_length)
-    max_batches = run.eval.max_batches if held_out.dataset is None else None
-    if console is not None and max_batches is not None and max_batches * batch_size < len(held_out.windows):
-        console.print(
-            f"of the {held_out.num_documents} examples of {held_out.name}, {max_batches} batches of {batch_size} "
-            "windows are scored (the run's eval.max_batches), spread over all",
-            soft_wrap=True,
-        )
-    lm = FunctionalLM(run.model)
-    params, step = restore_weights(workdir, run, lm, lm.abstract(mesh), step=step, ema=ema)
+    subject = open_subject(workdir, run, step=step, data=data, ema=ema, console=console)
+    R = run.loop.num_loops
+    score = Scorer(subject.lm, subject.mesh, max(*wanted, R if rules else 1), tempered=True, signals=bool(rules))
+    gathered = ExitTokens(R, subject.num_batches, subject.batch_size * run.data.sequence_length) if rules else None
     result = depth_sweep(
-        Scorer(lm, mesh, max(wanted)),
-        params,
-        held_out,
-        batch_size=batch_size,
+        score,
+        subject.params,
+        subject.held_out,
+        batch_size=subject.batch_size,
         depths=wanted,
-        trained_depth=run.loop.num_loops,
-        step=step,
+        trained_depth=R,
+        step=subject.step,
         ema=ema,
-        max_batches=max_batches,
+        max_batches=subject.max_batches,
         with_xz=True,
+        exits=gathered,
     )
     shown(result)
-    if jax.process_index() != 0:
-        return result
-    if keeps:
-        other = _other(held_out, run, data)
-        try:
-            path = result.save(workdir / "eval", other_data=other, keeps_depths=depths is not None)
-        except OSError as error:
-            warn(f"{workdir / 'eval'} could not be written ({error.strerror}); the result is not there")
-        else:
-            if console is not None and path.stem.endswith(SOME_DEPTHS):
-                told = f"saved as {path}: the sweep of step {step} that is there has other depths too"
-                console.print(told, soft_wrap=True)
-    if out is not None:
-        try:
-            write_result(out, result.as_file())
-        except OSError as error:
-            raise UserError(f"--out {out} could not be written: {error.strerror}; name another file") from error
+    keep = partial(_keep, workdir / "eval", other=subject.other, keeps=keeps)
+    if jax.process_index() == 0:
+        _keep_sweep(result, workdir / "eval", subject.other, depths is not None, out, console, keeps)
+    if gathered is not None:
+        tolerances = (*TOLERANCES, *((excess,) if excess is not None else ()))
+        found = measure_exits(gathered.tokens(), rules, subject, tolerances)
+        keep(EXITS, found)
+        if console is not None:
+            print_exits(found, console)
+    if policies:
+        losses = measure_kv(subject, policies)
+        keep(KV, add_to(workdir / "eval", losses, subject.other))
+        if console is not None:
+            print_kv(losses, console)
+    if first_states:
+        states = measure_first_states(subject, first_states)
+        keep(FIRST_STATES, states)
+        if console is not None:
+            print_first_states(states, console)
     return result
 
 
@@ -140,76 +139,37 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return tuple(depths)
 
 
-def print_sweep(result: Sweep, console: Console) -> None:
-    """The table of all depths, the gain of looping, and the yardstick."""
-    table = Table("depth", "loss (nats)", "95 % interval", "bits/byte", "accuracy")
-    rows = zip(
-        result.depths,
-        result.loss,
-        result.loss_low,
-        result.loss_high,
-        result.bits_per_byte,
-        result.accuracy,
-        strict=True,
-    )
-    for depth, loss, low, high, bits, accuracy in rows:
-        name = f"{depth} (trained)" if depth == result.trained_depth else str(depth)
-        table.add_row(
-            name, f"{loss:.4f}", f"{low:.4f} .. {high:.4f}", "" if bits is None else f"{bits:.3f}", f"{accuracy:.3f}"
-        )
-    weights = f"step {result.step}{', averaged weights' * result.ema}"
-    console.print(f"held-out data: {result.num_documents} documents, {result.num_tokens} tokens, {weights}")
-    console.print(table)
-    if (gain := result.gain) is not None:
-        direction, sign = ("lower", 1) if gain.nats >= 0 else ("higher", -1)
-        low, high = sorted((sign * gain.low, sign * gain.high))
-        interval = f"95 % interval {low:.4f} .. {high:.4f}, bootstrap over documents"
-        console.print(
-            f"depth {gain.to_depth} against depth {gain.from_depth}: {abs(gain.nats):.4f} nats {direction} "
-            f"({interval if result.num_documents > 1 else 'one document: no interval'})",
-            soft_wrap=True,
-        )
-    if result.exit_histogram is not None:
-        shares = ", ".join(f"{t}: {share:.1%}" for t, share in enumerate(result.exit_histogram, start=1))
-        console.print(
-            f"exit gate at {result.exit_threshold}: mean depth {result.expected_depth:.2f} with loss "
-            f"{result.exit_loss:.4f}; tokens that leave after loop {shares}",
-            soft_wrap=True,
-        )
-    if result.xz_bits_per_byte is not None:
-        console.print(f"xz -9 on the same bytes: {result.xz_bits_per_byte:.3f} bits/byte")
-
-
-def _data(run: Run, workdir: Path, data: str | None) -> object:
-    if data is not None:
+def _keep_sweep(
+    result: Sweep,
+    folder: Path,
+    other: str | None,
+    keeps_depths: bool,
+    out: Path | None,
+    console: Console | None,
+    keeps: bool,
+) -> None:
+    """Save the depths in the run, if it can be, and in `out`."""
+    if keeps:
         try:
-            given = json.loads(data) if data.startswith("{") else data
-        except json.JSONDecodeError as error:
-            raise UserError(f"--data {data} is not valid JSON ({error}); e.g. --data '{EXAMPLE}'") from None
-        return override(run, {"data.validation": given}).data.validation
-    if run.data.validation is None:
-        raise UserError(
-            f"the run in {workdir} names no held-out data (data.validation); give --data DIR, or a task, "
-            f"e.g. --data '{EXAMPLE}'"
-        )
-    return run.data.validation
+            path = result.save(folder, other_data=other, keeps_depths=keeps_depths)
+        except OSError as error:
+            warn(f"{folder} could not be written ({error.strerror}); the result is not there")
+        else:
+            if console is not None and path.stem.endswith(SOME_DEPTHS):
+                told = f"saved as {path}: the sweep of step {result.step} that is there has other depths too"
+                console.print(told, soft_wrap=True)
+    if out is not None:
+        try:
+            write_result(out, result.as_file())
+        except OSError as error:
+            raise UserError(f"--out {out} could not be written: {error.strerror}; name another file") from error
 
 
-def _other(held_out: HeldOut, run: Run, data: str | None) -> str | None:
-    """The fingerprint of `held_out` when the run has other held-out data. Where these are gone, they are what is given:
-    data may have moved since, and an address that was stored without its password cannot be opened."""
-    own = run.data.validation
-    if data is None or own is None or mask(data) == own:
-        return None
+def _keep(folder: Path, kind: str, result: Measured, *, other: str | None, keeps: bool) -> None:
+    """Save what else was measured in the run, if it can be."""
+    if not keeps or jax.process_index() != 0:
+        return
     try:
-        of_the_run = _identity(open_held_out(own, run.data))
-    except UserError:
-        return None
-    given = _identity(held_out)
-    return None if of_the_run == given else given
-
-
-def _identity(held_out: HeldOut) -> str:
-    if held_out.dataset is not None:
-        return held_out.dataset.fingerprint
-    return hashlib.sha256(held_out.windows.fingerprint.encode()).hexdigest()
+        result.save(folder, kind, other_data=other)
+    except OSError as error:
+        warn(f"{folder} could not be written ({error.strerror}); {kind} of step {result.step} are not there")

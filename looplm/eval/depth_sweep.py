@@ -6,69 +6,24 @@ One pass over the data scores all depths. The record it gives (`metrics.sweep`) 
 import lzma
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
 from looplm.eval.bootstrap import interval, resampled_means
+from looplm.eval.calibration import calibrated
+from looplm.eval.exit_tokens import ExitTokens
 from looplm.eval.sample import take_sample
-from looplm.eval.score import Scorer, TokenScores, exit_loops
-from looplm.metrics.sweep import Gain, LoopMeans, Sample, Sweep
+from looplm.eval.score import Scorer
+from looplm.eval.solve import solve_curve
+from looplm.eval.tally import EXIT_THRESHOLD, Tally
+from looplm.metrics.sweep import Calibrated, Gain, Sample, Sweep
 from looplm.model.functional import Params
-from looplm.model.gates import log_exit_distribution
 
-EXIT_THRESHOLD = 0.5
-"""A token leaves when it has more likely left than not."""
 XZ_LIMIT_BYTES = 64 * 2**20
-
-
-class Tally:
-    """Sums of token scores by document."""
-
-    def __init__(self, num_documents: int, num_loops: int, exit_depth: int | None):
-        self.nll_GR = np.zeros((num_documents, num_loops))
-        self.correct_R = np.zeros(num_loops)
-        self.tokens_G = np.zeros(num_documents)
-        self.exit_depth = exit_depth
-        self.exit_counts_R = np.zeros(exit_depth or 0)
-        self.exit_nll = 0.0
-        self.exit_probability_R = np.zeros(exit_depth or 0)
-        self.loops_R: dict[str, np.ndarray] = {}
-
-    def add(self, batch: dict[str, np.ndarray], scores: TokenScores) -> None:
-        """Adds a batch of the evaluation loader and its scores."""
-        scored_BS = batch["labels"] >= 0
-        documents = batch["documents"][scored_BS]
-        for loop, nll_BS in enumerate(scores.nll_RBS):
-            self.nll_GR[:, loop] += np.bincount(documents, nll_BS[scored_BS], minlength=len(self.tokens_G))
-        self.tokens_G += np.bincount(documents, minlength=len(self.tokens_G))
-        self.correct_R += scores.correct_RBS.sum(axis=(1, 2))
-        for name, sums_R in scores.loops_R.items():
-            self.loops_R[name] = self.loops_R.get(name, 0.0) + sums_R.astype(np.float64)
-        left_BS, gate_logits_RBS = self.exits(scores), scores.gate_logits_RBS
-        if left_BS is None or gate_logits_RBS is None:
-            return
-        exit_nll_BS = np.take_along_axis(scores.nll_RBS, left_BS[None] - 1, axis=0)[0]
-        self.exit_counts_R += np.bincount(left_BS[scored_BS], minlength=len(self.exit_counts_R) + 1)[1:]
-        self.exit_nll += float(exit_nll_BS[scored_BS].sum())
-        exit_RBS = np.exp(log_exit_distribution(jnp.asarray(gate_logits_RBS[: self.exit_depth])))
-        self.exit_probability_R += exit_RBS[:, scored_BS].sum(axis=1)
-
-    def exits(self, scores: TokenScores) -> np.ndarray | None:
-        """Return the loop after which every token leaves at the usual threshold, (B, S); None without a gate."""
-        if self.exit_depth is None or scores.gate_logits_RBS is None:
-            return None
-        return exit_loops(scores.gate_logits_RBS[: self.exit_depth], EXIT_THRESHOLD)
-
-    def loop_means(self) -> LoopMeans | None:
-        """Return what every loop does to the state; None where nothing was measured."""
-        if not self.loops_R:
-            return None
-        tokens = self.tokens_G.sum()
-        means = {name.removeprefix("loop/"): (sums_R / tokens).tolist() for name, sums_R in self.loops_R.items()}
-        return LoopMeans(**means, exit_probability=(self.exit_probability_R / tokens).tolist() or None)
 
 
 def depth_sweep(
@@ -83,6 +38,7 @@ def depth_sweep(
     ema: bool = False,
     max_batches: int | None = None,
     with_xz: bool = False,
+    exits: ExitTokens | None = None,
 ) -> Sweep:
     """Scores `held_out` at the given depths.
 
@@ -95,30 +51,30 @@ def depth_sweep(
         ema: whether `params` are averaged weights; goes into the record.
         max_batches: read only so many batches, spread over the data.
         with_xz: compress the text for comparison (seconds per 10 MB).
+        exits: gathers what exit rules ask, of a scorer of signals.
 
     Raises UserError when the data do not fit the model, or nothing of them can be scored.
     """
     config = score.lm.config
     held_out.check_vocab(config.vocab_size)
     held_out.check_labels(batch_size=batch_size, max_batches=max_batches)
-    exit_depth = trained_depth if config.exit_gate and trained_depth <= score.num_loops else None
-    tally = Tally(held_out.num_documents, score.num_loops, exit_depth)
+    has_exits = config.exit_gate and score.one_pass and trained_depth <= score.num_loops
+    tally = Tally(held_out.num_documents, score.num_loops, trained_depth if has_exits else None, score.tempered)
     sample: Sample | None = None
     for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):
         scores = score(params, batch)
         tally.add(batch, scores)
         sample = sample or take_sample(held_out, batch, scores, depths, tally.exits(scores))
-    tokens = tally.tokens_G.sum()
-    columns = np.array(depths) - 1
-    loss_R = tally.nll_GR.sum(axis=0) / tokens
+        if exits is not None:
+            exits.add(batch, scores)
+    exit_depth, tokens = tally.exit_depth, tally.tokens_G.sum()
     scored_G = tally.tokens_G > 0
-    samples = resampled_means(tally.nll_GR[scored_G], tally.tokens_G[scored_G])
-    low_R, high_R = interval(samples)
-    to_depth = min(trained_depth, score.num_loops)
-    change_low, change_high = interval(samples[:, columns] - samples[:, [to_depth - 1]])
-    gain_low, gain_high = interval(samples[:, min(depths) - 1] - samples[:, to_depth - 1])
-    # Of all tokens and bytes: exact also when only a part was scored.
-    tokens_per_byte, bits_R = held_out.tokens_per_byte, loss_R[columns] / math.log(2)
+    tokens_G = tally.tokens_G[scored_G]
+    summarise = partial(
+        _summary, tokens_G=tokens_G, depths=depths, trained_depth=min(trained_depth, score.num_loops),
+        tokens_per_byte=held_out.tokens_per_byte,
+    )  # fmt: skip
+    found = calibrated(tally.tempered_GRK[scored_G], tokens_G) if tally.tempered_GRK is not None else None
     return Sweep(
         step=step,
         ema=ema,
@@ -128,20 +84,12 @@ def depth_sweep(
         num_documents=int(scored_G.sum()),
         depths=list(depths),
         trained_depth=trained_depth,
-        loss=loss_R[columns].tolist(),
-        loss_low=low_R[columns].tolist(),
-        loss_high=high_R[columns].tolist(),
-        bits_per_byte=[None] * len(depths) if tokens_per_byte is None else (bits_R * tokens_per_byte).tolist(),
-        accuracy=(tally.correct_R[columns] / tokens).tolist(),
-        change_low=change_low.tolist(),
-        change_high=change_high.tolist(),
-        gain=Gain(
-            from_depth=min(depths),
-            to_depth=to_depth,
-            nats=float(loss_R[min(depths) - 1] - loss_R[to_depth - 1]),
-            low=float(gain_low),
-            high=float(gain_high),
-        ),
+        **summarise(tally.nll_GR[scored_G]),
+        accuracy=[float(tally.correct_GR[:, depth - 1].sum() / tokens) for depth in depths],
+        calibrated=None
+        if found is None
+        else Calibrated(temperature=[float(found[1][:, depth - 1].mean()) for depth in depths], **summarise(found[0])),
+        solve=None if held_out.dataset else solve_curve(tally.correct_GR[scored_G], tokens_G),
         exit_threshold=EXIT_THRESHOLD if exit_depth else None,
         exit_histogram=(tally.exit_counts_R / tokens).tolist() if exit_depth else None,
         expected_depth=float(tally.exit_counts_R @ np.arange(1, exit_depth + 1) / tokens) if exit_depth else None,
@@ -150,6 +98,40 @@ def depth_sweep(
         sample=sample,
         loops=tally.loop_means(),
     )
+
+
+def _summary(
+    nll_GR: np.ndarray,
+    *,
+    tokens_G: np.ndarray,
+    depths: Sequence[int],
+    trained_depth: int,
+    tokens_per_byte: float | None,
+) -> dict[str, Any]:
+    """What a sweep and its calibrated part say of losses, of their sums by document."""
+    loss_R = nll_GR.sum(axis=0) / tokens_G.sum()
+    samples = resampled_means(nll_GR, tokens_G)
+    columns, first, last = np.array(depths) - 1, min(depths) - 1, trained_depth - 1
+    low_R, high_R = interval(samples)
+    change_low, change_high = interval(samples[:, columns] - samples[:, [last]])
+    gain_low, gain_high = interval(samples[:, first] - samples[:, last])
+    # Of all tokens and bytes: exact also when only a part was scored.
+    bits = [None if tokens_per_byte is None else float(loss_R[c] / math.log(2) * tokens_per_byte) for c in columns]
+    return {
+        "loss": loss_R[columns].tolist(),
+        "loss_low": low_R[columns].tolist(),
+        "loss_high": high_R[columns].tolist(),
+        "bits_per_byte": bits,
+        "change_low": change_low.tolist(),
+        "change_high": change_high.tolist(),
+        "gain": Gain(
+            from_depth=first + 1,
+            to_depth=trained_depth,
+            nats=float(loss_R[first] - loss_R[last]),
+            low=float(gain_low),
+            high=float(gain_high),
+        ),
+    }
 
 
 def xz_bits_per_byte(held_out: HeldOut) -> float | None:

@@ -1,5 +1,6 @@
 """Scores every token at every depth in one forward pass."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,15 +9,25 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from looplm.data.window import IGNORED, PADDING
+from looplm.eval.reading import LoopReading, read_all, read_one
 from looplm.metrics.loop_stats import scored_sums
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
-from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
 from looplm.sharding.rules import activation_spec, placement
+
+
+class Signals(NamedTuple):
+    """What exit rules ask after every loop, on the host; see `LoopReading` and `LoopStatistics`."""
+
+    best_RBS: Any
+    entropy_RBS: Any
+    confidence_RBS: Any
+    divergence_RBS: Any
+    change_RBS: Any
 
 
 class TokenScores(NamedTuple):
@@ -28,16 +39,34 @@ class TokenScores(NamedTuple):
     gate_logits_RBS: np.ndarray | None
     loops_R: dict[str, np.ndarray]
     """What every loop did to the state, by metric name (`metrics.loop_stats`), summed over the scored tokens."""
+    tempered_RBSK: np.ndarray | None = None
+    """Losses at other temperatures; see `LoopReading`."""
+    signals: Signals | None = None
 
 
 class Scorer:
-    """Scores batches of the loader at depths 1..num_loops; one program per batch shape."""
+    """Scores batches of the loader at depths 1..num_loops; one program per batch shape.
 
-    def __init__(self, lm: FunctionalLM, mesh: jax.sharding.Mesh, num_loops: int):
+    Where a loop does something else if there are more of them after it (`model.residual_step = inverse_loops`), one
+    pass is not what a run of fewer loops is: every depth has a pass of its own, and nothing is said of the gate.
+    """
+
+    def __init__(
+        self,
+        lm: FunctionalLM,
+        mesh: jax.sharding.Mesh,
+        num_loops: int,
+        *,
+        tempered: bool = False,
+        signals: bool = False,
+    ):
+        """tempered, signals: whether these are measured too; signals only in one pass."""
         self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
+        self.tempered, self.signals = tempered, signals
+        self.one_pass = lm.config.residual_step != "inverse_loops"
         self._rows = placement(mesh, "batch")
         self._dtype = compute_dtype(lm.config)
-        self._score = jax.jit(self._forward)
+        self._score = jax.jit(self._forward, static_argnames=("num_loops", "reads"))
 
     def __call__(self, params: Params, batch: dict[str, np.ndarray]) -> TokenScores:
         """Host arrays in, host arrays out; every host gives and gets all rows."""
@@ -46,10 +75,17 @@ class Scorer:
                 name: jax.make_array_from_process_local_data(self._rows, batch[name], batch[name].shape)
                 for name in ("tokens", "labels", "segments", "positions")
             }
-            return TokenScores(*jax.device_get(self._score(params, placed)))
+            score = partial(self._score, params, placed)
+            if self.one_pass:
+                return TokenScores(*jax.device_get(score(num_loops=self.num_loops, reads="all")))
+            runs = [jax.device_get(score(num_loops=depth, reads="last")) for depth in range(1, self.num_loops + 1)]
+            read = ((run[0], run[1], run[4]) for run in runs)
+            nll, correct, tempered = jax.tree.map(lambda *leaves: np.concatenate(leaves), *read)
+            return TokenScores(nll, correct, None, runs[-1][3], tempered)
 
-    def _forward(self, params: Params, batch: dict[str, jax.Array]) -> tuple[Any, ...]:
+    def _forward(self, params: Params, batch: dict[str, jax.Array], num_loops: int, reads: Any) -> tuple:
         model = self.lm.bind(self.lm.gather(params, self._dtype))
+        labels_BS = batch["labels"]
         context = Context(
             batch["positions"],
             self_mask(self.lm.config, batch["segments"]),
@@ -57,15 +93,26 @@ class Scorer:
             sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
             counted_BS=batch["segments"] != PADDING,
         )
-        depth = Depth(self.num_loops)
         forward = Forward(
-            model, batch["tokens"], context, depth, self._dtype, with_statistics=True, statistics_of_all=True
+            model, batch["tokens"], context, Depth(num_loops), self._dtype, with_statistics=True, statistics_of_all=True
         )
-        output = forward("all", scoring(model, batch["labels"]))
+        if self.signals:
+            output = forward("all")
+            reading = read_all(model, output.read, labels_BS, tempered=self.tempered)
+        else:
+            output = forward(reads, partial(read_one, model, labels_BS=labels_BS, tempered=self.tempered))
+            reading = output.read
         assert output.statistics is not None, "with_statistics"
-        loops_R = jax.vmap(scored_sums, in_axes=(0, None))(output.statistics, batch["labels"] != IGNORED)
-        result = (output.read.nll_BS, output.read.correct_BS, output.gate_logits_RBS, loops_R)
+        loops_R = jax.vmap(scored_sums, in_axes=(0, None))(output.statistics, labels_BS != IGNORED)
+        signals = self._signals(reading, output)
+        result = (reading.nll, reading.correct, output.gate_logits_RBS, loops_R, reading.tempered, signals)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
+
+    def _signals(self, reading: LoopReading, output: Any) -> Signals | None:
+        if not self.signals:
+            return None
+        change_RBS = output.statistics.residual_rel_BS
+        return Signals(reading.best, reading.entropy, reading.confidence, reading.divergence, change_RBS)
 
 
 def exit_loops(gate_logits_RBS: np.ndarray, threshold: float) -> np.ndarray:

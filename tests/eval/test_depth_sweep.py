@@ -16,9 +16,10 @@ from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
 from looplm.data.window import IGNORED, AllWindows
 from looplm.errors import UserError
-from looplm.eval.depth_sweep import Tally, depth_sweep, xz_bits_per_byte
+from looplm.eval.depth_sweep import depth_sweep, xz_bits_per_byte
 from looplm.eval.sample import take_sample
 from looplm.eval.score import Scorer, TokenScores
+from looplm.eval.tally import Tally
 from looplm.sharding.mesh import build_mesh
 
 
@@ -141,7 +142,7 @@ def test_tokens_leave_before_the_last_loop_where_the_gate_says_so():
     assert tally.exit_nll == nll_RBS[0, 0, 0] + nll_RBS[1, 0, 1] + nll_RBS[1, 1, 0]
     np.testing.assert_array_equal(tally.nll_GR, [[1, 9, 17], [2, 6, 10]])
     np.testing.assert_array_equal(tally.tokens_G, [2, 1])
-    np.testing.assert_array_equal(tally.correct_R, [1, 2, 3])
+    np.testing.assert_array_equal(tally.correct_GR, [[1, 2, 2], [0, 0, 1]])
     means = tally.loop_means()
     assert means is not None
     assert means.state_norm == [1, 2, 3]

@@ -24,8 +24,8 @@ def in_chunks(
     """Score the tokens of a few slices of the sequence, one slice after the other.
 
     Args:
-        score: (slices of the arrays, (B, C, ...) each) -> scores of every token, a NamedTuple of (B, C). It is computed
-            again in the backward pass.
+        score: (slices of the arrays, (B, C, ...) each) -> scores of every token, a NamedTuple of (B, C, ...). It is
+            computed again in the backward pass.
         arrays: (B, S, ...).
         fills: what pads each of them where the last slice is longer than the rest.
         logits_per_token: how many logits `score` makes for a token.
@@ -56,9 +56,10 @@ def in_chunks(
         return reshape(x, (*x.shape[:2], shards * chunk, *x.shape[4:]), "one", "batch", "sequence")
 
     def chunks_back(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(reshape(x, (len(x), batch, shards, chunk), "one", "batch", "sequence"), 0, 2)
-        x = reshape(x, (batch, shards, x.shape[2] * chunk), "batch", "sequence")
-        return reshape(x[:, :, :device_length], (batch, length), "batch", "sequence")
+        rest = x.shape[3:]
+        x = jnp.moveaxis(reshape(x, (len(x), batch, shards, chunk, *rest), "one", "batch", "sequence"), 0, 2)
+        x = reshape(x, (batch, shards, x.shape[2] * chunk, *rest), "batch", "sequence")
+        return reshape(x[:, :, :device_length], (batch, length, *rest), "batch", "sequence")
 
     sliced = tuple(chunks_first(x, fill) for x, fill in zip(arrays, fills, strict=True))
     _, scores = jax.lax.scan(lambda _, xs: (None, score(*xs)), None, sliced)
