@@ -89,7 +89,7 @@ def measure_kv(subject: Subject, policies: Sequence[tuple[str, str | None]]) -> 
     Raises UserError where no text of the held-out data is long enough.
     """
     lm, R, texts = subject.lm, subject.run.loop.num_loops, texts_of(subject, rows=ROWS, length=LENGTH)
-    params = jax.device_put(subject.params, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    params = jax.device_put(jax.device_get(subject.params), jax.devices()[0])
     params = lm.apart(params) if jax.default_backend() == "cpu" else params
     score = partial(score_policy, lm, params, texts, R)
     _, group_N = np.unique(texts.document_N, return_inverse=True)
