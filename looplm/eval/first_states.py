@@ -1,5 +1,6 @@
 """Whether the loops forget where they began: passes from several first states, compared two by two."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from looplm.config.schema import Model, NormalState
 from looplm.data.loader import eval_batches
 from looplm.data.window import PADDING
 from looplm.errors import UserError
+from looplm.eval.reading import head_of, sliced
 from looplm.eval.subject import Subject
 from looplm.eval.trail import Recorder
 from looplm.metrics.first_states import FirstStates
@@ -21,9 +23,7 @@ from looplm.model.functional import Params, compute_dtype
 from looplm.model.lm import LoopLM
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
-from looplm.ops.cross_entropy.chunks import chunk_length, over_chunks
 from looplm.ops.cross_entropy.label import cross_entropy
-from looplm.ops.cross_entropy.product import head_logits
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.rules import activation_spec, placement
 
@@ -39,13 +39,6 @@ class Sums(NamedTuple):
     nll_RN: jax.Array
     """Over tokens alone."""
     tokens: jax.Array
-
-
-class States(Recorder):
-    """The halting rule `inner`, and beside it what is read of the state after every loop."""
-
-    def record(self, before_BSD: jax.Array, h_BSD: jax.Array) -> jax.Array:
-        return h_BSD
 
 
 def check_first_states(model: Model, number: int) -> None:
@@ -95,7 +88,7 @@ def _compare(subject: Subject, params: Params, batch: dict[str, jax.Array], num_
     lm = subject.lm
     dtype, labels_BS = compute_dtype(lm.config), batch["labels"]
     model = lm.bind(lm.gather(params, dtype))
-    halting = States(model.halting, num_loops)
+    halting = Recorder(model.halting, num_loops)
     passes = []
     for key in jax.random.split(jax.random.key(0), number):
         context = Context(
@@ -106,24 +99,21 @@ def _compare(subject: Subject, params: Params, batch: dict[str, jax.Array], num_
             counted_BS=batch["segments"] != PADDING,
         )
         output = Forward(model, batch["tokens"], context, Depth(num_loops), dtype, halting=halting)("all")
-        passes.append((output.halt.record_BSR, jnp.moveaxis(output.read, 0, 2)))
+        passes.append((output.halt.states_BSRD, jnp.moveaxis(output.read, 0, 2)))
     states_BSNRD, hidden_BSNRD = (jnp.stack(leaves, axis=2) for leaves in zip(*passes, strict=True))
-    chunk = chunk_length(*_shape(labels_BS), model.head_VD.shape[0] * number)
-    made = over_chunks(
-        lambda *slices: _compared(model, *slices), chunk, (states_BSNRD, 0), (hidden_BSNRD, 0), (labels_BS, IGNORED)
-    )
+    made = sliced(partial(_compared, model), model, states_BSNRD, hidden_BSNRD, labels_BS, heads=number)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=(0, 1)), made)
     return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), Sums(*sums))
 
 
 def _compared(model: LoopLM, states_BCNRD: jax.Array, hidden_BCNRD: jax.Array, labels_BC: jax.Array) -> tuple:
     """Return the fields of `Sums` token by token, (B, C, ...)."""
-    number, scored_BC = states_BCNRD.shape[2], labels_BC != IGNORED
+    number, scored_BC, head = states_BCNRD.shape[2], labels_BC != IGNORED, head_of(model)
     pairs = [(i, j) for i in range(number) for j in range(i)]
 
     def loop(_: None, of_loop: tuple[jax.Array, ...]) -> tuple[None, tuple]:
         states_BCND, hidden_BCND = of_loop
-        logits = [at_least_fp32(_logits(model, hidden_BCND[:, :, n])) for n in range(number)]
+        logits = [at_least_fp32(head(hidden_BCND[:, :, n])) for n in range(number)]
         log_p = [jax.nn.log_softmax(logits_BCV) for logits_BCV in logits]
         best = [jnp.argmax(logits_BCV, axis=-1) for logits_BCV in logits]
         state = [at_least_fp32(states_BCND[:, :, n]) for n in range(number)]
@@ -142,18 +132,9 @@ def _compared(model: LoopLM, states_BCNRD: jax.Array, hidden_BCNRD: jax.Array, l
     return (*(jnp.moveaxis(x, 0, 2) for x in found), scored_BC.astype(jnp.float32))
 
 
-def _logits(model: LoopLM, hidden_BCD: jax.Array) -> jax.Array:
-    return head_logits(hidden_BCD, model.head_VD, model.head_bias_V, model.config.logit_softcap)
-
-
 def _norm(x_BCD: jax.Array) -> jax.Array:
     return jnp.linalg.norm(x_BCD, axis=-1)
 
 
 def _over(scored_BC: jax.Array, x: Any) -> jax.Array:
     return scored_BC.reshape(*scored_BC.shape, *(1,) * (x.ndim - 2))
-
-
-def _shape(labels_BS: jax.Array) -> tuple[int, int]:
-    batch, length = labels_BS.shape
-    return batch, length

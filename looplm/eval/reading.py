@@ -84,9 +84,7 @@ def sliced(score: Callable[..., Any], model: LoopLM, *arrays_and_labels: jax.Arr
     most = IN_CACHE if jax.default_backend() == "cpu" else CHUNK_LOGITS
     fills = [0] * (len(arrays_and_labels) - 1) + [IGNORED]
     width = head_of(model).num_logits * heads
-    return in_chunks(
-        score, arrays_and_labels, fills=fills, logits_per_token=width, chunk_logits=most, save=True
-    )
+    return in_chunks(score, arrays_and_labels, fills=fills, logits_per_token=width, chunk_logits=most, save=True)
 
 
 def head_of(model: LoopLM) -> Head:
