@@ -34,6 +34,7 @@ SIGNATURES = {
         "temperature": 0.0,
         "seed": 0,
         "kv": None,
+        "allow_lossy_kv": False,
         "messages": None,
         "draft": None,
         "top_k": None,

@@ -77,13 +77,16 @@ class Scorer:
             }
             score = partial(self._score, params, placed)
             if self.one_pass:
-                return TokenScores(*jax.device_get(score(num_loops=self.num_loops, reads="all")))
+                return TokenScores(*jax.device_get(score()))
             runs = [jax.device_get(score(num_loops=depth, reads="last")) for depth in range(1, self.num_loops + 1)]
             read = ((run[0], run[1], run[4]) for run in runs)
             nll, correct, tempered = jax.tree.map(lambda *leaves: np.concatenate(leaves), *read)
             return TokenScores(nll, correct, None, runs[-1][3], tempered)
 
-    def _forward(self, params: Params, batch: dict[str, jax.Array], num_loops: int, reads: Any) -> tuple:
+    def _forward(
+        self, params: Params, batch: dict[str, jax.Array], num_loops: int | None = None, reads: Any = "all"
+    ) -> tuple[Any, ...]:
+        num_loops = num_loops or self.num_loops
         model = self.lm.bind(self.lm.gather(params, self._dtype))
         labels_BS = batch["labels"]
         context = Context(
