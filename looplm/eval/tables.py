@@ -106,11 +106,12 @@ def print_exits(result: ExitSweep, console: Console) -> None:
             losses = (controls.fixed, controls.random, controls.shuffled, controls.oracle)
             table.add_row(
                 point.rule.partition(":")[2] or point.rule, f"{point.mean_depth:.2f}", str(point.depth_p99),
-                f"{point.loss:.3f}", f"{point.excess_low:+.3f} .. {point.excess_high:+.3f}",
+                f"{point.loss:.3f}", f"{point.excess_low:+.3f}..{point.excess_high:+.3f}",
                 *(f"{loss:.3f}" for loss in losses),
             )  # fmt: skip
         console.print(table)
-        for safe in rule.safe:
+        # The tightest tolerance says the most of a threshold.
+        for safe in reversed({safe.rule: safe for safe in reversed(rule.safe)}.values()):
             console.print(
                 f"{safe.rule}: costs at most {safe.tolerance:g} nats with {safe.confidence:.0%} confidence (bound "
                 f"{safe.excess_upper:+.4f}), mean depth {safe.mean_depth:.2f} of {result.num_loops}; at most "
@@ -131,8 +132,8 @@ def print_kv(result: KVLosses, console: Console) -> None:
     table = _table("policy", "exit", "loss", "change", "95 % interval", "agree", "depth", "bytes", "share")
     for policy in result.policies:
         table.add_row(
-            policy.policy, policy.exit or "", f"{policy.loss:.4f}",
-            *_change(policy.change, policy.change_low, policy.change_high), f"{policy.agreement:.1%}",
+            policy.policy, policy.exit or "", f"{policy.loss:.3f}", f"{policy.change:+.3f}",
+            f"{policy.change_low:+.3f}..{policy.change_high:+.3f}", f"{policy.agreement:.1%}",
             f"{policy.mean_depth:.2f}", str(policy.bytes_per_token), f"{policy.share:.0%}",
         )  # fmt: skip
     console.print(table)
@@ -156,7 +157,7 @@ def print_first_states(result: FirstStates, console: Console) -> None:
 
 
 def _table(*headers: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
     return table

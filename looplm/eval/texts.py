@@ -1,5 +1,6 @@
 """Held-out texts one by one, each with a prompt and what follows it."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from looplm.eval.subject import Subject
 
 SHORTEST = 8
 MOST_BATCHES = 64
+Text = tuple[np.ndarray, np.ndarray, int, int]
+"""Tokens, labels, tokens of the prompt, document."""
 
 
 class Texts(NamedTuple):
@@ -34,12 +37,13 @@ class Texts(NamedTuple):
 
 
 def texts_of(subject: Subject, *, rows: int, length: int) -> Texts:
-    """Cut texts of at most `length` tokens out of windows that are spread over the held-out data, the longest first.
+    """Cut texts of at most `length` tokens out of windows that are spread over the held-out data: of every document its
+    longest, then of every document the next, and so on.
 
     Raises UserError where none has a token to score behind its prompt.
     """
     length = min(length, subject.run.data.sequence_length)
-    found: list[tuple[np.ndarray, np.ndarray, int, int]] = []
+    found: list[Text] = []
     batches = min(MOST_BATCHES, subject.num_batches)
     for batch in eval_batches(subject.held_out.windows, batch_size=subject.batch_size, max_batches=batches):
         for tokens_S, labels_S, segments_S, documents_S in zip(
@@ -60,10 +64,19 @@ def texts_of(subject: Subject, *, rows: int, length: int) -> Texts:
             f"held-out data {subject.held_out.name} has no text of {SHORTEST} tokens with one to score in its second "
             "half, so KV policies cannot be measured; give longer texts with --data"
         )
-    chosen = sorted(found, key=lambda text: -len(text[0]))[:rows]
+    chosen = _spread(found)[:rows]
     tokens_NT = np.zeros((len(chosen), length), np.int32)
     labels_NT = np.full((len(chosen), length), IGNORED, np.int32)
     for row, (tokens, labels, _, _) in enumerate(chosen):
         tokens_NT[row, : len(tokens)], labels_NT[row, : len(labels)] = tokens, labels
     lengths, prompts, documents = zip(*((len(t), p, d) for t, _, p, d in chosen), strict=True)
     return Texts(tokens_NT, labels_NT, np.array(lengths), np.array(prompts), np.array(documents))
+
+
+def _spread(found: list[Text]) -> list[Text]:
+    """Order texts by how many of their document come before, and long ones first."""
+    longest, seen, ranked = sorted(found, key=lambda text: -len(text[0])), Counter[int](), []
+    for text in longest:
+        ranked.append((seen[text[3]], text))
+        seen[text[3]] += 1
+    return [text for _, text in sorted(ranked, key=lambda one: one[0])]

@@ -6,7 +6,7 @@ import pytest
 
 from looplm.errors import UserError
 from looplm.eval.kv import score_policy
-from looplm.eval.texts import Texts
+from looplm.eval.texts import Texts, _spread
 from looplm.infer.generate import generate
 from looplm.infer.lossy import LARGE, check_kv
 from looplm.metrics.kv_loss import KVLosses, KVPolicyLoss
@@ -96,3 +96,9 @@ def test_what_was_never_measured_is_told(text, tmp_path, capsys):
 def test_policies_that_keep_everything_need_no_measurement(text, tmp_path, capsys):
     check_kv(text, R, np.float32, tmp_path / "eval" / "kv-3.json")
     assert capsys.readouterr().err == ""
+
+
+def test_texts_are_of_all_documents_before_any_has_a_second():
+    found = [(np.zeros(length), np.zeros(length), 4, document) for length, document in ((9, 0), (9, 0), (8, 1), (9, 1))]
+    chosen = [(len(tokens), document) for tokens, _, _, document in _spread(found)]
+    assert chosen == [(9, 0), (9, 1), (9, 0), (8, 1)]
