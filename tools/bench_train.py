@@ -4,19 +4,24 @@
     python tools/bench_train.py --peer ouro --checkout CHECKOUT            official code: LoopedLMs/ouro_rl
     python tools/bench_train.py --peer huginn --checkout CHECKOUT          official code: seal-rg/recurrent-pretraining
     ... --compiled                                                         through torch.compile
+    ... --burden 2                                                         beside processes that copy large arrays
+    ... --side looplm, --side peer                                         one of both alone: the process's peak memory
 
 A step is forward, backward and AdamW in float32 on the same random tokens. The twin has R x L layers with weights of
 their own and runs once: the same FLOPs, but for what loops add. The official codes need torch and transformers 4.54.
 """
 
 import importlib
+import multiprocessing
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -148,6 +153,49 @@ def official(folder: Path, module: str) -> ModuleType:
     return importlib.import_module(f"official.{module}")
 
 
+def copy_arrays(num_bytes: int = 2**28) -> None:
+    """Copies an array again and again, as a busy machine's memory would be used; never returns."""
+    array = np.ones(num_bytes, np.uint8)
+    while True:
+        array.copy()
+
+
+@contextmanager
+def beside(processes: int) -> Iterator[None]:
+    """Runs so many processes that copy arrays of 256 MB meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    burden = [context.Process(target=copy_arrays, daemon=True) for _ in range(processes)]
+    for process in burden:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in burden:
+            process.kill()
+
+
+class Timed(NamedTuple):
+    """What every step took, in seconds, by name; and its last loss."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+    losses: dict[str, float]
+
+
+def timed(steps: dict[str, Step], rounds: int) -> Timed:
+    """Runs the steps in turn."""
+    found = Timed({name: [] for name in steps}, {name: [] for name in steps}, {})
+    for step in steps.values():  # warm-up
+        step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            found.losses[name] = step()
+            found.wall[name].append(time.perf_counter() - started)
+            found.cpu[name].append(time.process_time() - cpu_started)
+    return found
+
+
 def main(
     peer: Annotated[Literal["twin", "ouro", "huginn"], typer.Option(help="What looplm is compared with.")] = "twin",
     checkout: Annotated[Path | None, typer.Option(help="Checkout of the official code.")] = None,
@@ -161,36 +209,43 @@ def main(
     vocab: int = 8192,
     threads: int = 2,
     unroll: Annotated[bool, typer.Option(help="Write loops and layers out.")] = True,
+    burden: Annotated[int, typer.Option(help="Processes beside it that copy arrays of 256 MB.")] = 0,
+    side: Annotated[Literal["both", "looplm", "peer"], typer.Option(help="Which to run.")] = "both",
 ) -> None:
-    """Prints one row of a table."""
-    sizes = dict(dim=dim, layers=layers, loops=loops, length=length, batch=batch, vocab=vocab, unroll=unroll)
+    """Prints rates, and the ratio or the peak of memory."""
+    sizes: dict[str, Any] = dict(
+        dim=dim, layers=layers, loops=loops, length=length, batch=batch, vocab=vocab, unroll=unroll
+    )
     run = run_of(peer, **sizes)
     tokens_BS = np.random.default_rng(0).integers(0, vocab, (batch, length), dtype=np.int32)
-    if peer == "twin":
-        other_run = override(run, {"loop.num_loops": 1, "model.block_layers": layers * loops})
-        other = looplm_step(other_run, tokens_BS)
-    elif checkout is None:
+    if peer != "twin" and side != "looplm" and checkout is None:
         raise typer.BadParameter(f"--peer {peer} needs --checkout")
-    else:
-        other = torch_step(peer, run, tokens_BS, checkout, compiled=compiled, threads=threads)
-    steps = {"looplm": looplm_step(run, tokens_BS), peer: other}
-    losses = {name: step() for name, step in steps.items()}  # warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            losses[name] = step()
-            seconds[name].append(time.perf_counter() - started)
-    rates = {name: batch * length / statistics.median(times) for name, times in seconds.items()}
-    ratio = statistics.median(b / a for a, b in zip(seconds["looplm"], seconds[peer], strict=True))
+    steps: dict[str, Step] = {}
+    if side != "peer":
+        steps["looplm"] = looplm_step(run, tokens_BS)
+    if side != "looplm" and checkout is not None:
+        steps[peer] = torch_step(peer, run, tokens_BS, checkout, compiled=compiled, threads=threads)
+    elif side != "looplm":
+        other_run = override(run, {"loop.num_loops": 1, "model.block_layers": layers * loops})
+        steps[peer] = looplm_step(other_run, tokens_BS)
+    with beside(burden):
+        found = timed(steps, rounds)
     program = Program(run, build_mesh(Mesh(), jax.devices()[:1]))
     flops = step_flops(program.trace().jaxpr).at(0).model / (batch * length)
-    print(f"jax {jax.__version__}, {peer}{' compiled' if compiled else ''}, {rounds} rounds, {sizes}")
-    print(f"losses {', '.join(f'{name} {loss:.3f}' for name, loss in losses.items())}")
-    print(
-        f"looplm {rates['looplm']:.0f} tokens/s ({rates['looplm'] * flops / 1e9:.0f} GFLOP/s), "
-        f"{peer} {rates[peer]:.0f} tokens/s, looplm is {ratio:.2f} times as fast (median of pairs)"
-    )
+    print(f"jax {jax.__version__}, {peer}{' compiled' if compiled else ''}, {rounds} rounds, burden {burden}, {sizes}")
+    print(f"losses {', '.join(f'{name} {loss:.3f}' for name, loss in found.losses.items())}")
+    for name, times in found.wall.items():
+        rate = batch * length / statistics.median(times)
+        cpu = statistics.median(found.cpu[name])
+        print(f"{name} {rate:.0f} tokens/s ({rate * flops / 1e9:.0f} GFLOP/s), {cpu:.2f} CPU seconds a step")
+    if side == "both":
+        wall, cpu = (
+            statistics.median(b / a for a, b in zip(each["looplm"], each[peer], strict=True))
+            for each in (found.wall, found.cpu)
+        )
+        print(f"looplm is {wall:.2f} times as fast (median of pairs), {cpu:.2f} times by CPU seconds")
+    else:
+        print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
 if __name__ == "__main__":

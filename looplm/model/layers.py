@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer, ones, zeros
 
 from looplm.config.schema import Model, Place
 from looplm.ops.norm import layer_norm, rms_norm
+from looplm.ops.weight_product import weight_product
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
@@ -111,7 +112,7 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True, used=used)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = jnp.einsum(self.equation, x, use(self.kernel, x.dtype), out_sharding=activation_spec(*self.out))
+        out = weight_product(self.equation, x, use(self.kernel, x.dtype), activation_spec(*self.out))
         return out if self.adapter is None else out + self.adapter(x)
 
 

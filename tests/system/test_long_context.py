@@ -9,6 +9,7 @@ import pytest
 from looplm.config.schema import Run
 from looplm.sharding.mesh import build_mesh
 from looplm.train.flops import step_flops
+from looplm.train.memory import memory_of
 from looplm.train.program import Program
 from tests.system.test_meshes import ALONE, MODEL, WITH_EXPERTS, assert_same, train
 
@@ -87,3 +88,20 @@ def test_model_flops_do_not_depend_on_where_a_sequence_lies(tiny_run: Callable[.
 
     found = model_flops(jax.devices()[:4], {"mesh.context": 4} | axes)
     assert found == pytest.approx(model_flops(jax.devices()[:1], {}), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_grows_linearly_with_the_sequence(tiny_run: Callable[..., Run]) -> None:
+    """One sequence of width 512 on one CPU: twice the tokens take twice the temporaries, nothing of the size of S^2."""
+
+    def temporaries(length: int) -> int:
+        run = tiny_run(
+            **{"model.dim": 512, "model.num_heads": 8, "model.hidden_dim": 1408, "model.block_layers": 2},
+            **{"loop.num_loops": 2, "loop.remat": "none", "mesh.fsdp": 1},
+            **{"data.sequence_length": length, "data.batch_tokens": length, "data.accumulation_steps": 1},
+        )
+        return memory_of(Program(run, build_mesh(run.mesh, jax.devices()[:1])).lower().compile()).temporaries
+
+    small, middle, large = map(temporaries, (2048, 4096, 8192))
+    assert (large - middle) / (middle - small) == pytest.approx(2, rel=0.1)
+    assert large < 4.5 * small

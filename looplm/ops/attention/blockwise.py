@@ -109,6 +109,7 @@ def _forward(blocks: Blocks, row: Row, mask: Mask) -> tuple[jax.Array, tuple]:
 
 def forward(blocks: Blocks, row: Row, mask: Mask) -> tuple[jax.Array, jax.Array]:
     """Attend with one row: (out (i, K, G, S, H), the logarithm of its softmax's denominator), float32 at least."""
+    mask = _of_this_call(mask, row)
 
     def add(sums: tuple, i: jax.Array, j: jax.Array, seen_ST: jax.Array) -> tuple:
         out_KGSH, top_KGS, total_KGS = (x[i] for x in sums)
@@ -141,6 +142,7 @@ def backward(
     blocks: Blocks, row: Row, mask: Mask, out_iKGSH: jax.Array, normaliser_iKGS: jax.Array, d_out_iKGSH: jax.Array
 ) -> Row:
     """Return the gradients of a row, float32 at least, by the results of `forward` over all keys that there are."""
+    mask = _of_this_call(mask, row)
     # What the softmax takes from the gradient of all scores of a query.
     mean_iKGS = jnp.sum(at_least_fp32(d_out_iKGSH) * at_least_fp32(out_iKGSH), axis=-1)
 
@@ -168,6 +170,12 @@ def backward(
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _of_this_call(mask: Mask, row: Row) -> Mask:
+    """Make a mask look as if it came from the row. JAX takes out of a scan over layers what does not depend on the
+    layer: that would be the mask of all pairs of blocks, and for every head."""
+    return jax.lax.optimization_barrier((mask, row.q_iKGSH))[0]
 
 
 def _over_pairs(blocks: Blocks, mask: Mask, add: Callable[..., Any], sums: Any) -> Any:
