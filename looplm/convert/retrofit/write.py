@@ -6,6 +6,8 @@ layers.
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from looplm.checkpoint.streamed import Streamed, write_streamed
 from looplm.config.load import to_json
 from looplm.config.schema import FinalCrossEntropy, Loop, LoRA, Model
 from looplm.convert.files import copy_tokenizer, made_at_once
-from looplm.convert.import_folder import LENGTH_KEYS, LOGITS_BYTES, LONGEST, run_of
+from looplm.convert.import_folder import LENGTH_KEYS, LONGEST, run_of
 from looplm.convert.parity import fixed_ids
 from looplm.convert.retrofit.angular import nearest
 from looplm.convert.retrofit.cut import Cut, Origin, Ranges, averaged, cut, evenly, num_chosen
@@ -31,6 +33,7 @@ from looplm.convert.retrofit.equality import equality, table
 from looplm.convert.retrofit.relaxed import Relaxed
 from looplm.convert.retrofit.source import Source, open_source
 from looplm.convert.retrofit.stages import mean_layer, plain_stack, run_stages
+from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
@@ -50,6 +53,8 @@ RELAXED: dict[str, dict[str, Any]] = {
     "concat": {"injection": {"kind": "concat", "init": "state"}, "state_init": {"kind": "input"}},
 }
 """With each of them the block gets the state itself in every loop."""
+COPIES = 4
+"""Of the weights in float32, that comparing the two models holds at most."""
 TEXT_ROWS, TEXT_LENGTH = 8, 256
 """Of a text, so many tokens at most are looked at to choose layers."""
 
@@ -98,6 +103,8 @@ def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow
         if official := original.config or official_config(root):
             (making / OFFICIAL).write_text(json.dumps(official, indent=2) + "\n")
         copied = copy_tokenizer(root, making)
+        if (root / TEMPLATE_FILE).is_file():
+            shutil.copyfile(root / TEMPLATE_FILE, making / TEMPLATE_FILE)
         console.print(f"{source}: {original.num_layers} layers{chosen_by}", highlight=False)
         console.print(f"kept: {layers}; {wish.loops} loops, injection {wish.inject}", highlight=False, soft_wrap=True)
         for line in _compared(original, layers, making, params, relaxed, wish.loops):
@@ -202,12 +209,17 @@ def _streamed(source: Source, model: Model, layers: Cut, relaxed: Relaxed | None
     return jax.tree_util.tree_map_with_path(leaf, lm.shapes)
 
 
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _compared(
     source: Source, layers: Cut, workdir: Path, params: Params, relaxed: Relaxed | None, loops: int
 ) -> Iterator[str]:
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    if size > LOGITS_BYTES:
-        yield f"equality: not looked at, since both models would have to be held ({2 * size / 1e9:.3g} GB)"
+    if COPIES * size > memory_bytes():
+        yield f"equality: not looked at, since that takes {COPIES * size / 1e9:.3g} GB of memory, more than there is"
         return
     if relaxed is not None:
         whole = Cut(layers.prelude, tuple((i,) for i in relaxed.layers), layers.coda)
