@@ -112,8 +112,9 @@ def eval(
         if tasks is not None:
             from looplm.lm_eval.tasks import evaluate_tasks
 
-            if data is not None:
-                raise UserError("--tasks bring their own data; leave --data out")
+            others = {"data": data, "exit": exit, "excess": excess, "kv": kv, "first-states": first_states or None}
+            if given := [name for name, value in others.items() if value is not None]:
+                raise UserError(f"--{given[0]} is of held-out data, and --tasks bring their own; leave one of them out")
             evaluate_tasks(
                 workdir, tasks, task_path=task_path, depths=depths, limit=limit, step=step, ema=ema, out=out,
                 console=console,
