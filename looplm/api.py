@@ -208,6 +208,7 @@ class LoadedLM:
         contrast: str | None = None,
         step_size: float = 1.0,
         warm_start: bool = False,
+        prompt_exits: bool = False,
         batch_size: int | None = None,
         on_text: Callable[[int, str], None] | None = None,
         on_answer: Callable[[int, Continuation], None] | None = None,
@@ -239,6 +240,7 @@ class LoadedLM:
                 2609.24196).
             step_size: how far a loop goes from its state to the new one; 1 is all of the way.
             warm_start: a token starts from the last state of the token before it (arXiv 2502.05171).
+            prompt_exits: tokens of the prompt leave as written ones do; else they run all loops.
             batch_size: prompts that are answered at the same time, the others wait; None: all.
             on_text: called with the number of a prompt and a piece of its answer as soon as it is certain.
             on_answer: called with the number of a prompt and its answer when it is whole.
@@ -286,6 +288,7 @@ class LoadedLM:
             contrast=parse_contrast(contrast, loops),
             step_size=check_step_size(step_size),
             warm_start=warm_start,
+            prompt_exits=prompt_exits,
             watch=listener.watch if stop or on_text else None,
         )
         answers: dict[int, Continuation] = {}

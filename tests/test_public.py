@@ -45,6 +45,7 @@ SIGNATURES = {
         "contrast": None,
         "step_size": 1.0,
         "warm_start": False,
+        "prompt_exits": False,
         "batch_size": None,
         "on_text": None,
         "on_answer": None,

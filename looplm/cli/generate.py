@@ -76,6 +76,12 @@ def generate(
     warm_start: Annotated[
         bool, typer.Option("--warm-start", help="A token starts from the last state of the token before it.")
     ] = False,
+    prompt_exits: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-exits", help="With --exit: tokens of the prompt leave early too; else they run all loops."
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="With --prompts: answered at the same time.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     step: Step = None,
@@ -103,7 +109,8 @@ def generate(
         "num_loops": loops, "exit": exit, "draft": draft, "kv": kv, "max_tokens": max_tokens,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "contrast": contrast,
-        "step_size": step_size, "warm_start": warm_start, "allow_lossy_kv": allow_lossy_kv,
+        "step_size": step_size, "warm_start": warm_start, "prompt_exits": prompt_exits,
+        "allow_lossy_kv": allow_lossy_kv,
     }  # fmt: skip
     num_loops = lm.loop.num_loops if loops is None else loops
     depth = f"{num_loops} loops"

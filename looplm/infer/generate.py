@@ -35,8 +35,9 @@ class Generation:
         params: unsharded.
         prompts: token ids, at least one each.
         num_loops: loops for every token, at most.
-        exit: when a token leaves before that; tokens of the prompt run all loops, but for the last one. None: no token
-            does.
+        exit: when a token leaves before that. None: no token does.
+        prompt_exits: whether tokens of the prompt leave too. Else they run all loops, of which the exit selects one for
+            the last token.
         kv: which keys and values of earlier tokens a loop sees; see `parse_policy`.
         draft: how the model drafts for itself; see `parse_draft`.
         sampling: how tokens are drawn.
@@ -71,6 +72,7 @@ class Generation:
         contrast: Contrast | None = None,
         step_size: float = 1.0,
         warm_start: bool = False,
+        prompt_exits: bool = False,
         watch: Watch | None = None,
         scheduler: Scheduler | None = None,
     ) -> None:
@@ -79,6 +81,15 @@ class Generation:
         policy = parse_policy(kv, num_loops)
         rows = min(batch_size or len(prompts), len(prompts))
         drafts = parse_draft(draft, num_loops)
+        if prompt_exits and (exit is None or policy.exact):
+            why = (
+                "needs an exit rule"
+                if exit is None
+                else f"saves nothing with kv={kv!r}, where all tokens run all loops"
+            )
+            raise UserError(
+                f"prompt_exits=true {why}; {'give exit' if exit is None else 'use kv=ragged'}, or leave it out"
+            )
         if drafts is not None:
             if exit is not None or warm_start:
                 other = "an exit rule" if exit is not None else "a warm start"
@@ -94,7 +105,7 @@ class Generation:
         places = -(-longest // PLACES_MULTIPLE) * PLACES_MULTIPLE
         self._plan = Plan(
             num_loops, exit, policy, scheduler, num_ids, rows, places,
-            contrast=contrast, step_size=step_size, warm_start=warm_start,
+            contrast=contrast, step_size=step_size, warm_start=warm_start, prompt_exits=prompt_exits,
         )  # fmt: skip
         streams_ = streams(prompts, seed)
         self._requests = [

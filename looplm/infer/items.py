@@ -232,11 +232,14 @@ class Engine:
         logits_NSV, coda = logits(self.halting.finish(items.halt, read(items.state)))
         if self.contrast is not None and items.early_NSD is not None:
             logits_NSV += self.contrast.weight * (logits_NSV - logits(items.early_NSD)[0])
-        block = cache.block
-        if block is not None and self.halting.left(items.halt) is not None and not self.exact:
-            exit_NS = self.halting.exits(items.halt)
-            block = block.fill(exit_NS, items.positions_NS, self.num_loops, items.row_N, items.live_NS)
-        return logits_NSV, cache._replace(block=block, coda=coda)
+        return logits_NSV, self.settle(cache._replace(coda=coda), items, items.live_NS)
+
+    def settle(self, cache: Cache, items: Items, left_NS: jax.Array) -> Cache:
+        """Let items that have left stand in all loops as in their last one."""
+        if cache.block is None or self.halting.left(items.halt) is None or self.exact:
+            return cache
+        exit_NS = self.halting.exits(items.halt)
+        return cache._replace(block=cache.block.fill(exit_NS, items.positions_NS, self.num_loops, items.row_N, left_NS))
 
     def _inside(self, cache: Cache, items: Items) -> tuple[Context, Inputs, Entered]:
         """Return what loops and coda get of items."""

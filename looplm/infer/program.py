@@ -35,6 +35,8 @@ class Plan:
     contrast: Contrast | None = None
     step_size: float = 1.0
     warm_start: bool = False
+    prompt_exits: bool = False
+    """Whether tokens of a prompt leave as written ones do; else they run all loops."""
 
     def writer(
         self, lm: FunctionalLM, params: Params, sampling: Sampling, stream_B: jax.Array, end_ids_N: jax.Array
@@ -78,8 +80,9 @@ def take_up(
 ) -> Board:
     """Put prompts on rows of the board, in place of what is there.
 
-    All tokens of the prompts run all loops in one pass, of which an exit rule selects one. Then the first token is
-    drawn.
+    All tokens of the prompts go through the loops in one pass: through all of them, of which an exit rule selects one
+    for the last token; or, with `Plan.prompt_exits`, each up to its exit, and loops after the last exit do not run.
+    Then the first token is drawn.
 
     Args:
         row_G: B for those that stand for no prompt.
@@ -99,15 +102,20 @@ def take_up(
         items=board.items.without(gone_B) if isinstance(board.items, Items) else board.items,
     )
     writer = plan.writer(lm, params, sampling, board.stream_B, end_ids_N)
-    engine = replace(writer.engine, exact=True)
+    engine = replace(writer.engine, exact=not plan.prompt_exits)
     positions_GP = jnp.broadcast_to(jnp.arange(P), tokens_GP.shape)
     live_GP = positions_GP < length_G[:, None]
     items, cache = engine.enter(board.cache, tokens_GP, positions_GP, live_GP, row_G)
 
-    def advance(_: jax.Array, at: tuple[Items, Cache]) -> tuple[Items, Cache]:
-        return engine.advance(at[1], at[0], together=True)
+    def goes_on(at: tuple[Items, Cache]) -> jax.Array:
+        return jnp.any(at[0].live_NS & ~engine.left(at[0]))
 
-    items, cache = jax.lax.fori_loop(0, plan.num_loops, advance, (items, cache))
+    def advance(at: tuple[Items, Cache]) -> tuple[Items, Cache]:
+        items, cache = engine.advance(at[1], at[0], together=True)
+        # Tokens that go on see those that have left.
+        return items, engine.settle(cache, items, items.live_NS & engine.left(items))
+
+    items, cache = jax.lax.while_loop(goes_on, advance, (items, cache))
     last_G = length_G - 1
     logits_G1V, cache = engine.leave(cache, items, only_N=last_G)
     board = board._replace(cache=cache)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -19,8 +21,9 @@ class Apart:
 
     @classmethod
     def of(cls, stacked: jax.Array) -> "Apart":
-        """Take a stacked parameter apart."""
-        return cls(tuple(stacked[i] for i in range(stacked.shape[0])))
+        """Take a stacked parameter apart. On a CPU the layers share the memory of the stack."""
+        layers = np.asarray(stacked)
+        return cls(tuple(jnp.asarray(layer) for layer in layers))
 
     @property
     def shape(self) -> tuple[int, ...]:

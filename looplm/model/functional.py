@@ -45,7 +45,7 @@ class FunctionalLM:
         return nnx.merge(self._graph, nnx.from_flat_state(variables))
 
     def apart(self, params: Params) -> Params:
-        """Take stacks of layers apart; see `Apart`. The values are copied."""
+        """Take stacks of layers apart; see `Apart`."""
 
         def one(value: jax.Array, variable: nnx.Param) -> jax.Array | Apart:
             is_stacked = value.ndim > len(variable.axes) and not isinstance(variable, LoopParam)

@@ -112,8 +112,20 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, init, shape, axes, decays=decays, gathers_itself=True, used=used)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = weight_product(self.equation, x, use(self.kernel, x.dtype), activation_spec(*self.out))
+        out = weight_product(in_order(self.equation), x, use(self.kernel, x.dtype), activation_spec(*self.out))
         return out if self.adapter is None else out + self.adapter(x)
+
+
+def in_order(equation: str) -> str:
+    """Rename the letters that an einsum sums over, so that their alphabetical order is that of the kernel's dims.
+
+    `jnp.einsum` sums over dims in the order of their letters, and a CPU turns a kernel whose dims lie otherwise at
+    every call.
+    """
+    x, kernel, out = equation.replace("->", ",").split(",")
+    summed = [letter for letter in kernel if letter not in out]
+    renamed = str.maketrans("".join(summed), "".join(sorted(summed)))
+    return f"{x},{kernel}->{out}".translate(renamed)
 
 
 class RMSNorm(nnx.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import ConcatInjection, ExitGate, Model, MoE, NormalInit, NormalState, ValueEmbedding
+from looplm.errors import UserError
 from looplm.infer.cache import new_cache, parse_policy
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import generate
@@ -242,3 +243,28 @@ def test_where_nobody_leaves_early_nothing_changes(lm, params):
     ):
         np.testing.assert_array_equal(row.tokens, expected)
         np.testing.assert_array_equal(row.loops, 4)
+
+
+def test_a_prompt_whose_tokens_leave_is_read_as_if_it_had_been_written(lm, params):
+    """What a text of one token was continued by is, as a prompt, continued in the same way."""
+    rule = "gate:0.6"
+    options = dict(prompt_exits=True, max_tokens=24)
+    (whole,) = at_depths(lm, params, [np.array([7])], rule, **options)
+    prompts = [np.array([7, *whole.tokens[:length]]) for length in (4, 11)]
+    for prompt, row in zip(prompts, at_depths(lm, params, prompts, rule, **options | {"max_tokens": 12}), strict=True):
+        later = slice(len(prompt) - 1, len(prompt) + 11)
+        np.testing.assert_array_equal(row.tokens, whole.tokens[later])
+        np.testing.assert_array_equal(row.loops, whole.loops[later])
+    exact = at_depths(lm, params, prompts, rule, max_tokens=12)
+    assert any(
+        (row.tokens != whole.tokens[len(p) - 1 : len(p) + 11]).any() for row, p in zip(exact, prompts, strict=True)
+    )
+    assert len(set(whole.loops.tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(dict(rule=None), "needs an exit rule"), (dict(kv="each"), "use kv=ragged")]
+)
+def test_exits_of_a_prompt_that_save_nothing_are_refused(lm, params, options, message):
+    with pytest.raises(UserError, match=message):
+        at_depths(lm, params, PROMPTS, **dict(rule="gate:0.6") | options, prompt_exits=True)

@@ -22,7 +22,9 @@ def cached_attention(
     with needed(mask.mean_keys(S) / mask.num_keys):
         q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
         wide = jnp.promote_types(q_BSNH.dtype, jnp.float32)
-        scores_BKGST = jnp.einsum("BKGSH,BKTH->BKGST", q_BKGSH, k_BKTH, preferred_element_type=wide) / H**0.5
+        # With the keys as the first operand a CPU reads them as they lie; as the second it turns them at every visit.
+        scores_BKTGS = jnp.einsum("BKTH,BKGSH->BKTGS", k_BKTH, q_BKGSH, preferred_element_type=wide) / H**0.5
+        scores_BKGST = jnp.moveaxis(scores_BKTGS, 2, -1)
         if bias_BNST is not None:
             scores_BKGST += bias_BNST.reshape(-1, K, N // K, *bias_BNST.shape[2:])
         p_BKGST = jax.nn.softmax(jnp.where(mask.dense(S)[:, None, None], scores_BKGST, UNSEEN), axis=-1)
