@@ -2,7 +2,7 @@
 
     python tools/bench_decode.py [--rounds 5] [--run DIR]
 
-Four rows of 32 tokens are continued by 160; the cache of eight loops holds 25 MB. Then 24 prompts on 16 rows, whose
+Four rows of 32 tokens are continued by 160; the cache of eight loops holds 25 MB. Then 32 prompts on 16 rows, whose
 tokens leave after loops that were drawn before. With --run also drafts, by a trained run of 8 loops, for which drafts
 are worth something. One process, in turn, medians of ratios. The saving is that of the calls of the block, counted in
 tokens, of what it would be if no place in them were empty.
@@ -96,13 +96,13 @@ def counts_of(generation: Generation) -> Counts | None:
 
 
 def depth_cases() -> dict[str, Case]:
-    """16 rows, 24 prompts, tokens that need a share of the loops on average; and what all loops cost."""
+    """16 rows, 32 prompts, tokens that need a share of the loops on average; and what all loops cost."""
     lm = FunctionalLM(Model(vocab_size=256, dim=256, num_heads=8, hidden_dim=768, block_layers=2))
     params = lm.init(jax.random.key(0))
-    prompts = list(np.random.default_rng(0).integers(0, 256, (24, 8)))
+    prompts = list(np.random.default_rng(0).integers(0, 256, (32, 8)))
 
     def case(**options: object) -> Case:
-        settings = dict(num_loops=NUM_LOOPS, max_tokens=TOKENS, batch_size=16, num_ids=256) | options
+        settings = dict(num_loops=NUM_LOOPS, max_tokens=96, batch_size=16, num_ids=256) | options
         return lambda: counts_of(Generation(lm, params, prompts, sampling=Sampling(), **settings))
 
     cases = {"all loops": case()}
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="A run of 8 loops.")
     arguments = parser.parse_args()
     show("4 rows, 160 tokens each", fixed_cases(), arguments.rounds)
-    show("24 prompts on 16 rows, 160 tokens each", depth_cases(), arguments.rounds)
+    show("32 prompts on 16 rows, 96 tokens each", depth_cases(), arguments.rounds)
     if arguments.run is not None:
         for rows in (1, 4):
             show(f"{rows} row(s), 256 tokens each", draft_cases(arguments.run, rows), arguments.rounds)
