@@ -87,6 +87,20 @@ def test_scores_with_signals_are_those_without(passed):
     assert plain.signals is None
 
 
+def test_loops_that_depend_on_their_number_have_a_pass_for_every_depth(passed):
+    _, params, batch, _, scores = passed
+    lm, mesh = (
+        FunctionalLM(CONFIG.model_copy(update={"residual_step": "inverse_loops"})),
+        build_mesh(Mesh(data=2), jax.devices()[:2]),
+    )
+    params = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), params, lm.abstract(mesh))
+    several, one = (Scorer(lm, mesh, depth, tempered=True)(params, batch) for depth in (2, 1))
+    np.testing.assert_allclose(several.nll_RBS[:1], one.nll_RBS, rtol=1e-5)
+    np.testing.assert_allclose(several.tempered_RBSK[:1], one.tempered_RBSK, rtol=1e-4, atol=1e-5)
+    assert several.nll_RBS.shape == (2, 6, 20)
+    assert np.abs(several.nll_RBS[1] - scores.nll_RBS[1]).max() > 1e-3
+
+
 @pytest.fixture(scope="module")
 def small():
     """Seven tokens of two documents at three depths."""

@@ -64,7 +64,7 @@ def lower_scoring(program: Program) -> None:
     batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=placement(program.mesh, "batch"))
              for name, rows in tokens_of(program).items()}  # fmt: skip
     with jax.set_mesh(program.mesh):
-        score = Scorer(program.lm, program.mesh, program.run.loop.num_loops)
+        score = Scorer(program.lm, program.mesh, program.run.loop.num_loops, tempered=True, signals=True)
         score._score.lower(program.lm.abstract(program.mesh), batch)
 
 
