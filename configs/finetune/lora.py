@@ -1,6 +1,7 @@
 """An adapter learns the answers of chats beside a model's own weights, which stay as they are (LoRA, arXiv 2106.09685).
 
-    looplm data build --input chats.jsonl --tokenizer MODEL/tokenizer.json --out data/chats --examples chat
+    looplm data build --input chats.jsonl --tokenizer MODEL/tokenizer.json --out data/chats --examples chat \\
+        --validation-fraction 0.01
     looplm train configs/finetune/lora.py --workdir runs/lora --set model=from:MODEL --set data.train=data/chats/train
     looplm generate runs/lora --chat
     looplm adapter merge runs/lora runs/merged           (one model, which `looplm convert export` writes)

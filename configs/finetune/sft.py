@@ -1,14 +1,15 @@
 """All weights of a model learn the answers of chats (SFT); with a dataset of plain texts, continued pretraining.
 
-    looplm data build --input chats.jsonl --tokenizer MODEL/tokenizer.json --out data/chats --examples chat
+    looplm data build --input chats.jsonl --tokenizer MODEL/tokenizer.json --out data/chats --examples chat \\
+        --validation-fraction 0.01
     looplm train configs/finetune/sft.py --workdir runs/tuned --set model=from:MODEL --set data.train=data/chats/train
 
 MODEL is a run or an official folder, whose model and number of loops are taken; the model here stands in its place.
 The rates are those of Ouro's stage (arXiv 2510.25741, 4.3): Adam at 2e-5, cosine. `objective=expected` trains the exit
 gate too. Parts are left alone by `optim.frozen`, e.g. `["embedding", "prelude"]`. On a CPU, after `looplm demo`:
 
-    looplm data build --input chats.jsonl --tokenizer runs/demo/data/train --out runs/demo/chats --examples chat \\
-        --template "{role}: {content}\\n"
+    looplm data build --input chats.jsonl --tokenizer runs/demo/run/tokenizer.model --out runs/demo/chats --examples chat \\
+        --template "{role}: {content}\\n" --validation-fraction 0.05
     looplm train configs/finetune/sft.py:tiny --workdir runs/tuned --set model=from:runs/demo/run
 """
 
