@@ -8,8 +8,8 @@ MODEL is a run or an official folder, whose model and number of loops are taken;
 The rates are those of Ouro's stage (arXiv 2510.25741, 4.3): Adam at 2e-5, cosine. `objective=expected` trains the exit
 gate too. Parts are left alone by `optim.frozen`, e.g. `["embedding", "prelude"]`. On a CPU, after `looplm demo`:
 
-    looplm data build --input chats.jsonl --tokenizer runs/demo/run/tokenizer.model --out runs/demo/chats --examples chat \\
-        --template "{role}: {content}\\n" --validation-fraction 0.05
+    looplm data build --input chats.jsonl --tokenizer runs/demo/run/tokenizer.model --out runs/demo/chats \\
+        --examples chat --template "{role}: {content}\\n" --validation-fraction 0.05
     looplm train configs/finetune/sft.py:tiny --workdir runs/tuned --set model=from:runs/demo/run
 """
 
