@@ -8,6 +8,7 @@ share this machine's cores; what they say of themselves (CPUs) is what the confi
 
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ EXTRA_PATH = ("/usr/sbin", "/sbin")
 
 CONFIG = """\
 ClusterName=drill
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
@@ -162,6 +164,8 @@ class SlurmCluster:
         )
         (self.folder / "slurm.conf").write_text(
             CONFIG.format(
+                # A run meets at a port that follows from its job's number: two clusters on one machine have others.
+                first_job=1000 + secrets.randbelow(50_000),
                 host=host, user=getpass.getuser(), folder=self.folder, controller_port=ports[0],
                 credential_s=CREDENTIAL_S, kill_wait_s=KILL_WAIT_S, slurmd_timeout_s=SLURMD_TIMEOUT_S, nodes=nodes,
             )
