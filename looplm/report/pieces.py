@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from looplm.report.picture import Picture
-from looplm.report.verdict import Tone, Verdict
+from looplm.report.verdict import Tone, Verdict, decimals
 
 
 class Cell(NamedTuple):
@@ -39,8 +39,9 @@ def interval(low: float, high: float, digits: int = 4) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
-def change(value: float, low: float, high: float, digits: int = 4) -> tuple[Cell, Cell]:
+def change(value: float, low: float, high: float) -> tuple[Cell, Cell]:
     """Return the cells of a change of the loss and of its interval, which is news where it leaves out zero."""
+    digits = max(4, decimals(high - low))
     tone: Tone = "good" if high < 0 else "bad" if low > 0 else "neutral"
     return Cell(signed(value, digits), tone), Cell(interval(low, high, digits))
 

@@ -31,7 +31,7 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1.1rem 0 0; fon
   border-radius: 8px; padding: .55rem .9rem; min-width: 0; }
 .verdicts li.good { border-left-color: var(--good); }
 .verdicts li.bad { border-left-color: var(--bad); }
-.verdicts li:first-child { font-size: 1.08rem; font-weight: 600; }
+header .verdicts li:first-child { font-size: 1.08rem; font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .7rem; margin: 1.1rem 0 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .9rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; }

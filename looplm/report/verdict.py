@@ -44,7 +44,7 @@ def _gain(sweep: Sweep) -> Iterator[Verdict]:
     if gain is None or gain.from_depth == gain.to_depth:
         yield Verdict("neutral", "Only one depth can be compared, so nothing can be said about the use of more loops.")
         return
-    digits = _digits(gain.high - gain.low)
+    digits = decimals(gain.high - gain.low)
     nats, low, high = (f"{value:.{digits}f}" for value in (abs(gain.nats), *sorted((abs(gain.low), abs(gain.high)))))
     deep, shallow = f"depth {gain.to_depth}", f"depth {gain.from_depth}"
     change = f"the held-out loss by {nats} nats against {shallow} (95 % interval {low} to {high})."
@@ -63,7 +63,7 @@ def _calibrated(sweep: Sweep) -> Iterator[Verdict]:
     raw, fitted = sweep.gain, sweep.calibrated.gain if sweep.calibrated else None
     if raw is None or fitted is None or fitted.from_depth == fitted.to_depth:
         return
-    digits = _digits(fitted.high - fitted.low)
+    digits = decimals(fitted.high - fitted.low)
     nats, ends = f"{fitted.nats:.{digits}f}", f"95 % interval {fitted.low:.{digits}f} to {fitted.high:.{digits}f}"
     start = "Calibrated, with a temperature of its own for every depth,"
     if fitted.low > 0:
@@ -85,7 +85,7 @@ def _better(sweep: Sweep) -> Iterator[Verdict]:
         return
     best = min(shallower, key=lambda row: row.loss)
     if clearly(best.loss - trained.loss, best.change_low, best.change_high, among=len(shallower)) < 0:
-        digits = _digits(best.change_high - best.change_low)
+        digits = decimals(best.change_high - best.change_low)
         ends = f"95 % interval {-best.change_high:.{digits}f} to {-best.change_low:.{digits}f}"
         nats = f"{trained.loss - best.loss:.{digits}f}"
         told = f"depth {best.depth} is better than the trained depth {trained.depth} by {nats} nats ({ends})"
@@ -171,6 +171,6 @@ def clearly(value: float, low: float, high: float, *, among: int = 1) -> int:
     return int(value > reach) - int(value < -reach)
 
 
-def _digits(width: float) -> int:
+def decimals(width: float) -> int:
     """Decimals that show the ends of an interval as different numbers."""
-    return min(6, max(2, math.ceil(0.5 - math.log10(width)))) if width > 0 else 3
+    return min(6, max(2, math.ceil(0.5 - math.log10(width)))) if 0 < width < math.inf else 3

@@ -8,18 +8,23 @@ from matplotlib.figure import Figure
 from looplm.metrics.exit_sweep import ExitSweep, RuleSweep
 from looplm.metrics.sweep import Sweep
 from looplm.report import curves, pieces
-from looplm.report.colours import ACCENT, BAD, GOOD, MAIN, SERIES, SOFT
+from looplm.report.colours import MAIN, SERIES, SOFT
+from looplm.report.exit_verdict import rule_verdicts
 from looplm.report.found import Found
 from looplm.report.picture import Hints, picture
+from looplm.report.sections import exit_rule
 from looplm.report.sections.axis import by_depth
-from looplm.report.verdict import Tone
 
 EVALUATE = "`looplm eval WORKDIR` makes it"
 SWEEP = "`looplm eval WORKDIR --exit RULE` sweeps its threshold and compares it with random, shuffled and oracle exits"
 LABELLED = 14
 """Bars that have their number above them; of more the numbers would lie on one another."""
-CONTROLS = {"random": (ACCENT, "--"), "shuffled": (SERIES[3], ":"), "fixed": (SOFT, "-.")}
-"""How the controls of a rule are drawn."""
+HOW = (
+    "Step {0.step:,}, {0.num_tokens:,} tokens. Every token runs all {0.num_loops} loops here, and the exit says which "
+    "of them is read. Random: as many tokens leave after every loop, whichever they are. Shuffled: the same exits, "
+    "exchanged among the tokens of a document. Fixed: all tokens at one depth. Oracle, among the numbers: the best "
+    "exits at that mean depth, chosen with the labels in sight."
+)
 
 
 def exits(found: Found) -> str:
@@ -32,19 +37,10 @@ def exits(found: Found) -> str:
     parts = [] if shown else [pieces.missing("The exit histogram is missing", EVALUATE)]
     if swept is None:
         return pieces.section("Exits", *parts, pieces.grid(*shown), pieces.paragraph(f"{SWEEP}.", "soft"))
-    shown = [_all_rules(swept), *(_rule(swept, rule) for rule in swept.rules), *shown]
-    told = (
-        f"Step {swept.step:,}, {swept.num_tokens:,} tokens. Every token runs all {swept.num_loops} loops here, and the "
-    )
-    told += (
-        "exit says which of them is read. Random: as many tokens leave after every loop, whichever they are. Shuffled: "
-    )
-    told += (
-        "the same exits, exchanged among the tokens of a document. Oracle: the best exits at that mean depth, chosen "
-    )
-    told += "with the labels in sight; it is among the numbers. Fixed: all tokens at one depth."
-    parts += [pieces.paragraph(told, "soft"), pieces.grid(*shown), _safe(swept)]
-    return pieces.section("Exits", *parts)
+    shown = [_all_rules(swept), *map(exit_rule.exit_rule, swept.rules), *shown]
+    said = pieces.verdict_list(rule_verdicts(swept))
+    told = pieces.paragraph(HOW.format(swept), "soft")
+    return pieces.section("Exits", *parts, said, told, pieces.grid(*shown), _safe(swept), _alone(swept))
 
 
 def _histogram(shares: Sequence[float], sweep: Sweep) -> str:
@@ -106,58 +102,10 @@ def _points(axes: Axes, hints: Hints, rule: RuleSweep, colour: str, label: str) 
     hints.add(line, [f"{x.rule}: {x.loss:.4f} nats at {x.mean_depth:.2f} loops" for x in rule.points])
 
 
-def _rule(swept: ExitSweep, rule: RuleSweep) -> str:
-    """Return what a rule is worth against exits that know nothing, and how its other controls compare with those."""
-    if not rule.points:
-        return ""
-
-    def draw(figure: Figure, hints: Hints) -> None:
-        axes = figure.subplots()
-        places = [point.mean_depth for point in rule.points]
-        axes.axhline(0.0, color=CONTROLS["random"][0], linewidth=1.2, linestyle="--", label="random")
-        for name in ("shuffled", "fixed"):
-            colour, dashes = CONTROLS[name]
-            losses = [getattr(point.controls, name) - point.controls.random for point in rule.points]
-            axes.plot(places, losses, dashes, color=colour, linewidth=1.3, marker=".", markersize=4, label=name)
-        axes.plot(places, [-point.gain for point in rule.points], color=MAIN, linewidth=1.2, label=rule.name)
-        for point in rule.points:
-            colour = GOOD if point.gain_low > 0 else BAD if point.gain_high < 0 else SOFT
-            place, ends = [point.mean_depth] * 2, [-point.gain_high, -point.gain_low]
-            axes.plot(place, ends, color=colour, linewidth=2.0, solid_capstyle="butt")
-            (dot,) = axes.plot(point.mean_depth, -point.gain, "o", color=colour)
-            told = f"{-point.gain:+.4f} nats, 95 % interval {ends[0]:+.4f} to {ends[1]:+.4f}"
-            hints.add(dot, [f"{point.rule}, mean depth {point.mean_depth:.2f}: {told}"])
-        by_depth(axes, "nats per token", "mean depth (loops)")
-        curves.legend(figure, axes)
-
-    points = "; ".join(
-        f"{x.rule} {x.loss:.4f} at {x.mean_depth:.2f} loops, random {x.controls.random:.4f}" for x in rule.points
-    )
-    alt = f"Loss of exits by {rule.name} against mean depth: {points}."
-    costs = ("loss", "against full", "95 % interval", "accuracy", "changed")
-    controls = ("fixed", "random", "shuffled", "oracle", "gain on random", "95 % interval")
-    headers = ("rule", "mean depth", "p50", "p90", "p99", *costs, *controls)
-    rows: list[list[str | pieces.Cell]] = []
-    for x in rule.points:
-        tone: Tone = "good" if x.gain_low > 0 else "bad" if x.gain_high < 0 else "neutral"
-        losses = (x.controls.fixed, x.controls.random, x.controls.shuffled, x.controls.oracle)
-        rows.append(
-            [
-                *(x.rule, pieces.number(x.mean_depth, 2), str(x.depth_p50), str(x.depth_p90), str(x.depth_p99)),
-                pieces.number(x.loss, 4),
-                *pieces.change(x.excess, x.excess_low, x.excess_high),
-                *(pieces.percent(x.accuracy, 2), pieces.percent(x.disagreement, 2)),
-                *(pieces.number(control, 4) for control in losses),
-                pieces.Cell(pieces.signed(x.gain), tone),
-                pieces.interval(x.gain_low, x.gain_high),
-            ]
-        )
-    title, told = (
-        f"Exits by {rule.name} against random exits",
-        "Loss minus that of random exits of the same mean depth; ",
-    )
-    told += "below zero is better. Bars are paired 95 % intervals: green is clearly better, red clearly worse."
-    return pieces.figure(picture(draw, alt), title, told, pieces.numbers(headers, rows))
+def _alone(swept: ExitSweep) -> str:
+    """Return the numbers of rules that were asked at one threshold alone."""
+    points = [point for rule in swept.rules if len(rule.points) == 1 for point in rule.points]
+    return pieces.collapsed("Rules at one threshold", exit_rule.numbers(points)) if points else ""
 
 
 def _safe(swept: ExitSweep) -> str:
