@@ -92,8 +92,7 @@ class Drill:
         self.cluster.lose_node(lost)
         self.until(lambda: self.state(job) == "PENDING", f"job {job} is queued after a node was lost")
         self.cluster.command("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=power")
-        self.cluster.start_node(lost)
-        self.cluster.command("scontrol", "update", f"NodeName={lost}", "State=RESUME")
+        self.cluster.start_node(lost)  # which brings it back (ReturnToService)
         self.restarted(job, 3)
         self.say(f"job {job}: lost a node with all that it ran, and went on when it came back")
 

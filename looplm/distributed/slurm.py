@@ -1,8 +1,9 @@
 """Where the processes of a SLURM job step meet, and which devices of its host each of them takes.
 
 jax takes the port from the number of the job alone, so two steps of one allocation on one host would meet at the same
-place, and each would end the other. Here the step counts too. And it gives every process the one GPU of its number on
-the host, so that a lone process on a host would leave all others idle, and one that sees only its own would find none.
+place, and each would end the other. Here the step counts too, and how often the job was queued anew. And jax gives
+every process the one GPU of its number on the host, so that a lone process on a host would leave all others idle, and
+one that sees only its own would find none.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import re
 from typing import NamedTuple
 
 JOB, STEPS, HOSTS = "SLURM_JOB_ID", ("SLURM_STEP_ID", "SLURM_STEPID"), "SLURM_STEP_NODELIST"
+RESTARTS = "SLURM_RESTART_COUNT"
 COUNT, INDEX = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"
 NODE, TASKS_PER_NODE, ON_NODE = "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -39,7 +41,9 @@ def place_of_step() -> Place | None:
         return None
     if not (job and count.isdigit() and index.isdigit() and int(index) < int(count)):
         return None
-    number = int.from_bytes(hashlib.sha256(f"{job}.{step}".encode()).digest()[:4], "big")
+    # A job that is queued anew may find what is left of its last start on the same host.
+    start = os.environ.get(RESTARTS, "0")
+    number = int.from_bytes(hashlib.sha256(f"{job}.{step}.{start}".encode()).digest()[:4], "big")
     coordinator = f"{host[1]}{host[2] or ''}:{FIRST_PORT + number % NUM_PORTS}"
     return Place(coordinator, int(count), int(index), _local_devices())
 

@@ -55,15 +55,16 @@ STEP = {
 
 def test_steps_of_one_allocation_meet_at_places_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     places = []
-    for changed in ({}, {"SLURM_PROCID": "0"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": str(4242 + 4096)}):
+    other = {"SLURM_JOB_ID": str(4242 + 4096)}
+    for changed in ({}, {"SLURM_PROCID": "0"}, {"SLURM_STEP_ID": "1"}, other, {"SLURM_RESTART_COUNT": "1"}):
         for name, value in (STEP | changed).items():
             monkeypatch.setenv(name, value)
         places.append(place_of_step())
-    assert [(place.num_processes, place.process_id) for place in places] == [(2, 1), (2, 0), (2, 1), (2, 1)]
+    assert [(place.num_processes, place.process_id) for place in places] == [(2, 1), (2, 0), (2, 1), (2, 1), (2, 1)]
     hosts, ports = zip(*(place.coordinator.split(":") for place in places), strict=True)
     assert set(hosts) == {"node003"}
     assert ports[0] == ports[1]
-    assert len(set(ports)) == 3
+    assert len(set(ports)) == 4
     assert all(1024 < int(port) < 65536 for port in ports)
     monkeypatch.delenv("SLURM_PROCID")
     assert place_of_step() is None
