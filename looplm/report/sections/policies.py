@@ -14,10 +14,10 @@ ROW = 22
 
 
 def policies(found: Found) -> str:
-    """Return the section; nothing for a run of which no policy was measured."""
+    """Return the section."""
     losses = found.kv
     if losses is None or not losses.policies:
-        return ""
+        return pieces.section("Key-value caches", pieces.paragraph(f"{MEASURE}.", "soft"))
     told = (
         f"Step {losses.step:,}, {losses.num_tokens:,} tokens, full depth {losses.num_loops}. Losses are compared with "
     )
