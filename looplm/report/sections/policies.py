@@ -50,7 +50,7 @@ def _picture(losses: KVLosses) -> str:
 
     values = "; ".join(f"{name_of(one)} {one.change:+.4f}" for one in losses.policies)
     alt = f"Change of the loss in nats by cache policy, with 95 % intervals: {values}."
-    told = "Red: clearly worse than one cache per loop; grey: no clear difference. Intervals are of 95 %, paired."
+    told = "Red is clearly worse than one cache per loop, green clearly better, grey neither. Intervals: 95 %, paired."
     height = max(HEIGHT, 70 + ROW * len(shown))
     return pieces.figure(picture(draw, alt, height=height), "What a smaller cache costs", told)
 
