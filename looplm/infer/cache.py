@@ -64,7 +64,7 @@ def parse_policy(text: str | None, num_loops: int) -> Policy:
     """Read a policy, which says of what loop of an earlier token a loop sees keys and values:
 
         each         of the same loop, which all tokens run
-        ragged       of the same loop, or of the token's last one if it left before
+        ragged       of the same loop, or of the token's last one if it left before; the memory of each, fewer loops
         last, single of the token's last loop
         first        the first loop of the first one, the others of the token's last loop
         anchor:K     the first K loops of the same loop, the others of the token's last one

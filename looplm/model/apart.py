@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -21,9 +20,10 @@ class Apart:
 
     @classmethod
     def of(cls, stacked: jax.Array) -> "Apart":
-        """Take a stacked parameter apart. On a CPU the layers share the memory of the stack."""
-        layers = np.asarray(stacked)
-        return cls(tuple(jnp.asarray(layer) for layer in layers))
+        """Take a stacked parameter of one device apart. On a CPU layers share the memory of the stack, if they begin
+        where an array may."""
+        (device,) = stacked.devices()
+        return cls(tuple(jax.device_put(layer, device, may_alias=True) for layer in np.asarray(stacked)))
 
     @property
     def shape(self) -> tuple[int, ...]:
