@@ -84,6 +84,7 @@ def test_few_programs_serve_all_requests(answers: Answers) -> None:
     assert answers.num_programs - programs <= 2
 
 
+@pytest.mark.slow
 def test_another_depth_is_scored_when_it_is_asked(answers: Answers) -> None:
     pair = answers.encoding.pair(*PAIRS[0])
     (found,) = answers.log_likelihoods(PAIRS[:1], 3)
