@@ -42,7 +42,7 @@ def main() -> None:
         vocab_size=VOCAB, dim=asked.dim, num_heads=asked.dim // 64, hidden_dim=3 * asked.dim, block_layers=LAYERS,
         exit_gate=ExitGate(),
     )  # fmt: skip
-    lm, mesh = FunctionalLM(model), build_mesh(Mesh(data=-1))
+    lm, mesh = FunctionalLM(model), build_mesh(Mesh(data=-1, fsdp=1))
     params, batch = lm.init(jax.random.key(0)), batch_of(np.random.default_rng(0))
     scorers = {
         "all depths, one pass": Scorer(lm, mesh, NUM_LOOPS),
