@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import log_expit
 
 from looplm.eval.score import TokenScores
-from looplm.eval.tally import sums_by_document
+from looplm.eval.tally import add_by_document
 
 MOST_SCORES = 2**22
 """Of so many pairs of a token and a loop everything is remembered (some 150 MB); of larger data, every n-th batch."""
@@ -34,7 +34,9 @@ class Tokens:
 
     def by_document(self, values_N: np.ndarray) -> np.ndarray:
         """Sum (N, ...) by document, (G, ...)."""
-        return sums_by_document(self.documents_N, values_N, self.num_documents)
+        sums_G = np.zeros((self.num_documents, *values_N.shape[1:]))
+        add_by_document(sums_G, self.documents_N, values_N)
+        return sums_G
 
 
 @dataclass

@@ -118,6 +118,9 @@ class Scorer:
         return Signals(reading.best, reading.entropy, reading.confidence, reading.divergence, change_RBS)
 
 
-def exit_loops(gate_logits_RBS: np.ndarray, threshold: float) -> np.ndarray:
-    """The loop (1..R) at which every token leaves, (B, S); see `gates.exit_loop`."""
-    return np.asarray(exit_loop(jnp.exp(log_exit_distribution(jnp.asarray(gate_logits_RBS))), threshold))
+@jax.jit
+def gate_exits(gate_logits_RBS: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """Return how likely a token leaves after every loop, (R, B, S), and the loop (1..R) at which it does, (B, S); see
+    `gates.exit_loop`."""
+    exit_RBS = jnp.exp(log_exit_distribution(gate_logits_RBS))
+    return exit_RBS, exit_loop(exit_RBS, threshold)

@@ -20,8 +20,10 @@ class Apart:
 
     @classmethod
     def of(cls, stacked: jax.Array) -> "Apart":
-        """Take a stacked parameter of one device apart. On a CPU layers share the memory of the stack, if they begin
-        where an array may."""
+        """Take a stacked parameter apart. On a CPU layers share the memory of the stack, if it is on one device and
+        they begin where an array may; elsewhere, and while a program is traced, they are cut out of it."""
+        if isinstance(stacked, jax.core.Tracer) or len(stacked.devices()) > 1:
+            return cls(tuple(stacked[i] for i in range(len(stacked))))
         (device,) = stacked.devices()
         return cls(tuple(jax.device_put(layer, device, may_alias=True) for layer in np.asarray(stacked)))
 

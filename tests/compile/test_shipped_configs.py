@@ -18,7 +18,7 @@ from looplm.train.program import Program
 from tests.config.shipped import NAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "collectives.json"
-LONG_TO_COMPILE = ("looped_moe:tiny", "moeut:tiny", "parcae:tiny", "smelt:tiny")
+LONG_TO_COMPILE = ("huginn:tiny", "looped_moe:tiny", "moeut:tiny", "parcae:tiny", "smelt:tiny")
 SMALL = [name for name in NAMES if ":" not in name or name.endswith(":tiny")]
 
 

@@ -10,6 +10,7 @@ from looplm.metrics.kv_loss import KVLosses
 from looplm.metrics.sweep import read_sweeps
 
 
+@pytest.mark.slow
 def test_exits_and_policies_are_shown_and_kept(finished_run: Path, tmp_path: Path, command) -> None:
     workdir = Path(shutil.copytree(finished_run, tmp_path / "run"))
     shutil.rmtree(workdir / "eval", ignore_errors=True)

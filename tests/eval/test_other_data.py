@@ -7,15 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from looplm.data.writer import build_dataset
 from looplm.eval.command import evaluate
 from looplm.metrics.sweep import read_sweeps
 
 
-def test_a_sweep_of_other_data_has_a_name_of_its_own(finished_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_other_data_has_a_name_of_its_own(
+    finished_run: Path, tiny_data: Path, texts: list[Path], tmp_path: Path
+) -> None:
+    tokenizer = tiny_data / "validation" / "tokenizer.model"
+    build_dataset([texts[0] / "tool.py"], tokenizer, tmp_path / "data", num_workers=1)
     workdir = Path(shutil.copytree(finished_run, tmp_path / "run"))
     shutil.rmtree(workdir / "eval", ignore_errors=True)
     own = evaluate(workdir, depths="1,3")
-    other = evaluate(workdir, data=str(tiny_data / "train"), depths="1,3", out=tmp_path / "out.json")
+    other = evaluate(workdir, data=str(tmp_path / "data"), depths="1,3", out=tmp_path / "out.json")
     assert other.loss != own.loss
     assert read_sweeps(workdir / "eval") == [own]
     (file,) = (workdir / "eval").glob("depth_sweep-3-data-*.json")

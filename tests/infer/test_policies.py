@@ -66,7 +66,9 @@ def test_anchor_of_one_is_first(lm):
     assert texts(lm, "anchor:1") == texts(lm, "first")
 
 
-@pytest.mark.parametrize("kv", ["first", "anchor:3", "ragged,int8"])
+@pytest.mark.parametrize(
+    "kv", [*(pytest.param(kv, marks=pytest.mark.slow) for kv in ("first", "ragged,int8")), "anchor:3"]
+)
 def test_rows_that_leave_at_different_loops_do_not_depend_on_one_another(lm, kv):
     options = dict(exit=parse_exit("gate:0.6", CONFIG))
     together = texts(lm, kv, scheduler=InStep(), **options)

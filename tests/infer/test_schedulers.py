@@ -55,10 +55,10 @@ WAYS = {
     [
         ("ouro", "draft and verify", 1.0),
         ("ouro", "depth batching", 1.0),
-        ("huginn", "wavefront, two rows", None),
         *(
             pytest.param(name, way, temperature, marks=pytest.mark.slow)
             for name, way, temperature in (
+                ("huginn", "wavefront, two rows", None),
                 ("parcae", "wavefront of two", None),
                 ("ouro", "wavefront", 1.0),
                 ("ouro", "two rows for four prompts", None),

@@ -25,3 +25,11 @@ def test_layers_share_the_memory_of_the_stack(shape, dtype):
 def test_layers_of_any_size_are_those_of_the_stack():
     stacked = jax.random.normal(jax.random.key(0), (3, 7))
     np.testing.assert_array_equal(np.stack(Apart.of(stacked).layers), stacked)
+
+
+def test_a_stack_over_several_devices_is_taken_apart() -> None:
+    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
+    stacked = jax.device_put(jnp.arange(24.0).reshape(3, 8), jax.NamedSharding(mesh, jax.P(None, "fsdp")))
+    apart = Apart.of(stacked)
+    np.testing.assert_array_equal(np.stack(apart.layers), stacked)
+    assert all(layer.devices() == stacked.devices() for layer in apart.layers)

@@ -55,7 +55,12 @@ VARIANTS = {
 }
 
 
-SLOW = ("one expert a head", "value embeddings, read-out")
+SLOW = (
+    "one expert a head",
+    "value embeddings, read-out",
+    "value embeddings in some layers, dense layers among experts",
+    "concat, state first, with a bias",
+)
 """Others have the same parts, one by one."""
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from looplm.config.check import check
 from looplm.config.load import from_dict
-from looplm.config.schema import Own, Run, Section
+from looplm.config.schema import Distillation, Own, Run, Section
 from looplm.config.schema.importing import importable
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM, compute_dtype
@@ -40,6 +40,8 @@ LEFT_ALONE = {
     "LoRA": ("targets",),
 }
 """What names files, machines, or parts of a model, by section."""
+WITH_FILES = (Distillation,)
+"""What is refused without one of those names: a teacher is a folder."""
 NUMBERS: dict[Any, tuple[float, ...]] = {int: (0, 1, 2, 3, 4, 5, 8, 16), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 FEW = re.compile(r"(layers|loops|steps)$")
 """Names of numbers that make a program longer, not wider."""
@@ -192,6 +194,8 @@ def options(annotation: Any) -> tuple[tuple[str, Any], ...]:
     A base of users' parts stands for those that there are.
     """
     plain = unwrapped(annotation)
+    if plain in WITH_FILES:
+        return ()
     if get_origin(plain) in (Union, UnionType) or get_origin(plain) is Annotated:
         return tuple(option for argument in get_args(plain) for option in options(argument))
     if get_origin(plain) is Literal:

@@ -53,6 +53,7 @@ def test_a_second_start_compiles_nothing(
     assert misses == []
 
 
+@pytest.mark.slow
 def test_another_folder_can_be_given(
     misses: list[str], command, tiny_run: Callable[..., Run], config_file: Callable[[Run], Path], tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ SETTINGS = {
         "loop.depth_per": "sequence",
     },
 }  # fmt: skip
-QUICK = ("one-sequence-and-key-value-head", "experts-with-one-sequence")
+QUICK = ("one-sequence-and-key-value-head",)
 """Run by default; the others are slow tests."""
 ALONE = {f"mesh.{axis}": 1 for axis in MESH_AXES}
 

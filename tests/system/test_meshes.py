@@ -147,6 +147,7 @@ def test_one_axis_and_other_ways(on_one_device: Trained, tiny_run: Callable[...,
     assert_same(train(tiny_run(**MODEL, **ALONE | changes)), on_one_device)
 
 
+@pytest.mark.slow
 def test_depth_by_sequence_and_a_contracting_injection(tiny_run: Callable[..., Run]) -> None:
     alone, split = {**MODEL, **CONTRACTING, **ALONE}, {"mesh.data": 2, "mesh.context": 2, "mesh.tensor": 2}
     assert_same(train(tiny_run(**alone | split)), train(tiny_run(**alone)))

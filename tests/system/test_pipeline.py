@@ -156,7 +156,8 @@ def test_only_generate_has_something_to_say_beside_its_output(made: Products) ->
 
 def test_generate_shows_the_loops_of_every_token(made: Products, lm: LoadedLM, command) -> None:
     words = ["--prompt", PROMPT, "--max-tokens", MAX_TOKENS, "--loops", 4, "--exit", "gate:0.5", "--kv", "last"]
-    *tokens, mean, told = command("generate", made.workdir, *words, "--show-exits").stderr.splitlines()
+    warned, *tokens, mean, told = command("generate", made.workdir, *words, "--show-exits").stderr.splitlines()
+    assert "kv=last" in warned
     (text,) = lm.generate([PROMPT], num_loops=4, exit="gate:0.5", kv="last", max_tokens=MAX_TOKENS)
     assert [int(line.split()[0]) for line in tokens] == text.loops.tolist()
     assert "".join(ast.literal_eval(line.split(maxsplit=1)[1]) for line in tokens) == text

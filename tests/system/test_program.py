@@ -48,7 +48,7 @@ def test_a_loop_costs_the_memory_of_one_state(compiled) -> None:
     assert (many - few) / 32 == pytest.approx(4 * B * S * D, rel=0.05)
 
 
-@pytest.mark.parametrize("coda_layers", [0, 2])
+@pytest.mark.parametrize("coda_layers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_losses_of_all_loops_cost_less_than_four_states_a_loop(compiled, coda_layers: int) -> None:
     # With fewer loops the update of the weights is the peak; no logits, and nothing the head reads, is kept of all.
     changes = {"model.exit_gate": {}, "objective": "expected", "model.coda_layers": coda_layers}

@@ -2,12 +2,14 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from looplm.data.synthetic.p_hop import PHop
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "depth_on_p_hop.py"))
 
 
+@pytest.mark.slow
 def test_one_layer_learns_one_hop_when_it_runs_twice() -> None:
     """A hop is two look-ups: which letter precedes each, then where that letter was mine."""
     task = PHop(hops=1, length=16)
