@@ -28,7 +28,7 @@ def test_results_are_the_same_eagerly_and_under_jit(lm, tokens_BS):
     np.testing.assert_allclose(jitted.expected_logits(), mixed, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist])
+@pytest.mark.parametrize("kind", [np.asarray, pytest.param(jnp.asarray, marks=pytest.mark.slow), np.ndarray.tolist])
 def test_ids_that_a_jitted_function_closes_over_are_looked_into(lm, tokens_BS, kind):
     tokens_BS = np.array(tokens_BS)
     tokens, labels = kind(tokens_BS), kind(np.where(tokens_BS < 100, tokens_BS, -100))

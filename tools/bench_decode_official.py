@@ -1,7 +1,7 @@
 """Tokens per second of plain decoding at full depth: looplm against the authors' code, one process, in turn.
 
-    python tools/bench_decode_official.py ouro CHECKOUT       LoopedLMs/ouro_rl
-    python tools/bench_decode_official.py huginn CHECKOUT     seal-rg/recurrent-pretraining
+    python -m tools.bench_decode_official ouro CHECKOUT       LoopedLMs/ouro_rl
+    python -m tools.bench_decode_official huginn CHECKOUT     seal-rg/recurrent-pretraining
 
 The authors' code draws the weights, looplm reads the folder that it saves. Float32, greedy, Huginn from zero states;
 the tokens must be equal. The authors' model is called once a token with its own cache, which is quicker than their

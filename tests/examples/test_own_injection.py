@@ -56,6 +56,7 @@ def test_it_is_trained_measured_and_named(own_run: Path) -> None:
     assert stored == {"kind": "own_injection:GatedInjection", "initial_share": 0.75}
 
 
+@pytest.mark.slow
 def test_it_is_read_again_where_its_file_is_found(own_run: Path) -> None:
     answer = run_looplm("eval", own_run, "--depths", "1,3", path=own_run.parent)
     assert answer.code == 0, answer.stderr

@@ -60,6 +60,7 @@ SLOW = (
     "value embeddings, read-out",
     "value embeddings in some layers, dense layers among experts",
     "concat, state first, with a bias",
+    "pre-norm, add, tied",
 )
 """Others have the same parts, one by one."""
 

@@ -32,7 +32,7 @@ from tests.system.any_config import PLACE, AnyConfig, Choice, Draw, all_choices,
 
 FIRST_SEED = int(os.environ.get("LOOPLM_FIRST_SEED", "0"))
 """Another one gives configs that nobody has seen."""
-NUM_SEEDS, NUM_QUICK = 1000, 24
+NUM_SEEDS, NUM_QUICK = 1000, 16
 NUM_STEPS, NUM_QUICK_STEPS = 40, 1
 ALWAYS_REFUSED = {
     ("Model", "attention_mask", "prefix"),  # a token dataset holds no prefixes

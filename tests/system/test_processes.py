@@ -144,6 +144,7 @@ def test_a_lost_process_ends_the_others_and_a_restart_goes_on_with_the_same_bits
     assert_close(tmp_path / "by-one", whole[0])
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_what_one_has_saved(by_one: Path, config: Path, program, tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(by_one, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "12")
