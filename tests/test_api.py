@@ -128,7 +128,7 @@ def test_prompts_must_be_a_list(lm, prompts):
 def test_a_continuation_and_its_prompt_are_the_text(lm, monkeypatch):
     tokens = lm.tokenizer.encode(" x y")
     written = Written(tokens, np.arange(len(tokens)))
-    monkeypatch.setattr("looplm.api.Generation.__iter__", lambda _: iter(enumerate([written, written])))
+    monkeypatch.setattr("looplm.infer.generate.Generation.__iter__", lambda _: iter(enumerate([written, written])))
     texts = lm.generate(["a b", lm.tokenizer.encode("a b")])
     assert texts == [" x y", " x y"]
     for text in texts:

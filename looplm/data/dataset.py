@@ -5,11 +5,10 @@ when first read, and not pickled, so a dataset can be sent to another process. A
 is read through `remote`. Deliberately absent: windows, order, batches.
 """
 
-import difflib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,29 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from looplm.config.schema import TASK_KINDS
 from looplm.data.manifest import (
     DOCUMENT_BYTES_FILE,
     DOCUMENT_SOURCES_FILE,
     DOCUMENTS_FILE,
     MANIFEST_FILE,
+    REBUILD,
     SOURCES_FILE,
     TEMPLATE_FILE,
     FileEntry,
     Manifest,
-    mask_name,
-    shard_name,
 )
+from looplm.data.manifest_file import read_manifest, read_remote_manifest
 from looplm.data.remote import RemoteArray, RemoteFolder, is_remote
+from looplm.data.stretches import Files, read_stretches
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 
-_REBUILD = "build it again with `looplm data build`"
 _CHECK_STRIDE = 1 << 20
 _LARGE = ("tokens-", "mask-")
 """Files that are read piece by piece."""
 DEFAULT_CACHE_BYTES = 100e9
-_Files = Sequence[np.ndarray | RemoteArray]
 
 
 class TokenDataset:
@@ -56,7 +53,7 @@ class TokenDataset:
         self.fingerprint = fingerprint
         """SHA-256 (hex) of the manifest, which holds the digest of every file: equal means the same dataset."""
         self._remote = remote
-        large = sum(entry.size for prefix in _LARGE for entry in self._entries(prefix))
+        large = sum(entry.size for prefix in _LARGE for entry in self.manifest.entries(prefix))
         self._blocks = path / "blocks" if remote and large <= cache_bytes else None
 
     @classmethod
@@ -72,7 +69,7 @@ class TokenDataset:
         Raises UserError unless it is a complete dataset whose files have the sizes they should.
         """
         remote = RemoteFolder(str(path)) if is_remote(path) else None
-        data = _read_remote_manifest(remote) if remote else _read_manifest(Path(path))
+        data = read_remote_manifest(remote) if remote else read_manifest(Path(path))
         fingerprint = hashlib.sha256(data).hexdigest()
         folder = (cache or default_cache()) / "datasets" / fingerprint[:16] if remote else Path(path)
         manifest = Manifest.parse(data, Path(remote.location if remote else path) / MANIFEST_FILE)
@@ -133,17 +130,17 @@ class TokenDataset:
                 f"dataset {self.location} was taken over without a tokenizer; "
                 "build it again with --tokenizer to read its tokens as text"
             )
-        for entry in self._entries("tokenizer"):
+        for entry in self.manifest.entries("tokenizer"):
             self._file(entry.name)  # those of Hugging Face are two, side by side
         tokenizer = Tokenizer.load(self._file(self.manifest.tokenizer_file))
         if tokenizer.fingerprint != self.manifest.tokenizer_fingerprint:
-            raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.location} was made with; {_REBUILD}")
+            raise UserError(f"{tokenizer.path} is not the tokenizer dataset {self.location} was made with; {REBUILD}")
         return tokenizer
 
     @property
     def template(self) -> str | None:
         """What wrote its supervised examples; see `data.formats.template`. None for plain text."""
-        return self._file(TEMPLATE_FILE).read_bytes().decode() if self._entries(TEMPLATE_FILE) else None
+        return self._file(TEMPLATE_FILE).read_bytes().decode() if self.manifest.entries(TEMPLATE_FILE) else None
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Return tokens start..stop-1 of the stream, in the type on disk; a view where one file holds them all.
@@ -162,35 +159,14 @@ class TokenDataset:
     def read_many(self, starts_N: np.ndarray, stops_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Return `tokens` and `loss_mask` of many stretches; at an address, all of them travel together."""
         ranges = list(zip(starts_N.tolist(), stops_N.tolist(), strict=True))
-        tokens = self._slices(self._shards, ranges)
-        masks = self._slices(self._masks, ranges) if self.manifest.has_loss_mask else [None] * len(ranges)
+        tokens = read_stretches(self._shards, ranges)
+        masks = read_stretches(self._masks, ranges) if self.manifest.has_loss_mask else [None] * len(ranges)
         return list(zip(tokens, masks, strict=True))
 
-    def _slice(self, files: _Files, start: int, stop: int) -> np.ndarray:
+    def _slice(self, files: Files, start: int, stop: int) -> np.ndarray:
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}..{stop} of {self!r}")
-        return self._slices(files, [(start, stop)])[0]
-
-    def _slices(self, files: _Files, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        # Every file but the last holds the same number of tokens.
-        size = files[0].size
-        if size == self.num_tokens and isinstance(files[0], np.ndarray):
-            return [files[0][start:stop] for start, stop in ranges]
-
-        def over(start: int, stop: int) -> range:
-            """The files that a stretch lies in."""
-            return range(start // size, (stop - 1) // size + 1) if start < stop else range(0)
-
-        wanted: list[list[tuple[int, int]]] = [[] for _ in files]
-        for start, stop in ranges:
-            for number in over(start, stop):
-                wanted[number].append((max(start - number * size, 0), min(stop - number * size, size)))
-        found = [iter(_read(file, parts)) for file, parts in zip(files, wanted, strict=True)]
-        slices = []
-        for start, stop in ranges:
-            parts = [next(found[number]) for number in over(start, stop)]
-            slices.append(parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else files[0][0:0])
-        return slices
+        return read_stretches(files, [(start, stop)])[0]
 
     def source_names(self, lines: Collection[int]) -> dict[int, str]:
         """Return the names of input files by their line in sources.jsonl."""
@@ -207,9 +183,7 @@ class TokenDataset:
                 with (self.path / entry.name).open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise UserError(
-                    f"{self.location}/{entry.name} was changed or damaged (its SHA-256 differs); {_REBUILD}"
-                )
+                raise UserError(f"{self.location}/{entry.name} was changed or damaged (its SHA-256 differs); {REBUILD}")
 
     @property
     def is_remote(self) -> bool:
@@ -247,12 +221,12 @@ class TokenDataset:
             )
 
     @cached_property
-    def _shards(self) -> _Files:
-        return [self._large(entry, self.dtype) for entry in self._entries("tokens-")]
+    def _shards(self) -> Files:
+        return [self._large(entry, self.dtype) for entry in self.manifest.entries("tokens-")]
 
     @cached_property
-    def _masks(self) -> _Files:
-        return [self._large(entry, np.dtype("u1")) for entry in self._entries("mask-")]
+    def _masks(self) -> Files:
+        return [self._large(entry, np.dtype("u1")) for entry in self.manifest.entries("mask-")]
 
     def _large(self, entry: FileEntry, dtype: np.dtype) -> np.ndarray | RemoteArray:
         if self._remote is None:
@@ -271,12 +245,9 @@ class TokenDataset:
         (entry,) = (entry for entry in self.manifest.files if entry.name == name)
         return self._remote.copy(name, entry.size, entry.sha256, self.path)
 
-    def _entries(self, prefix: str) -> Sequence[FileEntry]:
-        return [entry for entry in self.manifest.files if entry.name.startswith(prefix)]
-
     def _check_sizes(self) -> None:
         if self.num_tokens == 0 or self.num_documents == 0:
-            raise UserError(f"dataset {self.location} holds no token; {_REBUILD} from files with text")
+            raise UserError(f"dataset {self.location} holds no token; {REBUILD} from files with text")
         if self._remote is not None:
             self._remote.check_sizes({entry.name: entry.size for entry in self.manifest.files})
         else:
@@ -285,21 +256,9 @@ class TokenDataset:
                 size = file.stat().st_size if file.is_file() else None
                 if size != entry.size:
                     found = "is missing" if size is None else f"has {size} bytes instead of {entry.size}"
-                    raise UserError(f"{file} {found}; copy the dataset again, or {_REBUILD}")
-        sizes = {entry.name: entry.size for entry in self.manifest.files}
-        shards, masks = self._entries("tokens-"), self._entries("mask-")
-        expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1)}
-        expected |= dict.fromkeys((DOCUMENT_BYTES_FILE, DOCUMENT_SOURCES_FILE), 8 * self.num_documents)
-        if (
-            sum(entry.size for entry in shards) != self.num_tokens * self.dtype.itemsize
-            or [entry.name for entry in shards] != [shard_name(number) for number in range(len(shards))]
-            or any(entry.size != shards[0].size for entry in shards[:-1])
-            or any(sizes.get(name) != size for name, size in expected.items())
-            or [(entry.name, entry.size) for entry in masks]
-            != [(mask_name(number), entry.size // self.dtype.itemsize) for number, entry in enumerate(shards)]
-            * self.manifest.has_loss_mask
-        ):
-            raise UserError(f"{self.path / MANIFEST_FILE} contradicts itself about the sizes of its files; {_REBUILD}")
+                    raise UserError(f"{file} {found}; copy the dataset again, or {REBUILD}")
+        if not self.manifest.has_right_sizes:
+            raise UserError(f"{self.path / MANIFEST_FILE} contradicts itself about the sizes of its files; {REBUILD}")
 
     def _check_offsets(self) -> None:
         offsets = self.document_offsets
@@ -308,44 +267,9 @@ class TokenDataset:
             part = offsets[start : start + _CHECK_STRIDE + 1]
             right = right and bool(np.all(part[1:] > part[:-1]))
         if not right:
-            raise UserError(f"{self.path / DOCUMENTS_FILE} does not divide the tokens into documents; {_REBUILD}")
+            raise UserError(f"{self.path / DOCUMENTS_FILE} does not divide the tokens into documents; {REBUILD}")
 
 
 def default_cache() -> Path:
     """The folder for copies of remote data: $XDG_CACHE_HOME/looplm, or ~/.cache/looplm."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "looplm"
-
-
-def _read(file: np.ndarray | RemoteArray, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    if isinstance(file, RemoteArray):
-        return file.read_many(ranges)
-    return [file[start:stop] for start, stop in ranges]
-
-
-def _read_remote_manifest(remote: RemoteFolder) -> bytes:
-    data = remote.read(MANIFEST_FILE)
-    if data is None:
-        raise UserError(f"{remote.location} has no {MANIFEST_FILE}: it is not a dataset; copy one there")
-    return data
-
-
-def _read_manifest(path: Path) -> bytes:
-    if (work := path.absolute().parent / f".{path.name}.partial").is_dir() and not path.is_dir():
-        raise UserError(
-            f"dataset {path} is not finished: {work.name} is what there is of it; wait, or run the same `looplm data "
-            "build` again, which goes on from there"
-        )
-    if not path.is_dir():
-        close = difflib.get_close_matches(str(path), TASK_KINDS, n=1, cutoff=0.75)
-        task = f", or did you mean the task {close[0]}?" if close else ""
-        raise UserError(f"dataset {path} is not a folder; make one with `looplm data build`{task}")
-    try:
-        return (path / MANIFEST_FILE).read_bytes()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"cannot read {path / MANIFEST_FILE}: {error.strerror}; mend its permissions") from None
-    parts = sorted(manifest.parent.name for manifest in path.glob(f"*/{MANIFEST_FILE}"))
-    if parts:
-        raise UserError(f"{path} is not a dataset but holds {' and '.join(parts)}; name {path / parts[0]}")
-    raise UserError(f"{path} has no {MANIFEST_FILE}: it is not a dataset, or building it did not finish; {_REBUILD}")

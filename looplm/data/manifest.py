@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from looplm.errors import UserError
@@ -27,7 +28,7 @@ TEMPLATE_FILE = "template.txt"
 file is in the folder of a run."""
 
 FORMAT = 2
-_REBUILD = "build the dataset again with `looplm data build`"
+REBUILD = "build the dataset again with `looplm data build`"
 
 
 def shard_name(number: int) -> str:
@@ -80,6 +81,27 @@ class Manifest(BaseModel):
     skipped: dict[str, int]
     """Inputs that gave no document, by reason; of the whole build."""
 
+    def entries(self, prefix: str) -> list[FileEntry]:
+        """Return the files whose names begin so, in order."""
+        return [entry for entry in self.files if entry.name.startswith(prefix)]
+
+    @property
+    def has_right_sizes(self) -> bool:
+        """Whether the files are those of so many tokens and documents, and as large."""
+        itemsize = np.dtype(self.dtype).itemsize
+        shards = self.entries("tokens-")
+        sizes = {entry.name: entry.size for entry in self.files}
+        expected = {DOCUMENTS_FILE: 8 * (self.num_documents + 1)}
+        expected |= dict.fromkeys((DOCUMENT_BYTES_FILE, DOCUMENT_SOURCES_FILE), 8 * self.num_documents)
+        masks = [(mask_name(number), entry.size // itemsize) for number, entry in enumerate(shards)]
+        return (
+            sum(entry.size for entry in shards) == self.num_tokens * itemsize
+            and [entry.name for entry in shards] == [shard_name(number) for number in range(len(shards))]
+            and all(entry.size == shards[0].size for entry in shards[:-1])
+            and all(sizes.get(name) == size for name, size in expected.items())
+            and [(entry.name, entry.size) for entry in self.entries("mask-")] == masks * self.has_loss_mask
+        )
+
     def dump(self) -> bytes:
         """Return the bytes of `manifest.json`."""
         fields = self.model_dump(mode="json")
@@ -93,9 +115,9 @@ class Manifest(BaseModel):
             if not isinstance(fields, dict):
                 raise ValueError("no object")
         except ValueError as error:
-            raise UserError(f"{path} is not a manifest of format {FORMAT}: {error}; {_REBUILD}") from None
+            raise UserError(f"{path} is not a manifest of format {FORMAT}: {error}; {REBUILD}") from None
         if (version := fields.get("format_version")) != FORMAT:
-            raise UserError(f"{path} has format_version={version!r}, and this looplm reads {FORMAT}; {_REBUILD}")
+            raise UserError(f"{path} has format_version={version!r}, and this looplm reads {FORMAT}; {REBUILD}")
         digest = fields.pop("sha256", None)
         try:
             manifest = cls.model_validate(fields)
@@ -103,10 +125,10 @@ class Manifest(BaseModel):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the file"
             raise UserError(
-                f"{path} is not a manifest of format {FORMAT}: {field}: {first['msg']}; {_REBUILD}"
+                f"{path} is not a manifest of format {FORMAT}: {field}: {first['msg']}; {REBUILD}"
             ) from None
         if digest != _digest(fields):
-            raise UserError(f"{path} was edited or damaged (its digest differs); restore it, or {_REBUILD}")
+            raise UserError(f"{path} was edited or damaged (its digest differs); restore it, or {REBUILD}")
         return manifest
 
 

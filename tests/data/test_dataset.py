@@ -31,7 +31,7 @@ def signed(manifest: dict) -> dict:
 
 def test_tokens_across_shards(write_dataset) -> None:
     whole, split = write_dataset([40, 3, 57]), write_dataset([40, 3, 57], shard_bytes=2 * 7)
-    assert len(split._entries("tokens-")) == 15
+    assert len(split.manifest.entries("tokens-")) == 15
     raw = np.fromfile(whole.path / "tokens-00000.bin", "<u2")
     for start in range(101):
         for stop in range(start, 101):
@@ -122,7 +122,7 @@ def test_the_loss_mask_across_shards(write_dataset) -> None:
     for start in range(12):
         for stop in range(start, 12):
             assert whole.loss_mask(start, stop).tolist() == split.loss_mask(start, stop).tolist() == flat[start:stop]
-    assert len(split._entries("mask-")) == len(split._entries("tokens-")) == 3
+    assert len(split.manifest.entries("mask-")) == len(split.manifest.entries("tokens-")) == 3
     assert write_dataset(lengths).loss_mask(0, 5) is None
     (split.path / "mask-00001.bin").unlink()
     with pytest.raises(UserError, match=r"mask-00001\.bin is missing"):

@@ -1,25 +1,18 @@
-"""What `looplm.load` gives: a model with its weights, config and tokenizer, to be called from Python."""
+"""A model with its weights, config and tokenizer, to be called from Python."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.api.result import Result
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
-from looplm.checkpoint.folder import checkpoint_of
-from looplm.checkpoint.hf_folder import HFFolder, is_official
-from looplm.config.load import from_json
 from looplm.config.schema import Distillation, ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
-from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.tokenizer.official import official_tokenizer, tokenizer_of
 from looplm.errors import UserError
-from looplm.eval.weights import restore_weights
 from looplm.infer.continuation import Continuation, Continuations
 from looplm.infer.exit_rule import parse_exit
 from looplm.infer.generate import Generation
@@ -27,8 +20,6 @@ from looplm.infer.lossy import check_kv
 from looplm.infer.options import check_step_size, make_sampling, parse_contrast
 from looplm.infer.prompt import Chat, Messages, ids_of_prompts
 from looplm.infer.stop import Listener
-from looplm.metrics.kv_loss import KIND
-from looplm.metrics.stored import file_name
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -39,54 +30,8 @@ from looplm.objective import build_objective, evaluate, with_frozen
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
-from looplm.ops.softcap import softcap
 
-DType = Literal["bfloat16", "float32", "float64"]
 WITH_ROUTING = Reporting(routing=True)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Result:
-    """What a call of the model gives; R counts the loops after the detached ones. All float32."""
-
-    hidden_RBSD: jax.Array
-    """What the head reads after each of these loops."""
-    gate_logits_RBS: jax.Array | None
-    """None without a gate."""
-    exit_RBS: jax.Array | None
-    """Exit distribution over these loops; sums to 1. None without a gate."""
-    router_logits_RLBSE: jax.Array | None
-    """What the routers of the block's layers with experts gave in each of these loops; None without such layers."""
-    attention_logits_RLBSE: jax.Array | None
-    """What those of the block's attentions gave: experts of all heads one after the other, those of the values first;
-    None without such."""
-    head_VD: jax.Array
-    head_bias_V: jax.Array | None
-    num_detached: int = field(metadata={"static": True})
-    logit_softcap: float | None = field(metadata={"static": True})
-
-    def logits(self, depth: int) -> jax.Array:
-        """(B, S, V) after `depth` loops, num_detached < depth <= num_loops. Raises UserError outside of that."""
-        first, last = self.num_detached + 1, self.num_detached + self.hidden_RBSD.shape[0]
-        if not first <= depth <= last:
-            raise UserError(f"depth={depth} was not computed; this result holds {first} to {last}")
-        return softcap(self._logits(self.hidden_RBSD[depth - 1 - self.num_detached]), self.logit_softcap)
-
-    def expected_logits(self) -> jax.Array:
-        """(B, S, V): the logits of all loops weighted by the exit distribution."""
-        if self.exit_RBS is None:
-            raise UserError("expected_logits needs an exit gate, and this model has none; use logits(depth)")
-        if self.logit_softcap is not None:
-            depths = enumerate(self.exit_RBS, start=self.num_detached + 1)
-            return sum((exit_BS[:, :, None] * self.logits(depth) for depth, exit_BS in depths), start=jnp.zeros(()))
-        # The head is affine, and the weights sum to 1: weigh the hidden states and apply it once.
-        mixed_BSD = jnp.einsum("RBS,RBSD->BSD", self.exit_RBS, self.hidden_RBSD)
-        return self._logits(mixed_BSD)
-
-    def _logits(self, hidden_BSD: jax.Array) -> jax.Array:
-        logits_BSV = jnp.einsum("BSD,VD->BSV", hidden_BSD, self.head_VD)
-        return logits_BSV if self.head_bias_V is None else logits_BSV + self.head_bias_V
 
 
 class LoadedLM:
@@ -368,76 +313,3 @@ def _of_loops(routing: Routing | None) -> jax.Array | None:
 def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     if jnp.shape(array) != shape:
         raise UserError(f"{name} of shape {jnp.shape(array)} must have the shape {shape}, as tokens have it")
-
-
-def load(
-    path: str | Path,
-    *,
-    step: int | None = None,
-    dtype: DType | None = None,
-    ema: bool = False,
-    allow_keys: Collection[str] = (),
-) -> LoadedLM:
-    """Loads a model onto the default device.
-
-    Args:
-        path: a run directory of `looplm train`, one of its checkpoints (RUN/checkpoints/12), or a folder with an
-            official config.json and safetensors files, and its tokenizer if it is to write.
-        step: which checkpoint of a run; the newest when None.
-        dtype: overrides the compute type. With float64 (and jax_enable_x64) the parameters are float64 too.
-        ema: take the moving average of the run's weights.
-        allow_keys: keys of an official config.json that looplm does not know, and would refuse, to pass over.
-
-    Raises UserError when the folder is neither, has no such checkpoint or average, or its files do not fit its config.
-    """
-    root = Path(path)
-    change = {"dtype": dtype} if dtype else {}
-    if is_official(root):
-        for name, value in (("ema", ema or None), ("step", step)):
-            if value is not None:
-                raise UserError(
-                    f"{name}={value} needs a run of looplm, and {path} is an official checkpoint; leave it out"
-                )
-        folder = HFFolder(root, allow_keys)
-        model = folder.model().model_copy(update=change)
-        params = folder.params(model, jnp.float64 if dtype == "float64" else jnp.float32)
-        tokenizer = official_tokenizer(root)
-        return LoadedLM(
-            model,
-            folder.loop(),
-            folder.adapter.objective,
-            jax.tree.map(jnp.asarray, params),
-            tokenizer=tokenizer,
-            template=tokenizer.chat_template if tokenizer else None,
-            adapter=folder.adapter,
-        )
-    if allow_keys:
-        raise UserError(
-            f"allow_keys={list(allow_keys)} is of an official config.json, and {path} is a run; leave it out"
-        )
-    root, named = checkpoint_of(root)
-    if named is not None and step not in (None, named):
-        raise UserError(f"step={step} is not that of {path}; leave it out, or give {root}")
-    step = step if named is None else named
-    run = from_json(root / "config.json")
-    tokenizer = tokenizer_of(root, run)
-    template = tokenizer.chat_template if tokenizer else None
-    if (stored := root / TEMPLATE_FILE).is_file():
-        template = stored.read_bytes().decode()
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), FunctionalLM(run.model).shapes
-    )
-    params, step = restore_weights(root, run, FunctionalLM(run.model), abstract, step=step, ema=ema)
-    model = run.model.model_copy(update=change)
-    return LoadedLM(
-        model,
-        run.loop,
-        run.objective,
-        params,
-        run=run,
-        tokenizer=tokenizer,
-        template=template,
-        step=step,
-        kv_file=root / "eval" / file_name(KIND, step, ema=ema),
-    )
