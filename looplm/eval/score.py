@@ -63,7 +63,7 @@ class Scorer:
         """tempered, signals: whether these are measured too; signals only in one pass."""
         self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
         self.tempered, self.signals = tempered, signals
-        self.one_pass = lm.config.residual_step != "inverse_loops"
+        self.one_pass = lm.one_pass
         self._rows = placement(mesh, "batch")
         self._dtype = compute_dtype(lm.config)
         self._score = jax.jit(self._forward, static_argnames=("num_loops", "reads"))

@@ -29,13 +29,15 @@ class Likelihoods(NamedTuple):
 
 
 class DepthScorer:
-    """Scores batches at all depths; one program a shape."""
+    """Scores batches at all depths; one program a shape, or one for each depth where one pass cannot read them all (see
+    `FunctionalLM.one_pass`)."""
 
     def __init__(self, lm: FunctionalLM, params: Params, mesh: jax.sharding.Mesh, depths: Iterable[int]) -> None:
         """params: laid out over the mesh; see `FunctionalLM.abstract`. depths: T numbers of loops, in any order."""
         self.depths = tuple(sorted(set(depths)))
         self._lm, self._params, self._mesh, self._dtype = lm, params, mesh, compute_dtype(lm.config)
-        self._score = jax.jit(self._forward)
+        self._passes = [self.depths] if lm.one_pass else [(depth,) for depth in self.depths]
+        self._score = jax.jit(self._forward, static_argnames="depths")
         self.num_programs = 0
         """How many were compiled."""
 
@@ -46,7 +48,8 @@ class DepthScorer:
         arrays = (batch.tokens_BS, positions_BS, is_token_BS, batch.place_BM, batch.label_BM)
         with jax.set_mesh(self._mesh):
             placed = [jax.device_put(array, placement(self._mesh, "batch")) for array in arrays]
-            return Likelihoods(*jax.device_get(self._score(self._params, *placed)))
+            passes = [self._score(self._params, *placed, depths=depths) for depths in self._passes]
+            return Likelihoods(*map(np.concatenate, zip(*jax.device_get(passes), strict=True)))
 
     def at(self, depths: Iterable[int]) -> "DepthScorer":
         """Return one for other depths."""
@@ -60,8 +63,10 @@ class DepthScorer:
         is_token_BS: jax.Array,
         place_BM: jax.Array,
         label_BM: jax.Array,
+        *,
+        depths: tuple[int, ...],
     ) -> tuple[jax.Array, jax.Array]:
-        self.num_programs += 1  # once a shape, while it is traced
+        self.num_programs += 1  # once a shape and pass, while it is traced
         model = self._lm.bind(self._lm.gather(params, self._dtype))
         score = scoring(model, label_BM)
         context = Context(
@@ -77,7 +82,7 @@ class DepthScorer:
             rows_B1 = jnp.arange(len(place_BM), out_sharding=activation_spec("batch"))[:, None]
             return score(hidden_BSD.at[rows_B1, place_BM].get(out_sharding=activation_spec("batch")))
 
-        forward = Forward(model, tokens_BS, context, Depth(max(self.depths)), self._dtype)
-        scores = forward(jnp.array(self.depths) - 1, score_targets).read
+        forward = Forward(model, tokens_BS, context, Depth(max(depths)), self._dtype)
+        scores = forward(jnp.array(depths) - 1, score_targets).read
         result = (scores.nll_BS, scores.correct_BS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)

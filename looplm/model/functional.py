@@ -94,6 +94,11 @@ class FunctionalLM:
         sizes = self.map(lambda leaf, variable: leaf.size * variable.used[0] // variable.used[1], self.shapes)
         return sum(jax.tree.leaves(sizes))
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether loop d of a longer pass is that of a pass of d loops, so that one pass reads every depth."""
+        return self.config.residual_step != "inverse_loops"
+
     @cached_property
     def has_loop_parameters(self) -> bool:
         """Whether loops have parameters of their own, so that all tokens of a pass are at the same loop."""

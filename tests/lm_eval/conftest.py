@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,15 +80,17 @@ def letters() -> Callable[..., Letters]:
 
 @pytest.fixture(scope="session")
 def drawn_model() -> Callable[..., LoadedLM]:
-    """Makes a model of two loops' training whose first state is drawn, and that has an opinion on what follows."""
-    config = Model(
+    """Makes a model of two loops' training whose first state is drawn, and that has an opinion on what follows; with
+    changes of its config."""
+    drawn = Model(
         vocab_size=VOCAB_SIZE, dim=16, num_heads=2, hidden_dim=32, block_layers=1, injection=AddInjection(),
         state_init=NormalState(std=1.0), init=NormalInit(std=0.4),
     )  # fmt: skip
-    params = FunctionalLM(config).init(jax.random.key(0))
+    params = FunctionalLM(drawn).init(jax.random.key(0))
     loop = Loop(num_loops=2)
 
-    def make(tokenizer: Tokenizer | None = None, template: str | None = None) -> LoadedLM:
+    def make(tokenizer: Tokenizer | None = None, template: str | None = None, **changes: Any) -> LoadedLM:
+        config = drawn.model_copy(update=changes)
         return LoadedLM(config, loop, FinalCrossEntropy(), params, tokenizer=tokenizer, template=template)
 
     return make

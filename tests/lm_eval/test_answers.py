@@ -53,6 +53,17 @@ def test_likelihoods_are_those_of_single_passes(answers: Answers) -> None:
     assert len({round(found[0][0], 3) for found in expected.values()}) == len(DEPTHS)
 
 
+def test_loops_that_depend_on_how_many_there_are_have_a_pass_for_every_depth(
+    drawn_model: Callable, letters: Callable
+) -> None:
+    model = drawn_model(letters(), residual_step="inverse_loops")
+    answers = Answers(model, (1, 4), max_length=40, batch_size=1, devices=jax.devices()[:1])
+    (pair,) = PAIRS[:1]
+    for depth in (1, 4):
+        (found,) = answers.log_likelihoods([pair], depth)
+        np.testing.assert_allclose(found[0], one_by_one(model, *answers.encoding.pair(*pair), depth)[0], rtol=1e-5)
+
+
 def test_what_is_likeliest_is_told(answers: Answers) -> None:
     """Every continuation of one letter: one of them is what the model would write."""
     pairs = [("the cat", letter) for letter in map(chr, range(4, 128)) if letter.strip()]
