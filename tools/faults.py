@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from looplm.checkpoint.writer import CheckpointWriter
-from looplm.train import corruption, hooks, step, trainer
+from looplm.train import corruption, feed, hooks, step
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -25,13 +25,13 @@ def spoil_steps(steps: Collection[int], *, factor: float = float("nan"), patch: 
 def spoil_batches(numbers: Collection[int], *, patch: Patch = setattr) -> None:
     """These batches (from 0) hold nothing but token 0, and such a batch gives NaN."""
     _spoil(lambda micro_batch, number: jnp.all(micro_batch.tokens == 0), float("nan"), patch)
-    load = trainer.train_loader
+    load = feed.train_loader
 
     def load_badly(*arguments: Any, start_step: int, **named: Any) -> Iterator[Any]:
         for number, rows in enumerate(load(*arguments, start_step=start_step, **named), start=start_step):
             yield rows | {"tokens": 0 * rows["tokens"]} if number in numbers else rows
 
-    patch(trainer, "train_loader", load_badly)
+    patch(feed, "train_loader", load_badly)
 
 
 def _spoil(is_bad: Callable[[Any, Any], Any], factor: float, patch: Patch) -> None:

@@ -31,6 +31,10 @@ class Batches:
             batch += count if batch >= first else 0
         return batch
 
+    def used_by(self, step: int) -> int:
+        """How many batches were read or passed over when a step is done."""
+        return self.of(step) + 1
+
     def pass_over(self, after: int, last: int) -> int:
         """After step `after` leave out the batches of steps up to `last`; returns how many. On disk when it returns."""
         batches = self.of(last) - self.of(after + 1) + 1

@@ -7,47 +7,41 @@ The host never waits for the step it has just dispatched: it reads the metrics o
 the next batch and sends it to the devices.
 """
 
-import secrets
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from looplm.checkpoint.folder import clean
 from looplm.checkpoint.lineage import kept_files
-from looplm.config.load import leaves
 from looplm.config.schema import Run
 from looplm.data.held_out import open_held_out
-from looplm.data.loader import train_loader
 from looplm.data.manifest import TEMPLATE_FILE
 from looplm.data.mixture import open_mixture
-from looplm.data.window import PADDING
 from looplm.distributed import wait_for_all
 from looplm.errors import Preempted, StoppedItself
 from looplm.hardware import find as find_device
 from looplm.metrics.events import Events
 from looplm.metrics.loads import LoadLog
-from looplm.metrics.sinks import ConsoleSink, JsonlSink, Sink, TensorBoardSink, each_row
+from looplm.metrics.sinks import Sink
 from looplm.metrics.timing import Timekeeper, line
-from looplm.metrics.trackers import Tracked, check_trackers, open_trackers
+from looplm.metrics.trackers import check_trackers
 from looplm.model.parameter_table import parameter_table, totals
 from looplm.sharding.mesh import build_mesh
-from looplm.train.batch import Batch
 from looplm.train.corruption import CorruptionCheck, Digests
 from looplm.train.depth import DepthSchedule
+from looplm.train.feed import Feed, Placed, open_loader
 from looplm.train.flops import StepFlops, step_flops
-from looplm.train.health import Health
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
 from looplm.train.initial import check_source
 from looplm.train.memory import bytes_of, learning_line, memory_line, memory_of
-from looplm.train.notes import Notes
+from looplm.train.notes import Notes, notes_before
+from looplm.train.outputs import open_loads, open_sinks
 from looplm.train.preemption import Preemption
 from looplm.train.profiling import Profile
 from looplm.train.program import Program
@@ -71,15 +65,6 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class Placed(NamedTuple):
-    """A batch on the devices."""
-
-    batch: Batch
-    depth: jax.Array
-    drawn: np.ndarray
-    data: dict[str, float]
-
-
 class Trainer:
     """One run in one workdir. Everything that can be wrong with the request raises UserError in the constructor,
     before anything is written or computed."""
@@ -100,9 +85,7 @@ class Trainer:
             self.validation.check_tokenizer(self.mixture.tokenizer)
         self.program = Program(run, build_mesh(run.mesh))
         self.lm, self.mesh, self.batch = self.program.lm, self.program.mesh, self.program.batch
-        self.saving = Saving(
-            self.program, self.mixture, self.workdir, self.events, self.console.print, self.num_batches
-        )
+        self.saving = Saving(self.program, self.mixture, self.workdir, self.events, self.console.print, self.used_by)
         self.saving.check_data()
         if not self.saving.newest() and (source := self.saving.source()) is not None:
             check_source(source, self.program, self.mixture.tokenizer)
@@ -111,7 +94,7 @@ class Trainer:
         self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
         if run.eval.every_steps:
             self.evaluate.check_labels()
-        self.loader(start_step=0)  # refuses a batch that the hosts do not divide
+        open_loader(self.program, self.mixture, start_step=0)  # refuses a batch that the hosts do not divide
 
     def train(self) -> TrainState:
         """Trains from the newest checkpoint, or from the seed, to the last step.
@@ -166,7 +149,8 @@ class Trainer:
             self.saving.close()
             return state
         self.done = first_step
-        sinks, loads = self.open_sinks(first_step), self.open_loads(first_step)
+        sinks = open_sinks(self.run, self.workdir, self.console, self.time, self.events, self.said, first_step)
+        loads = open_loads(self.run, self.workdir, first_step)
         try:
             return self.run_steps(state, first_step, sinks, loads)
         finally:
@@ -179,7 +163,6 @@ class Trainer:
             self.console.print(line(self.time.whole()))
 
     def run_steps(self, state: TrainState, done: int, sinks: list[Sink], loads: LoadLog | None) -> TrainState:
-        batches = self.batches.read(self.loader, done + 1)
         log = StepLog(
             self.program,
             self.compiled.flops,
@@ -195,13 +178,10 @@ class Trainer:
         watchdog = Watchdog(self.workdir.root, self.note_hang)
         before: Dispatched | None = None
         saves = False
-        reader = ThreadPoolExecutor(1, "batches")
-        with watchdog, ExitStack() as stack:
-            stack.callback(reader.shutdown, wait=False, cancel_futures=True)  # its storage may never answer
-            upcoming = reader.submit(self.place_next, batches, done + 1)
+        with watchdog, Feed(self.program, self.mixture, self.batches, self.time, done + 1) as feed:
             for step in range(done + 1, self.run.num_steps + 1):
                 self.time.begin(step)
-                placed = self.take(upcoming, before)
+                placed = feed.take(running=before)
                 if (new := self.stages.begins(step)) is not None:
                     state = enter(state)
                     self.console.print(
@@ -212,7 +192,7 @@ class Trainer:
                     state, output = self.compiled.step(state, placed.batch, placed.depth, *taught)
                 self.preemption.ask()
                 if step < self.run.num_steps:
-                    upcoming = reader.submit(self.place_next, batches, step + 1)
+                    feed.read_ahead(step + 1)
                 if before is not None:
                     self.finish(before, log, watchdog)
                 stops = self.preemption.agreed()
@@ -262,18 +242,22 @@ class Trainer:
         self.batches = Batches(self.events)
         self.check_data()
         self.last_saved = last_saved(self.events)
-        self.workdir.check_ours(run, self.num_batches, last_saved=self.last_saved)
+        self.workdir.check_ours(run, self.used_by, last_saved=self.last_saved)
         self.said = Notes(self.events, self.console)
         self.skipped = SkippedUpdates(run.optim.guard, self.mixture, self.batches, self.events, self.said, self.console)
         self.stages = Stages(self.mixture, self.batches, DepthSchedule(run))
 
-    def num_batches(self, step: int) -> int:
-        """How many batches were read or passed over when a step is done."""
-        return self.batches.of(step) + 1
+    def notes(self) -> Iterator[str]:
+        """What is worth a thought before time is spent."""
+        return notes_before(self.run, self.mixture, self.workdir, self.last_saved, self.saving.newest())
+
+    def used_by(self, step: int) -> int:
+        """How many batches were read or passed over when a step is done; the order is read anew in `look_back`."""
+        return self.batches.used_by(step)
 
     def check_data(self) -> None:
         """Raises UserError unless the data is the model's, and enough for all steps."""
-        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.num_batches(self.run.num_steps))
+        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.used_by(self.run.num_steps))
 
     @cached_property
     def compiled(self) -> Compiled:
@@ -282,92 +266,7 @@ class Trainer:
         flops, step = step_flops(traced.jaxpr), traced.lower().compile()
         return Compiled(step, flops, time.perf_counter() - started)
 
-    def open_sinks(self, first_step: int) -> list[Sink]:
-        """Only one process writes."""
-        if jax.process_index() != 0:
-            return []
-        run = self.run
-        lines = JsonlSink(self.workdir.metrics, resume_step=first_step)
-        self.time.reached = max(self.time.reached, lines.reached)
-        sinks: list[Sink] = [
-            lines,
-            ConsoleSink(self.console, num_steps=run.num_steps, start_step=first_step, every_steps=run.log.every_steps),
-        ]
-        if run.log.tensorboard:
-            sinks.append(TensorBoardSink(self.workdir.tensorboard, resume_step=first_step))
-        sinks += open_trackers(run.log.trackers, self.tracked)
-        return [*sinks, Health(run, self.said, each_row(self.workdir.metrics))]
-
-    @property
-    def tracked(self) -> Tracked:
-        """What services are told of this run."""
-        if not (before := self.events.read("tracked")):
-            self.events.note("tracked", key=(key := secrets.token_hex(4)))
-        else:
-            key = before[0]["key"]
-        return Tracked(self.run.log.project, key, self.workdir.root.resolve(), leaves(self.run))
-
-    def open_loads(self, first_step: int) -> LoadLog | None:
-        if jax.process_index() != 0:
-            return None
-        log, last = self.run.log, self.run.num_steps
-        return LoadLog(self.workdir.loads, resume_step=first_step, every_steps=log.loads_every_steps, last_step=last)
-
-    def loader(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        data = self.run.data
-        return train_loader(
-            self.mixture,
-            start_step=start_step,
-            host=self.batch.part,
-            num_hosts=self.batch.num_parts,
-            prefetch=data.prefetch_batches,
-        )
-
-    def notes(self) -> Iterator[str]:
-        """What is worth a thought before time is spent."""
-        if self.last_saved is not None and not self.workdir.has(self.last_saved):
-            yield (
-                f"checkpoint {self.last_saved}, the last that was saved, is not in {self.workdir.checkpoints} any "
-                f"more; the run goes on from step {self.saving.newest()}"
-            )
-        for name, before, now in self.workdir.moved(self.run):
-            yield f"the data of {name} is read from {now} now; until here the run read it from {before}"
-        wanted, known = self.run.model.vocab_size, self.mixture.vocab_size
-        if wanted - known > known // 10:
-            yield (
-                f"model.vocab_size={wanted} is {wanted - known} above the {known} tokens of the data; "
-                "every one costs time and memory"
-            )
-        if len(templates := self.mixture.templates) > 1:
-            first, *others = (", ".join(names) for names in templates.values())
-            yield (
-                f"`looplm generate --chat` will ask with the template of {first}; that of {' and '.join(others)} "
-                "is another"
-            )
-        for part in self.mixture.parts:
-            if part.windows.padding > 0.001:
-                yield f"{part.windows.padding:.1%} of the positions of {part.name} are padding"
-
     # --- in the loop -------------------------------------------------------------------------------------------------
-
-    def place_next(self, batches: Iterator[dict[str, np.ndarray]], step: int) -> Placed:
-        """Takes the next batch from the loader and sends it to the devices."""
-        drawn, rows = self.program.depths.draw(step - 1), next(batches)
-        batch, depth = self.batch.place(rows, drawn), self.batch.place_drawn(drawn)
-        data = self.mixture.progress(self.num_batches(step))
-        if self.mixture.padding:
-            data["data/padding"] = float(np.mean(rows["segments"] == PADDING))
-        return Placed(batch, depth, drawn, data)
-
-    def take(self, upcoming: Future[Placed], running: Dispatched | None) -> Placed:
-        """Waits for the batch of the next step. running: the step that the devices may be at."""
-        self.time.credit()
-        started = time.perf_counter()
-        placed = upcoming.result()
-        placed.data["data/wait_s"] = time.perf_counter() - started
-        if running is None or running.output.tokens.is_ready():  # type: ignore[attr-defined]  # not annotated
-            self.time.credit("data_wait")  # the devices had to wait; else it cost nothing
-        return placed
 
     def finish(self, dispatched: Dispatched, log: StepLog, watchdog: Watchdog) -> dict[str, float]:
         """Waits for a dispatched step, writes its numbers and looks at them. Returns the numbers."""

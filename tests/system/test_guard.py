@@ -24,7 +24,7 @@ from looplm.errors import Preempted, StoppedItself
 from looplm.metrics.events import read_events
 from looplm.metrics.sinks import read_metrics
 from looplm.sharding.mesh import build_mesh
-from looplm.train import trainer
+from looplm.train import feed, trainer
 from looplm.train.program import Program
 from tools import faults
 
@@ -158,13 +158,13 @@ def test_a_rewind_goes_on_without_the_bad_batches_and_a_resume_of_it_is_exact(sp
 
     # And as a run that was given the other batches from the start.
     with pytest.MonkeyPatch.context() as patch:
-        load = trainer.train_loader
+        load = feed.train_loader
         order = [*range(4), *range(9, 17)]
 
         def in_order(*arguments: Any, start_step: int, **named: Any) -> Iterator[Any]:
             return (next(load(*arguments, start_step=number, **named)) for number in order[start_step:])
 
-        patch.setattr(trainer, "train_loader", in_order)
+        patch.setattr(feed, "train_loader", in_order)
         told, _ = spoiled(tmp_path / "told")
     assert bits(told) == bits(state)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from looplm.config.schema import Run
 from looplm.errors import StoppedItself
-from looplm.metrics.events import Events
+from looplm.metrics.events import Events, read_events
 from looplm.metrics.timing import Timekeeper
 from looplm.train.profiling import Profile
 from looplm.train.trainer import Trainer
@@ -44,7 +44,9 @@ def test_devices_are_checked_every_so_many_steps(every: int | None, expected: li
 
 
 @pytest.mark.parametrize("writes_loads", [True, False])
-def test_whatever_ends_the_steps_all_that_was_opened_is_closed(writes_loads: bool, tmp_path: Path) -> None:
+def test_whatever_ends_the_steps_all_that_was_opened_is_closed(
+    writes_loads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed: list[str] = []
 
     def closing(name: str) -> Any:
@@ -58,9 +60,10 @@ def test_whatever_ends_the_steps_all_that_was_opened_is_closed(writes_loads: boo
     trainer: Any = SimpleNamespace(
         run=SimpleNamespace(num_steps=9), time=Timekeeper(Events(tmp_path / "events.jsonl")), saving=saving,
         run_steps=fails, profile=SimpleNamespace(write=lambda: closed.append("profile")),
-        open_sinks=lambda _: [closing("lines")], open_loads=lambda _: closing("loads") if writes_loads else None,
-        console=Console(file=io.StringIO()),
+        console=Console(file=io.StringIO()), workdir=None, events=None, said=None,
     )  # fmt: skip
+    monkeypatch.setattr("looplm.train.trainer.open_sinks", lambda *_: [closing("lines")])
+    monkeypatch.setattr("looplm.train.trainer.open_loads", lambda *_: closing("loads") if writes_loads else None)
     with pytest.raises(StoppedItself):
         Trainer.go_on(trainer)
     assert closed == ["saving", "profile", "lines"] + ["loads"] * writes_loads
@@ -89,3 +92,7 @@ def test_a_device_that_computes_wrongly_ends_the_run_and_is_noted() -> None:
     with pytest.raises(StoppedItself, match=r"step 7: silent data corruption: one; two; .* checkpoint is of step 4$"):
         finish(["one", "two"])
     assert events[2:] == [("corrupted", {"step": 7, "faults": ["one", "two"]})]
+
+
+def test_a_run_that_no_service_follows_has_no_key(finished_run: Path) -> None:
+    assert "tracked" not in {event["kind"] for event in read_events(finished_run / "events.jsonl")}
