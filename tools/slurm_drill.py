@@ -161,10 +161,13 @@ class Drill:
         self.until(is_there, f"job {job} reaches step {step}")
 
     def restarted(self, job: str, times: int) -> None:
-        self.until(
-            lambda: (found := self.cluster.job(job))["Restarts"] == str(times) and found["JobState"] == "RUNNING",
-            f"job {job} runs after {times} restarts",
-        )
+        """It runs again, or has done so: on a fast machine its end can come before the first look."""
+
+        def is_so() -> bool:
+            found = self.cluster.job(job)
+            return found["Restarts"] == str(times) and found["JobState"] in ("RUNNING", "COMPLETED")
+
+        self.until(is_so, f"job {job} runs after {times} restarts")
 
     def output(self, job: str) -> str:
         logs = [self.folder / f"job-{job}.log", *sorted((self.folder / "runs" / "logs" / job).rglob("*.log"))]
