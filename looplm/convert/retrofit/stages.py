@@ -54,9 +54,10 @@ def mean_layer(source: Source, name: str, origin: Origin) -> np.ndarray:
 
 
 def run_stages(model: Model, params: Params, ids_BS: np.ndarray, loops: int = 1) -> Stages:
-    """Runs so many loops."""
+    """Runs so many loops, with products that are float32 on a GPU and a TPU too."""
     lm = FunctionalLM(model.model_copy(update={"dtype": "float32"}))
-    return jax.device_get(jax.jit(partial(_stages, lm, loops))(params, ids_BS))
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(jax.jit(partial(_stages, lm, loops))(params, ids_BS))
 
 
 def _stages(lm: FunctionalLM, loops: int, params: Params, ids_BS: jax.Array) -> Stages:
