@@ -26,15 +26,20 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
     return names
 
 
+def check_new(target: Path) -> None:
+    """Raises UserError when something is there already, other than an empty folder."""
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if target.is_symlink() or (target.exists() and not is_empty):
+        raise UserError(f"{target} is there already; give a new folder, or remove it")
+
+
 @contextmanager
 def made_at_once(target: Path) -> Iterator[Path]:
     """Inside, a folder to be filled, which then gets the name of `target`. Whatever goes wrong leaves nothing.
 
     Raises UserError when something is there already, or it cannot be written.
     """
-    is_empty = target.is_dir() and not any(target.iterdir())
-    if target.is_symlink() or (target.exists() and not is_empty):
-        raise UserError(f"{target} is there already; give a new folder, or remove it")
+    check_new(target)
     making = target.with_name(f"{target.name}.making")
     try:
         shutil.rmtree(making, ignore_errors=True)  # of one that was killed

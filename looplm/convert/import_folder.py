@@ -54,7 +54,7 @@ def import_folder(
             f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens and the model {model.vocab_size}; it is "
             "another model's: put the right one there, or take it away"
         )
-    config = to_json(run_of(model, loop, folder.adapter.objective, _length(folder)))
+    config = to_json(run_of(model, loop, folder.adapter.objective, length_of(folder)))
     with made_at_once(workdir) as making:
         write_streamed(making / "checkpoints", 0, params, config=config, seed=0, metrics={})
         equal = _read_back(folder, model, making / "checkpoints")
@@ -84,7 +84,8 @@ def run_of(model: Model, loop: Loop, objective: Objective, length: int) -> Run:
     )
 
 
-def _length(folder: HFFolder) -> int:
+def length_of(folder: HFFolder) -> int:
+    """Of the sequences that a model takes, as its config says; LONGEST where that says no such number."""
     found = next((folder.stored_config[key] for key in LENGTH_KEYS if key in folder.stored_config), LONGEST)
     return found if isinstance(found, int) and found > 0 else LONGEST
 

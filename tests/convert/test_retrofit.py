@@ -7,18 +7,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
 import looplm
 from looplm.config.load import from_json
+from looplm.convert.import_folder import LONGEST
 from looplm.convert.parity import fixed_ids
+from looplm.convert.retrofit import stages, write
 from looplm.convert.retrofit.angular import angular_distances, nearest
 from looplm.convert.retrofit.cut import Ranges, averaged, evenly, num_chosen
 from looplm.convert.retrofit.relaxed import nearest_of_rank
+from looplm.convert.retrofit.source import open_source
+from looplm.convert.retrofit.stages import plain_stack, run_stages
+from looplm.convert.retrofit.write import Wish, retrofit
 from looplm.errors import UserError
 from tests.checkpoint.folders import config_of
-from tests.convert.folders import GOLDEN, tensors_of
+from tests.convert.folders import GOLDEN, copy_of, tensors_of
 
+ANGULAR = Wish(None, "0:4", None, 4, "concat", "angular", 3, None)
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
 
@@ -160,6 +167,44 @@ def test_what_is_no_plain_stack_is_refused(name, message, tmp_path, command):
     assert (shown.code, shown.stderr.count("\n")) == (2, 1), shown.stderr
     assert message in shown.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_said_before_layers_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "run_stages", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(UserError, match="run is there already; give a new folder"):
+        retrofit(GOLDEN / "llama_a", tmp_path / "run", ANGULAR, Console())
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "mine"]
+
+
+def test_a_model_that_memory_does_not_hold_is_not_looked_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "memory_bytes", lambda: 10_000)
+    with pytest.raises(UserError, match=r"--select angular runs the whole model, which takes .* GB of memory, more"):
+        retrofit(GOLDEN / "llama_a", tmp_path / "run", ANGULAR, Console())
+    assert not list(tmp_path.iterdir())
+
+
+def test_loops_that_would_share_experts_get_no_adapters(tmp_path):
+    wish = Wish(None, "0:2", None, 2, "none", "average", None, None, 4)
+    with pytest.raises(UserError, match="--lora-rank: experts have no adapters and would be shared by loops; leave it"):
+        retrofit(GOLDEN / "mixtral_a", tmp_path / "run", wish, Console())
+
+
+@pytest.mark.parametrize("length", [-1, "many", None])
+def test_a_length_that_is_none_is_left_to_the_default(length, tmp_path):
+    folder = copy_of("llama_a", tmp_path / "hf", max_position_embeddings=length)
+    assert open_source(folder).length == LONGEST
+
+
+def test_models_are_compared_in_float32_where_products_would_be_less(monkeypatch):
+    """As they are on a GPU or a TPU by default, which differs by more than what is allowed."""
+    seen = []
+    monkeypatch.setattr(stages, "_stages", lambda *_: seen.append(jax.config.jax_default_matmul_precision))
+    source = open_source(GOLDEN / "llama_a")
+    model, params = plain_stack(source, ((0,),))
+    run_stages(model, params, fixed_ids(model.vocab_size))
+    assert seen == ["highest"]
 
 
 def test_layers_are_chosen_as_they_are_asked_for():

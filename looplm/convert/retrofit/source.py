@@ -17,6 +17,7 @@ from looplm.checkpoint.stored_rows import StoredRows
 from looplm.config.load import from_json
 from looplm.config.schema import Loop, Model, MoE, Place
 from looplm.convert.export_folder import verified
+from looplm.convert.import_folder import length_of
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM
 
@@ -35,8 +36,8 @@ class Source:
 
     path: Path
     model: Model
-    length: int | None
-    """Of the sequences that it takes, if its config says so."""
+    length: int
+    """Of the sequences that it takes."""
     read: Callable[[str, int | None], np.ndarray]
     """(path of a leaf, row or None) -> the leaf, or the row of it, float32."""
     config: dict[str, Any]
@@ -55,14 +56,13 @@ class Source:
         return [(place, row) for place in STACKS for row in range(self.model.layers_of(place))]
 
 
-def open_source(path: Path, length_keys: Collection[str], allow_keys: Collection[str] = ()) -> Source:
+def open_source(path: Path, allow_keys: Collection[str] = ()) -> Source:
     """Opens the folder. Raises UserError for one that is no model or damaged, and for a model that is no plain stack of
     layers which run once."""
     if is_official(path):
         folder = HFFolder(path, allow_keys)
         model = _plain(path, folder.model(), folder.loop())
-        length = next((folder.stored_config[key] for key in length_keys if key in folder.stored_config), None)
-        return Source(path, model, length, _of_folder(folder, model), folder.stored_config)
+        return Source(path, model, length_of(folder), _of_folder(folder, model), folder.stored_config)
     root, step = checkpoint_of(path)
     run = from_json((root if step is None else root / "checkpoints" / str(step)) / "config.json")
     model = _plain(path, run.model, run.loop)

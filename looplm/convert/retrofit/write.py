@@ -23,9 +23,9 @@ from looplm.checkpoint.folder import checkpoint_of
 from looplm.checkpoint.lineage import OFFICIAL, official_config
 from looplm.checkpoint.streamed import Streamed, write_streamed
 from looplm.config.load import to_json
-from looplm.config.schema import FinalCrossEntropy, Loop, LoRA, Model
-from looplm.convert.files import copy_tokenizer, made_at_once
-from looplm.convert.import_folder import LENGTH_KEYS, LONGEST, run_of
+from looplm.config.schema import FinalCrossEntropy, Loop, LoRA, Model, MoE
+from looplm.convert.files import check_new, copy_tokenizer, made_at_once
+from looplm.convert.import_folder import run_of
 from looplm.convert.parity import fixed_ids
 from looplm.convert.retrofit.angular import nearest
 from looplm.convert.retrofit.cut import Cut, Origin, Ranges, averaged, cut, evenly, num_chosen
@@ -53,10 +53,12 @@ RELAXED: dict[str, dict[str, Any]] = {
     "concat": {"injection": {"kind": "concat", "init": "state"}, "state_init": {"kind": "input"}},
 }
 """With each of them the block gets the state itself in every loop."""
-COPIES = 4
-"""Of the weights in float32, that comparing the two models holds at most."""
+COPIES, COPIES_TO_CHOOSE = 4, 2
+"""Of the weights in float32, that comparing the two models holds at most, and running the original alone."""
 TEXT_ROWS, TEXT_LENGTH = 8, 256
 """Of a text, so many tokens at most are looked at to choose layers."""
+TEXT_CHARACTERS = 64 * TEXT_ROWS * TEXT_LENGTH
+"""So much of it at most is read for them."""
 
 
 class Wish(NamedTuple):
@@ -83,7 +85,8 @@ def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow
         raise UserError(f"--inject {wish.inject} is not known; use one of {', '.join(INJECTIONS)}")
     if wish.loops < 1:
         raise UserError(f"--loops {wish.loops} must be at least 1; use e.g. 4")
-    original = open_source(source, LENGTH_KEYS, allow_keys)
+    check_new(workdir)  # to choose layers may take long
+    original = open_source(source, allow_keys)
     ranges = Ranges.of(original.num_layers, prelude=wish.prelude, block=wish.block, coda=wish.coda)
     count = num_chosen(ranges, wish.select, wish.layers, wish.loops)
     if wish.text is not None and wish.select != "angular":
@@ -91,10 +94,8 @@ def retrofit(source: Path, workdir: Path, wish: Wish, console: Console, *, allow
     block, chosen_by = _block(original, ranges, count, wish)
     layers = cut(ranges, block)
     relaxed = None if wish.lora_rank is None else _relaxed(original, ranges, layers, wish, wish.lora_rank)
-    length = original.length or LONGEST
-    run = run_of(
-        _looped(original.model, layers, wish, relaxed), Loop(num_loops=wish.loops), FinalCrossEntropy(), length
-    )
+    looped = _looped(original.model, layers, wish, relaxed)
+    run = run_of(looped, Loop(num_loops=wish.loops), FinalCrossEntropy(), original.length)
     with made_at_once(workdir) as making:
         params = _streamed(original, run.model, layers, relaxed)
         write_streamed(making / "checkpoints", 0, params, config=to_json(run), seed=0, metrics={})
@@ -121,6 +122,12 @@ def _block(source: Source, ranges: Ranges, count: int, wish: Wish) -> tuple[list
         case "average":
             return averaged(ranges.block, count), ""
         case "angular":
+            size = COPIES_TO_CHOOSE * bytes_of(FunctionalLM(source.model).shapes)
+            if size > memory_bytes():
+                raise UserError(
+                    f"--select angular runs the whole model, which takes {size / 1e9:.3g} GB of memory, more than "
+                    "there is; use even or average"
+                )
             ids_BS, of_what = _sample(source, wish.text)
             stages = run_stages(*plain_stack(source, tuple((i,) for i in range(source.num_layers))), ids_BS)
             entered_LBSD = np.concatenate([np.moveaxis(np.asarray(stages.layers_BLSD), 1, 0), stages.state_BSD[None]])
@@ -139,7 +146,8 @@ def _sample(source: Source, text: Path | None) -> tuple[np.ndarray, str]:
     if tokenizer is None:
         raise UserError(f"--text needs a tokenizer, and {source.path} has none; leave it out for fixed ids")
     try:
-        ids = np.asarray(tokenizer.encode(text.read_text()), np.int32)[: TEXT_ROWS * TEXT_LENGTH]
+        with text.open() as file:
+            ids = np.asarray(tokenizer.encode(file.read(TEXT_CHARACTERS)), np.int32)[: TEXT_ROWS * TEXT_LENGTH]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--text {text} cannot be read ({error}); give a text file") from error
     length = min(TEXT_LENGTH, len(ids))
@@ -165,6 +173,10 @@ def _relaxed(source: Source, ranges: Ranges, layers: Cut, wish: Wish, rank: int)
         )
     if source.model.qk_bias or source.model.norm == "layer":
         raise UserError("--lora-rank: biases of layers would be shared by loops; leave it out for this model")
+    if isinstance(source.model.feed_forward, MoE):
+        raise UserError(
+            "--lora-rank: experts have no adapters and would be shared by loops; leave it out for this model"
+        )
     return Relaxed(source, ranges.block, layers.block, rank)
 
 
@@ -209,6 +221,11 @@ def _streamed(source: Source, model: Model, layers: Cut, relaxed: Relaxed | None
     return jax.tree_util.tree_map_with_path(leaf, lm.shapes)
 
 
+def bytes_of(params: Params) -> int:
+    """Of weights, or their shapes, in float32."""
+    return 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
 def memory_bytes() -> int:
     """Of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -217,7 +234,7 @@ def memory_bytes() -> int:
 def _compared(
     source: Source, layers: Cut, workdir: Path, params: Params, relaxed: Relaxed | None, loops: int
 ) -> Iterator[str]:
-    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    size = bytes_of(params)
     if COPIES * size > memory_bytes():
         yield f"equality: not looked at, since that takes {COPIES * size / 1e9:.3g} GB of memory, more than there is"
         return
