@@ -160,6 +160,27 @@ def test_its_command_line_runs_every_depth(
         assert said in capsys.readouterr().err
 
 
+def test_its_cache_of_answers_is_one_of_a_depth(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks for them by the question alone. Settings may stand in a file."""
+    from looplm.lm_eval.__main__ import main
+
+    monkeypatch.chdir(TASKS)
+    settings = {"model": "looplm", "model_args": {"workdir": str(finished_run), "loops": "1+3"}, "limit": 4}
+    settings |= {"use_cache": str(tmp_path / "cache"), "output_path": str(tmp_path / "out"), "log_samples": True}
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings | {"tasks": ["capitals"], "include_path": str(TASKS)}))
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", "--config", str(tmp_path / "settings.yaml")])
+    assert main() == 0
+    answered = [
+        [json.loads(line)["resps"] for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.rglob("samples_capitals_*.jsonl"))
+    ]
+    assert [len(one) for one in answered] == [4, 4]
+    assert answered[0] != answered[1]
+    assert len(list(tmp_path.glob("cache-depth-*_rank0.db"))) == 2
+
+
 def test_the_chat_template_is_applied(
     drawn_model: Callable, letters: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
