@@ -3,7 +3,8 @@
 A multiplication and an addition count each; norms, softmax, rotary positions and other elementwise work do not. XLA's
 own count is no use: it counts the body of a scan once (5-35 % of a looped model). Here a scan counts as often as it
 turns, a function of one device (`shard_map`) once for each, and the marks of `ops/scopes.py` are heeded. So a part that
-nobody here knows is counted like any other.
+nobody here knows is counted like any other. What no result of the program needs is left out first, as XLA does: the
+gradient of a frozen matrix, a gate that no objective reads.
 
 - Hardware FLOPs are all that is done, also what a backward pass computes again, the optimizer, and what is masked.
 - Model FLOPs are what has to be done, the numerator of MFU: nothing of that. Of attention they count the keys that a
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from looplm.ops.rounds import LATER_ROUNDS
 from looplm.ops.scopes import BACKWARD, DETACHED, DONE, NEEDED, NEEDED_BACK, OPTIMIZER, RECOMPUTED, TEACHER, WINDOW
@@ -79,7 +81,8 @@ class StepFlops(NamedTuple):
 
 def step_flops(program: ClosedJaxpr) -> StepFlops:
     """Count the FLOPs of a traced step."""
-    found = products(program.jaxpr)
+    read, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    found = products(read)
     # Loops of a teacher are not the student's.
     own = [product for product in found if TEACHER not in product.scopes]
     detached = [product for product in own if DETACHED in product.scopes]

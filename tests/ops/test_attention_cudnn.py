@@ -16,7 +16,7 @@ from looplm.ops.attention.residuals import kept
 from looplm.sharding.collective import lay_out
 from looplm.sharding.mesh import build_mesh
 from looplm.train.flops import bodies, step_flops
-from tests.ops.test_attention import Case, gradient_of, values_and_gradients
+from tests.ops.test_attention import Case, step_of, values_and_gradients
 
 FUSED = cudnn._fused()
 
@@ -177,8 +177,8 @@ def test_a_layer_that_is_recomputed_does_not_run_a_kernel_again(backend, policy,
 @pytest.mark.parametrize("kind", ["causal", "full"])
 def test_flops_are_those_of_what_is_seen(kind, packed, hopper):
     arrays = shapes() + [jax.ShapeDtypeStruct((8, 256), jnp.int32)] * packed
-    traced = jax.jit(jax.grad(partial(loss_of, kind=kind), argnums=(0, 1, 2))).trace(*arrays)
+    traced = jax.jit(jax.value_and_grad(partial(loss_of, kind=kind), argnums=(0, 1, 2))).trace(*arrays)
     found = step_flops(traced.jaxpr).at(0)
-    whole = step_flops(gradient_of(dense, Mask(kind, None, 256)).trace(*shapes()).jaxpr).at(0)
+    whole = step_flops(step_of(dense, Mask(kind, None, 256)).trace(*shapes()).jaxpr).at(0)
     assert found.model == pytest.approx(whole.model, rel=1e-6)
     assert found.hardware == pytest.approx(found.model * 7 / 6, rel=1e-6)  # the scores once more

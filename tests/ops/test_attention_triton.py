@@ -10,7 +10,7 @@ import pytest
 
 from looplm.ops.attention import Asked, Mask, dense, reference, triton
 from looplm.train.flops import step_flops
-from tests.ops.test_attention import CASES, Case, by_definition, gradient_of, values_and_gradients  # noqa: F401
+from tests.ops.test_attention import CASES, Case, by_definition, step_of, values_and_gradients  # noqa: F401
 
 INTERPRETED = partial(triton.attention, interpret=True)
 IN_THE_KERNEL = ["odd", "one key head", "both sides", "packed, with padding", "documents of one token"]
@@ -74,7 +74,7 @@ def test_a_document_changes_no_bit_of_another():
 @pytest.mark.parametrize("kind", ["causal", "full"])
 def test_flops_are_those_of_what_is_seen(kind):
     shapes = [jax.ShapeDtypeStruct((2, 300, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
-    programs = [gradient_of(backend, Mask(kind, None, 300)).trace(*shapes).jaxpr for backend in (dense, triton)]
+    programs = [step_of(backend, Mask(kind, None, 300)).trace(*shapes).jaxpr for backend in (dense, triton)]
     whole, in_the_kernel = (step_flops(program).at(0) for program in programs)
     assert in_the_kernel.model == pytest.approx(whole.model, rel=1e-6)
     assert in_the_kernel.hardware <= 2.5 * whole.hardware
@@ -85,6 +85,6 @@ def test_it_is_in_the_program_of_a_gpu():
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA A100-SXM4-80GB", num_cores=None, platform="gpu")
     shapes = [jax.ShapeDtypeStruct((2, 300, heads, 96), jnp.bfloat16) for heads in (4, 2, 2)]
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        traced = gradient_of(triton, Mask("causal", None, 300)).trace(*shapes)
+        traced = step_of(triton, Mask("causal", None, 300)).trace(*shapes)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3  # forward, what the gradient takes from each, backward

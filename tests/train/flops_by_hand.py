@@ -17,7 +17,8 @@ R loops, the last t of them with gradient; n loops are read: 1 (final), t (all o
 product costs two in the backward pass, one for each factor. No gradient enters the loops before the last t. It reaches
 the prelude through the input of a loop with gradient, or through the first state if t = R. In training, the diagonal
 injection is computed R - t + 1 times forward: its product does not depend on the loop, and JAX takes it out of the scan
-of the last t. The gate-only objective costs one product backward, for the gate's weights.
+of the last t. The gate-only objective costs one product backward, for the gate's weights; where the objective does not
+read the gate, it costs nothing.
 
 k is S for a kernel that masks what it has computed (`causal=False`: the XLA reference), and the mean number of keys in
 sight for one that skips the rest (`causal=True`). MFU takes the latter; figures without the causal half are higher.
@@ -124,19 +125,20 @@ def training_flops(
         model, sequence_length=sequence_length, num_loops=num_loops, num_reads=num_reads, causal=causal
     )
     products = num_loops - trained_loops + 1 if isinstance(model.injection, DiagonalInjection) else num_loops
-    once = replace(once, injection=Part(products * _injection(model)), gate=Part(trained_loops * _gate(model)))
+    gated = isinstance(objective, ExpectedCrossEntropy | GateImprovement)
+    gate = trained_loops * _gate(model) if gated else 0.0
+    once = replace(once, injection=Part(products * _injection(model)), gate=Part(gate))
     if isinstance(objective, GateImprovement):
         return replace(once, gate=Part(once.gate.forward, once.gate.forward))
 
     reached = not isinstance(model.injection, NoInjection) or (
         isinstance(model.state_init, InputState) and trained_loops == num_loops
     )
-    gated = isinstance(objective, ExpectedCrossEntropy)
     return Flops(
         prelude=Part(once.prelude.forward, 2 * once.prelude.forward if reached else 0.0),
         loops=Part(once.loops.forward, 2 * once.loops.forward * trained_loops / num_loops),
         injection=Part(once.injection.forward, 2 * trained_loops * _injection(model)),
-        gate=Part(once.gate.forward, 2 * once.gate.forward if gated else 0.0),
+        gate=Part(once.gate.forward, 2 * once.gate.forward),
         read_out=Part(once.read_out.forward, 2 * once.read_out.forward),
         coda=Part(once.coda.forward, 2 * once.coda.forward),
         head=Part(once.head.forward, 2 * once.head.forward),

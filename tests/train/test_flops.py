@@ -202,6 +202,17 @@ def test_places_of_a_capacity_are_done_and_only_the_choices_needed() -> None:
     assert limited.hardware > 1.2 * by_hand(run, 0, R).hardware
 
 
+FROZEN = {"head": 48 * 160, "feed_forward": R * 2 * 48 * (7 + 3 * 3 * 26 + 3 * 14)}
+"""Entries of the matrices that a token meets in R loops: of the head, and of two layers' experts and routers."""
+
+
+@pytest.mark.parametrize("part", FROZEN)
+def test_what_is_frozen_costs_no_gradient(part: str) -> None:
+    run = run_of(Case(dict(feed_forward=EXPERTS)))
+    frozen = counted(override(run, {"optim.frozen": [part]})).at(0)
+    assert by_hand(run, 0, R).model - frozen.model == pytest.approx(A * B * S * 2 * FROZEN[part], rel=1e-6)
+
+
 def test_all_devices_together_do_what_one_would() -> None:
     sizes = dict(num_heads=4, num_kv_heads=2, head_dim=8, dim=32, hidden_dim=64)
     experts = schema.MoE(num_experts=8, experts_per_token=2, expert_dim=16, shared_dim=16)
@@ -259,6 +270,12 @@ def call_kernel(estimate: pl.CostEstimate | None) -> jax.Array:
     return pl.pallas_call(kernel, jax.ShapeDtypeStruct((8, 5), jnp.float32), grid=(4,), cost_estimate=estimate)(X, W)
 
 
+def what_nobody_reads() -> jax.Array:
+    """A scan and a condition, of each of which one product is read and another is not."""
+    (x, _), _ = jax.lax.scan(lambda c, _: ((c[0] @ W @ W.T, X @ W), None), (X, X @ W), length=2)
+    return jax.lax.cond(X[0, 0] > 0, lambda: (x @ W, X @ W), lambda: (x @ W, X @ W))[0]
+
+
 def on_each_of_eight() -> jax.Array:
     mesh = jax.make_mesh((8,), ("data",))
     return jax.shard_map(
@@ -267,7 +284,7 @@ def on_each_of_eight() -> jax.Array:
 
 
 def gradient_with_recomputation() -> jax.Array:
-    return jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x) @ W))(x)))(X)
+    return jax.value_and_grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x) @ W))(x)))(X)
 
 
 PROGRAMS: dict[str, tuple[Callable[[], Any], float]] = {
@@ -283,6 +300,7 @@ PROGRAMS: dict[str, tuple[Callable[[], Any], float]] = {
     "convolution": (lambda: jnp.convolve(jnp.ones(20), jnp.ones(4), mode="valid"), 2 * 17 * 4),
     "kernel": (lambda: call_kernel(None), 4 * PRODUCT),
     "kernel_with_estimate": (lambda: call_kernel(pl.CostEstimate(flops=77, bytes_accessed=0, transcendentals=0)), 77),
+    "unread": (what_nobody_reads, 2 * 2 * PRODUCT + PRODUCT),
     "elementwise": (lambda: jnp.sum(jnp.sin(X) * X), 0),
 }  # fmt: skip
 
