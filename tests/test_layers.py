@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
 
-from tools.layers import FILES, PACKAGE, imports, may_import, module_name, part, relative, top
+from tools.layers import FILES, PACKAGE, imports, may_import, module_name, part, relative, top, tree_of
 
 WITHOUT_JAX = ("looplm.config", "looplm.data", "looplm.errors", "looplm.masking")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -42,6 +42,19 @@ def test_config_and_data_do_not_import_jax() -> None:
     assert [found for path in files for found in imports(path) if top(found[1]) in JAX] == []
 
 
+def test_scipy_is_imported_where_it_is_asked() -> None:
+    """Training never asks it, and it takes a quarter of a start's imports."""
+    at_import = [(relative(path), node) for path in FILES for node in tree_of(path).body]
+    assert [(path, node.lineno) for path, node in at_import if "scipy" in named_in(node)] == []
+
+
+def named_in(node: ast.AST) -> set[str]:
+    """Packages that a statement imports, when it is one that does."""
+    if isinstance(node, ast.Import):
+        return {top(alias.name) for alias in node.names}
+    return {top(node.module or "")} if isinstance(node, ast.ImportFrom) else set()
+
+
 def test_the_rule_tells_right_from_wrong() -> None:
     assert may_import("looplm.train.trainer", "looplm.eval.score")
     assert may_import("looplm.cli", "looplm")
@@ -65,7 +78,7 @@ def test_the_model_is_short() -> None:
         (relative(path), node.end_lineno - node.lineno + 1)
         for path in FILES
         if part(module_name(path)) == "looplm.model"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef) and node.name == "__call__" and node.end_lineno
     ]
     assert len(calls) > 20
@@ -99,7 +112,7 @@ def paths_in_strings(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, str]
 
 def test_nobody_but_the_adapters_knows_where_a_parameter_is() -> None:
     """Parts say in their declaration what they are; who asks by a path breaks when a part is moved."""
-    trees = {relative(path): ast.parse(path.read_text()) for path in FILES}
+    trees = {relative(path): tree_of(path) for path in FILES}
     names = set().union(*(attributes(tree) for path, tree in trees.items() if path.startswith("model/")))
     assert {"core", "block", "gate", "table"} <= names
     assert [
@@ -134,7 +147,7 @@ def named_models(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_nothing_is_decided_by_the_name_of_a_model() -> None:
     files = [path for path in FILES if "checkpoint/adapters" not in relative(path)]
-    assert [(relative(path), *found) for path in files for found in named_models(ast.parse(path.read_text()))] == []
+    assert [(relative(path), *found) for path in files for found in named_models(tree_of(path))] == []
 
 
 def test_a_decision_by_the_name_of_a_model_is_found() -> None:

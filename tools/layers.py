@@ -5,6 +5,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "looplm"
@@ -68,13 +69,20 @@ def top(module: str) -> str:
     return module.split(".", maxsplit=1)[0]
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Place and module of every import of a file, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        place = f"{relative(path)}:{getattr(node, 'lineno', 0)}"
+    for node in ast.walk(tree_of(path)):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        place = f"{relative(path)}:{node.lineno}"
         if isinstance(node, ast.Import):
             yield from ((place, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, f"{place}: imports are absolute"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from ((place, name if name in MODULES else str(node.module)) for name in names)

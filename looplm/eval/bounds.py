@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta, binom
 
 
 def clopper_pearson(successes: np.ndarray, number: int, coverage: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact interval (low, high) of a share, of so many successes among independent trials."""
+    from scipy.stats import beta  # here: training never asks, and scipy takes long to import
+
     tail = (1 - coverage) / 2
     low = beta.ppf(tail, successes, number - successes + 1)
     high = beta.ppf(1 - tail, successes + 1, number - successes)
@@ -20,6 +20,8 @@ def hoeffding_bentkus(mean: float, number: int, error: float) -> float:
 
     mean: of so many independent observations, all in [0, 1].
     """
+    from scipy.optimize import brentq
+    from scipy.stats import binom
 
     def p_value(expectation: float) -> float:
         a = min(mean, expectation)

@@ -4,14 +4,25 @@ Loops that were trained to be read late are read with false confidence early, so
 depth is worth (arXiv 2609.19934).
 """
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from looplm.eval.reading import INVERSE_TEMPERATURES
 
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
+
 FINE = np.linspace(INVERSE_TEMPERATURES[0], INVERSE_TEMPERATURES[-1], 3001)
-_SPLINE = CubicSpline(INVERSE_TEMPERATURES, np.eye(len(INVERSE_TEMPERATURES)))
-"""The mean loss is smooth in the inverse temperature: between those that were measured it is a spline of them."""
+
+
+@cache
+def _spline() -> "CubicSpline":
+    """The mean loss is smooth in the inverse temperature: between those that were measured it is a spline of them."""
+    from scipy.interpolate import CubicSpline  # here: training never asks, and scipy takes long to import
+
+    return CubicSpline(INVERSE_TEMPERATURES, np.eye(len(INVERSE_TEMPERATURES)))
 
 
 def calibrated(tempered_GRK: np.ndarray, tokens_G: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -30,7 +41,7 @@ def calibrated(tempered_GRK: np.ndarray, tokens_G: np.ndarray) -> tuple[np.ndarr
     losses_GR, temperatures_2R = np.empty((num_documents, num_loops)), np.empty((2, num_loops))
     for half in (0, 1):
         fitted_RK = tempered_GRK[1 - half :: 2].sum(axis=0) / tokens_G[1 - half :: 2].sum()
-        inverse_R = FINE[np.argmin(_SPLINE(FINE) @ fitted_RK.T, axis=0)]
-        losses_GR[half::2] = np.einsum("GRK,RK->GR", tempered_GRK[half::2], _SPLINE(inverse_R))
+        inverse_R = FINE[np.argmin(_spline()(FINE) @ fitted_RK.T, axis=0)]
+        losses_GR[half::2] = np.einsum("GRK,RK->GR", tempered_GRK[half::2], _spline()(inverse_R))
         temperatures_2R[half] = 1 / inverse_R
     return losses_GR, temperatures_2R

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import log_expit
 
 from looplm.eval.score import TokenScores
 from looplm.eval.tally import add_by_document
@@ -85,9 +84,9 @@ class ExitTokens:
 
 def _exited(gate_logits_RN: np.ndarray) -> np.ndarray:
     """Return the cumulative exit probability."""
-    log_stay_RN = log_expit(-gate_logits_RN)
+    log_stay_RN = -np.logaddexp(0, gate_logits_RN)
     before_RN = np.cumsum(log_stay_RN, axis=0) - log_stay_RN
-    return np.cumsum(np.exp(log_expit(gate_logits_RN) + before_RN), axis=0)
+    return np.cumsum(np.exp(before_RN - np.logaddexp(0, -gate_logits_RN)), axis=0)
 
 
 def _in_a_row(best_RN: np.ndarray) -> np.ndarray:
