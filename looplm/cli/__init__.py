@@ -5,10 +5,11 @@ Heavy imports are inside the commands, so that `--help` and config errors come a
 
 import errno
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from looplm import __version__
 from looplm.cli import adapter, checkpoint, convert, data, launch, machine, run
 from looplm.cli.environment import backend_failure, settle_environment
 from looplm.cli.generate import generate
@@ -26,6 +27,17 @@ app.add_typer(launch.app, name="launch")
 for command in (run.train, run.eval, generate, run.report, run.demo, machine.doctor):
     app.command()(command)
 app.command(name="compile")(machine.compile_command)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Pretrain, fine-tune and measure looped language models."""
+    if version:
+        console.print(f"looplm {__version__}")
+        raise typer.Exit
+
 
 UsageError: Any = typer.BadParameter.__base__
 """Of the click that this typer brings along or imports."""

@@ -6,7 +6,6 @@ neither dots nor dashes in the name of a function, so `1.4b` is made by `config_
 
 import difflib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ from looplm.errors import UserError, note
 
 SHIPPED_CONFIGS = (
     Path(__file__).parents[2] / "configs",  # a checkout
-    Path(sys.prefix) / "share" / "looplm" / "configs",  # an installed wheel
+    # An installed wheel: below the prefix that the package lies in, be it of Python, of a user or of `pip --target`.
+    *(folder / "share" / "looplm" / "configs" for folder in Path(__file__).parents),
 )
 
 Configs = dict[str, Callable[[], Any]]
