@@ -93,8 +93,14 @@ def test_it_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_its_version_is_that_of_the_package(wheel: Path, fresh: Installed) -> None:
     assert fresh.run("--version") == f"looplm {looplm.__version__}\n"
     assert wheel.name == f"looplm-{looplm.__version__}-py3-none-any.whl"
-    others = [path for path in (ROOT / "pyproject.toml", ROOT / "README.md") if looplm.__version__ in path.read_text()]
-    assert others == [], "the version is written in looplm/__init__.py alone"
+    files = [
+        ROOT / "pyproject.toml",
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "launch").rglob("*.*"),
+    ]
+    elsewhere = [path for path in files if looplm.__version__ in path.read_text()]
+    assert elsewhere == [], "the version is written in looplm/__init__.py alone"
 
 
 def test_every_shipped_config_is_found_by_its_name(fresh: Installed) -> None:
