@@ -56,6 +56,8 @@ class Source(Section):
 
 
 class Data(Section):
+    """What a run reads, how windows are cut from it and how many make a step."""
+
     train: Annotated[
         Annotated[str, Tag("<folder>")]
         | Annotated[AnyTask, Tag("<task>")]

@@ -18,7 +18,9 @@ class UniformDepth(Section):
 
     kind: Literal["uniform"] = "uniform"
     min_loops: PositiveInt = 1
+    """The fewest loops."""
     max_loops: PositiveInt
+    """The most loops."""
 
 
 class PoissonDepth(Section):

@@ -37,9 +37,11 @@ class Model(Section):
     """The architecture: prelude, shared block, coda. How often the block is applied is in `Loop`."""
 
     vocab_size: PositiveInt
+    """Tokens of the vocabulary (V); at least those of the tokenizer."""
     dim: PositiveInt
     """Width of the residual stream (D)."""
     num_heads: PositiveInt
+    """Query heads (N)."""
     num_kv_heads: PositiveInt | None = None
     """Key/value heads (K); None means one per query head."""
     head_dim: PositiveInt | None = None
@@ -47,15 +49,19 @@ class Model(Section):
     hidden_dim: PositiveInt
     """Inner width of the feed-forward (F)."""
     prelude_layers: NonNegativeInt = 0
+    """Layers before the loops."""
     block_layers: PositiveInt
     """Layers in the shared block (L)."""
     coda_layers: NonNegativeInt = 0
+    """Layers after the loops."""
     feed_forward: FeedForward = SwiGLU()
+    """The feed-forward of every layer."""
     prelude_feed_forward: FeedForward | None = None
     """Of the prelude's layers; None means `feed_forward`."""
     coda_feed_forward: FeedForward | None = None
     """Of the coda's layers; None means `feed_forward`."""
     attention: Attention = DenseAttention()
+    """How queries, keys and values are made."""
     attention_mask: Literal["causal", "prefix", "full"] = "causal"
     """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
     attention_window: PositiveInt | None = None
@@ -73,8 +79,11 @@ class Model(Section):
     qk_bias: bool = False
     """A learned bias per head on queries and keys, before the rotation."""
     positions: Positions = RotaryPositions()
+    """How a layer knows where a token stands."""
     rope: Rope = Rope()
+    """The rotation, where `positions` is `rotary`."""
     value_embedding: ValueEmbedding | None = None
+    """An embedding of the token in the values of some layers; None means in none."""
     norm_placement: Literal["pre", "sandwich", "sandwich_sum", "peri", "post", "output"] = "pre"
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
     `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM).
@@ -83,6 +92,7 @@ class Model(Section):
     """RMSNorm, LayerNorm with a scale and a bias, or RMSNorm without a scale; norms of queries and keys are RMSNorm
     always."""
     norm_eps: PositiveFloat = 1e-6
+    """Added to the mean square before its root."""
     norm_loops: PositiveInt | None = None
     """So many loops have scales of their own in the norms of the shared block's layers, later ones use the last. None:
     all loops share them."""
@@ -101,12 +111,17 @@ class Model(Section):
     halting: Halting = NeverHalting()
     """Who leaves the loops early, in training too; `looplm generate --exit` puts a rule in its place."""
     injection: Injection = NoInjection()
+    """How the input enters every loop."""
     conditioning: Conditioning = NoConditioning()
     """What tells a loop which one it is."""
     state_init: StateInit = InputState()
+    """What the first loop starts from."""
     exit_gate: ExitGate | None = None
+    """What says, for every token and loop, how probable it is to leave; None means no gate."""
     read_out: ReadOut | None = None
+    """A map between the loops and the coda; None means the state itself."""
     tie_embeddings: bool = False
+    """Whether the head is the embedding, transposed."""
     head_bias: bool = False
     """A learned bias per token of the vocabulary on the logits."""
     embedding_scale: PositiveFloat = 1.0
@@ -114,6 +129,7 @@ class Model(Section):
     logit_softcap: PositiveFloat | None = None
     """c * tanh(logits / c); None means no cap."""
     init: Init = NormalInit()
+    """First values of the parameters."""
     adapter: LoRA | None = None
     """Parameters that are added to learn in place of the model's own."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"

@@ -64,6 +64,7 @@ class MoE(Section):
     dense: Annotated[SwiGLU | GELU | SquaredReLU, Field(discriminator="kind")] = SwiGLU()
     """Theirs."""
     balance: Balance = Balance()
+    """How the load of the experts is kept even."""
 
 
 FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | MoE, Field(discriminator="kind")]

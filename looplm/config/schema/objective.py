@@ -25,6 +25,7 @@ class ExpectedCrossEntropy(Section):
     sampled_heads: PositiveInt | None = None
     """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
     z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the logits."""
 
 
 class WeightedCrossEntropy(Section):
@@ -36,6 +37,7 @@ class WeightedCrossEntropy(Section):
     sampled_heads: PositiveInt | None = None
     """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
     z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the logits."""
 
 
 class GateImprovement(Section):
@@ -67,6 +69,7 @@ class SelfDistillation(Section):
 
     kind: Literal["self_distill"] = "self_distill"
     weight: NonNegativeFloat = 0.1
+    """Of the divergence, beside a whole cross-entropy."""
     temperature: PositiveFloat = 1.0
     """T: logits of both are divided by it."""
 

@@ -12,9 +12,13 @@ class AdamW(Section):
 
     kind: Literal["adamw"] = "adamw"
     beta1: Fraction = 0.9
+    """Decay a step of the mean of gradients."""
     beta2: Fraction = 0.95
+    """Decay a step of the mean of their squares."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of that mean."""
     weight_decay: NonNegativeFloat = 0.1
+    """Share of a weight that is taken off a step, times the learning rate."""
 
 
 class Muon(Section):
@@ -22,8 +26,11 @@ class Muon(Section):
 
     kind: Literal["muon"] = "muon"
     momentum: Fraction = 0.95
+    """Decay a step of the sum of gradients."""
     newton_schulz_steps: PositiveInt = 5
+    """Turns of the iteration that makes it orthogonal."""
     weight_decay: NonNegativeFloat = 0.1
+    """Share of a weight that is taken off a step, times the learning rate."""
     adamw: AdamW = AdamW()
     """For embeddings, head, gate, norms and biases."""
     adamw_rate: PositiveFloat = 1.0
@@ -37,9 +44,11 @@ class Schedule(Section):
     """Linear warm-up to the peak, then the decay."""
 
     warmup_steps: NonNegativeInt = 0
+    """Steps of a rate that grows from 0 to the peak."""
     decay: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     """`wsd`: constant, then linear over the last `wsd_fraction` of the steps."""
     wsd_fraction: Fraction = 0.2
+    """Share of the steps in which `wsd` decays."""
     final_fraction: Fraction = 0.1
     """The rate of the last step, as a fraction of the peak."""
 
@@ -64,10 +73,14 @@ class Guard(Section):
 
 
 class Optim(Section):
+    """How the weights are changed."""
+
     learning_rate: PositiveFloat
     """Peak learning rate."""
     optimizer: Optimizer = AdamW()
+    """What turns a gradient into an update."""
     schedule: Schedule = Schedule()
+    """The learning rate over steps."""
     clip_norm: PositiveFloat | None = 1.0
     """The gradient is scaled down to this global norm; None means never."""
     gate_rate: NonNegativeFloat = 1.0

@@ -84,6 +84,8 @@ class EmbeddingState(Section):
 
 
 class ZeroState(Section):
+    """The first state is zero."""
+
     kind: Literal["zeros"] = "zeros"
 
 
@@ -92,6 +94,7 @@ class NormalState(Section):
 
     kind: Literal["normal"] = "normal"
     std: PositiveFloat = 0.4**0.5
+    """Standard deviation before it is cut."""
 
 
 StateInit = Annotated[InputState | EmbeddingState | ZeroState | NormalState, Field(discriminator="kind")]
@@ -114,9 +117,12 @@ class SquaredReLU(Section):
 
     kind: Literal["relu2"] = "relu2"
     scale: PositiveFloat = 1.0
+    """Constant factor."""
 
 
 class NoScaling(Section):
+    """Rotary frequencies as they are."""
+
     kind: Literal["none"] = "none"
 
 
@@ -125,6 +131,7 @@ class LinearScaling(Section):
 
     kind: Literal["linear"] = "linear"
     factor: PositiveFloat
+    """How many times longer the context gets."""
 
 
 class RampScaling(Section):
@@ -132,9 +139,13 @@ class RampScaling(Section):
 
     kind: Literal["llama3"] = "llama3"
     factor: PositiveFloat
+    """How many times longer the context gets."""
     low_frequency_factor: PositiveFloat = 1.0
+    """Wavelengths above original_length / this are stretched in full."""
     high_frequency_factor: PositiveFloat = 4.0
+    """Wavelengths below original_length / this are kept."""
     original_length: PositiveInt
+    """Tokens of the context before it was stretched."""
 
 
 class YarnScaling(Section):
@@ -143,11 +154,13 @@ class YarnScaling(Section):
 
     kind: Literal["yarn"] = "yarn"
     factor: PositiveFloat
+    """How many times longer the context gets."""
     fast_turns: PositiveFloat = 32.0
     """Dims that turn so often within the original length, and faster ones, are kept."""
     slow_turns: PositiveFloat = 1.0
     """Dims that turn so often within it, and slower ones, are stretched."""
     original_length: PositiveInt
+    """Tokens of the context before it was stretched."""
     whole_dims: bool = True
     """Whether the ramp begins and ends at whole numbers of dims."""
     attention_factor: PositiveFloat | None = None
@@ -168,12 +181,14 @@ class Rope(Section):
     """Rotary positions (arXiv 2104.09864)."""
 
     theta: PositiveFloat = 10_000.0
+    """Base of the wavelengths."""
     layout: Literal["half", "interleaved"] = "half"
     """Which dims of those that turn form a pair: i and i + H/2, or 2i and 2i + 1."""
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of a head's dims that turn, the first ones, down to an even number; frequencies are those of a head of that
     size."""
     scaling: Scaling = NoScaling()
+    """How frequencies change for a context longer than the trained one."""
 
     def turned(self, head_dim: int) -> int:
         """How many dims of a head turn."""
@@ -221,6 +236,7 @@ class VectorConditioning(Section):
 
     kind: Literal["vector"] = "vector"
     loops: PositiveInt
+    """Loops that have a vector of their own."""
 
 
 Conditioning = Annotated[NoConditioning | VectorConditioning, Field(discriminator="kind")]
@@ -231,6 +247,7 @@ class NormalInit(Section):
 
     kind: Literal["normal"] = "normal"
     std: PositiveFloat = 0.02
+    """Standard deviation of all matrices."""
 
 
 class DepthScaledInit(Section):
@@ -246,6 +263,7 @@ class ZeroOutputInit(Section):
 
     kind: Literal["zero_output"] = "zero_output"
     std: PositiveFloat = 0.02
+    """Standard deviation of the other matrices."""
 
 
 class OrthogonalInit(Section):
@@ -282,6 +300,7 @@ class ReadOut(Section):
     """A linear map from the state to what the coda reads; never weight-decayed (arXiv 2604.12946)."""
 
     init: Literal["random", "identity"] = "random"
+    """First value of the map."""
 
 
 class ExitGate(Section):

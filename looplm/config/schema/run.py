@@ -48,11 +48,14 @@ class Recipe(Section):
     devices: str
     """Pattern of the whole name that JAX gives a device, e.g. `TPU v5p|TPU v5`."""
     num_devices: PositiveInt
+    """For how many of them it is."""
     settings: dict[str, JsonValue]
     """Leaves to set, e.g. `{"mesh.fsdp": 16}`; `--set` goes before them."""
 
 
 class Checkpoint(Section):
+    """When a run is saved, and which of its checkpoints stay."""
+
     every_steps: PositiveInt | None = 1000
     """Save after so many steps; None leaves it to `every_minutes`. The last step is always saved."""
     every_minutes: PositiveFloat | None = None
@@ -68,6 +71,8 @@ class Checkpoint(Section):
 
 
 class Eval(Section):
+    """What is measured on held-out data in the course of training."""
+
     every_steps: NonNegativeInt = 0
     """Depth sweep on the held-out data after so many steps; 0 means never."""
     depths: tuple[PositiveInt, ...] | None = None
@@ -77,9 +82,12 @@ class Eval(Section):
 
 
 class Log(Section):
+    """What is shown and kept of every step."""
+
     every_steps: PositiveInt = 10
     """A line on the console every so many steps (`metrics.jsonl` holds every step)."""
     tensorboard: bool = True
+    """Whether to write files for TensorBoard too, into WORKDIR/tensorboard."""
     loads_every_steps: NonNegativeInt = 100
     """The load of every expert goes to `experts.jsonl` after so many steps, and at the first and the last; 0 means
     never."""
@@ -94,6 +102,7 @@ class Run(Section):
     """Everything that decides what a training run computes."""
 
     seed: NonNegativeInt = 0
+    """Decides the first values, the order of data and everything that is drawn."""
     num_steps: PositiveInt
     """Optimizer steps."""
     init_from: str | None = None
@@ -111,15 +120,25 @@ class Run(Section):
     teacher_loops: PositiveInt | None = None
     """Loops that the teacher runs; None means its own."""
     model: Model
+    """The architecture."""
     loop: Loop
+    """How often the shared block runs."""
     objective: Objective = FinalCrossEntropy()
+    """What is minimised."""
     optim: Optim
+    """Optimizer, learning rate, what learns, and which updates are not made."""
     data: Data
+    """What is read."""
     mesh: Mesh = Mesh()
+    """How devices are arranged."""
     sharding: Sharding = Sharding()
+    """How weights and keys travel between devices."""
     checkpoint: Checkpoint = Checkpoint()
+    """When to save."""
     eval: Eval = Eval()
+    """What to measure while training."""
     log: Log = Log()
+    """What to show and keep."""
     recipes: tuple[Recipe, ...] = ()
     """The first that names the devices at hand is applied. Without one, a mesh left at its defaults is chosen by the
     size of the model (`train/machine.py`)."""

@@ -15,6 +15,7 @@ class Task(Section):
     """What tasks have in common."""
 
     seed: NonNegativeInt = 0
+    """Of the examples; another seed is other examples."""
     num_examples: PositiveInt = 1_000_000
     """Examples of an epoch."""
 
@@ -24,9 +25,11 @@ class PHop(Task):
 
     kind: Literal["p_hop"] = "p_hop"
     hops: PositiveInt = 4
+    """How many occurrences back the answer is (p)."""
     length: PositiveInt = 64
     """Letters of an example."""
     alphabet: PositiveInt = 4
+    """Different letters."""
 
 
 class Addition(Task):
@@ -34,7 +37,9 @@ class Addition(Task):
 
     kind: Literal["addition"] = "addition"
     digits: PositiveInt = 4
+    """Digits of an operand."""
     operands: Annotated[int, Field(ge=2)] = 2
+    """Numbers that are added."""
     reverse: bool = False
     """Numbers are written with the ones first, as they are added."""
 
@@ -46,6 +51,7 @@ class Modular(Task):
     operations: PositiveInt = 10
     """The most operations; an example has 1 to that many, each number alike."""
     modulus: Annotated[int, Field(ge=2)] = 23
+    """Numbers are 0 to this, without it."""
 
 
 class Facts(Section):
@@ -58,7 +64,9 @@ class Facts(Section):
     seed: NonNegativeInt = 0
     """Of the facts: the same for training and held-out data."""
     entities: PositiveInt = 2000
+    """Things that facts are about."""
     relations: PositiveInt = 200
+    """Kinds of facts."""
     out_degree: PositiveInt = 20
     """Facts of every head, with as many different relations."""
     held_out_fraction: Fraction = 0.05
@@ -78,14 +86,19 @@ class Chains(Section):
     seed: NonNegativeInt = 0
     """Of the relations: the same for training and held-out data."""
     entities: PositiveInt = 200
+    """Things that a relation permutes."""
     relations: PositiveInt = 10
+    """Permutations."""
     min_hops: PositiveInt = 1
+    """The fewest relations of a query."""
     max_hops: PositiveInt = 8
     """Every number of hops from min_hops to max_hops has as many examples; one hop is a fact."""
     train_queries: PositiveInt = 15_000
+    """Trained queries of every number of hops, where there are so many."""
     held_out_queries: PositiveInt = 750
     """Of every number of hops; all facts are trained, and never held out."""
     part: Literal["train", "unseen"] = "train"
+    """`unseen`: queries that are not trained."""
 
 
 class Sudoku(Task):
@@ -99,6 +112,7 @@ class Sudoku(Task):
     size: Literal[4, 6, 9] = 4
     """Cells a row; blocks of 2x2, 2x3 or 3x3."""
     num_puzzles: PositiveInt = 1000
+    """Puzzles that are made and then varied."""
     clues: PositiveInt | None = None
     """Clues that are left; None to take out all that can go (the hardest that random puzzles get)."""
     in_place: bool = False
@@ -112,6 +126,7 @@ class Maze(Task):
     size: Annotated[int, Field(ge=5)] = 9
     """Cells a row, walls included."""
     min_path: PositiveInt = 6
+    """Least steps from S to G."""
     max_path: PositiveInt = 40
     """Steps from S to G."""
     in_place: bool = False
