@@ -1,10 +1,17 @@
 """The public names and signatures; everything else is private. See section 11 of the design."""
 
+import ast
 import dataclasses
 import inspect
+import itertools
+import re
+import textwrap
+
+import pytest
 
 import looplm
 from looplm.api import LoadedLM, Result
+from looplm.infer.continuation import Continuation, Continuations
 
 PUBLIC = ["__version__", "from_folder", "load"]
 REQUIRED = inspect.Parameter.empty
@@ -69,6 +76,23 @@ def test_signatures() -> None:
 
 def test_what_a_call_gives() -> None:
     assert {field.name for field in dataclasses.fields(Result)} >= RESULT_FIELDS
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_a_docstring_names_every_argument(function) -> None:
+    text = inspect.getdoc(function) or ""
+    assert [name for name in parameters(function) if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("cls", [LoadedLM, Result, Continuation, Continuations])
+def test_classes_and_what_they_hold_are_described(cls: type) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert ast.get_docstring(tree)
+    for node, after in itertools.pairwise([*tree.body, None]):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), ast.unparse(node)
 
 
 def parameters(function) -> dict[str, object]:

@@ -68,13 +68,16 @@ class LoadedLM:
         initial_state: jax.Array | None = None,
         segments: jax.Array | None = None,
     ) -> Result:
-        """Runs the model on int tokens (B, S).
+        """Runs the model and returns what every loop gives, float32.
 
         Args:
+            tokens_BS: int ids (B, S).
             num_loops: loops in all; the run's when left out.
             num_detached: the first so many carry no gradient and are not returned.
             initial_state: (B, S, D), overrides the first state.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
+
+        Raises UserError for ids or shapes that do not fit.
         """
         reporting = Reporting(routing=True, router_logits=True)
         forward = self._forward(
@@ -103,10 +106,14 @@ class LoadedLM:
         initial_state: jax.Array | None = None,
         objective: Objective | None = None,
     ) -> tuple[jax.Array, Params]:
-        """Returns (objective per scored token in nats, gradients in a tree like the parameters).
+        """Returns (objective per scored token in nats, gradients in a tree like the parameters), float32.
 
-        labels_BS[b, s] is what token s should predict; -100 is not scored. `objective`: the run's when left out.
-        Raises UserError for ids or shapes that do not fit.
+        Args:
+            tokens_BS, num_loops, num_detached, initial_state: as of a call.
+            labels_BS: int (B, S); [b, s] is what token s should predict, and -100 is not scored.
+            objective: what is minimised; the run's when left out.
+
+        Raises UserError for ids, shapes or an objective that do not fit.
         """
         objective = objective or self.objective
         if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and self.model.exit_gate is None:
@@ -167,6 +174,7 @@ class LoadedLM:
             messages: instead of prompts: a chat as a list of {role, content}, or a list of chats, each to be answered.
                 They are written as the examples of the training data were, in which nothing of a message is a special
                 token.
+            num_loops: the most loops of a token; the run's when left out.
             exit: when a token leaves before the last loop, e.g. `gate:0.9`, `kl:0.001,patience=2` or
                 `latent:0.03|argmax:3` (see `looplm.infer.exit_rule`). None: at a fixed depth. Loops in which no token
                 of the batch is left do not run.

@@ -26,9 +26,13 @@ class Result:
     """What those of the block's attentions gave: experts of all heads one after the other, those of the values first;
     None without such."""
     head_VD: jax.Array
+    """The head, which makes logits of hidden states when they are asked for."""
     head_bias_V: jax.Array | None
+    """Its bias; None without one."""
     num_detached: int = field(metadata={"static": True})
+    """Loops that ran before those that are here."""
     logit_softcap: float | None = field(metadata={"static": True})
+    """c of c * tanh(logits / c); None means no cap."""
 
     def logits(self, depth: int) -> jax.Array:
         """(B, S, V) after `depth` loops, num_detached < depth <= num_loops. Raises UserError outside of that."""

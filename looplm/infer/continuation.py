@@ -21,6 +21,7 @@ class Continuation(str):
     """A text that a model wrote, which also holds the tokens it was read from and the loops that each of them took."""
 
     written: Written
+    """The whole record of the answer."""
 
     def __new__(cls, text: str, written: Written) -> Self:
         self = super().__new__(cls, text)
