@@ -1,4 +1,4 @@
-"""The README's table of axes holds every choice that the schema has, and no other."""
+"""docs/mechanisms.md holds every choice that the schema has, and no other."""
 
 import re
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from looplm.config.schema.own import Own
 from looplm.infer import cache, exit_rule
 from looplm.infer.cache import parse_policy
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-TABLE = README[README.index("| axis | settings |") :].partition("\n\n")[0].splitlines()[2:]
+PAGE = (Path(__file__).parents[2] / "docs" / "mechanisms.md").read_text()
+TABLE = PAGE[PAGE.index("| axis | settings |") :].partition("\n\n")[0].splitlines()[2:]
 ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TABLE]
 ELSEWHERE = {"LoopParam", "looplm eval --ema"}
 """What the third column also names as code."""
