@@ -37,6 +37,7 @@ SIDEWAYS = {
     ("looplm.config", "looplm.errors"),
     ("looplm.config", "looplm.masking"),
     ("looplm.distributed", "looplm.errors"),
+    ("looplm.distributed", "looplm.launch"),
     ("looplm.launch", "looplm.errors"),
 }
 """What may be imported within a layer; in the top layer everything may."""

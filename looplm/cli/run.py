@@ -35,6 +35,9 @@ def train(
         str | None, typer.Option(help="Steps to profile, FIRST:LAST, into WORKDIR/profile for XProf and TensorBoard.")
     ] = None,
     allow_key: AllowKey = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Several processes: when some are lost, go on with those that are left.")
+    ] = False,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
@@ -47,17 +50,30 @@ def train(
     options += [f"init_allow_keys={json.dumps(allow_key)}"] if allow_key else []
     overrides = written_out(set, allow_key)
     run = load_config(config, [*overrides, *options])
+    job = None
+    if elastic:
+        from looplm.checkpoint.folder import steps
+        from looplm.distributed.elastic import place_in_job, train_with_those_left
+        from looplm.distributed.join import place_in_group
+
+        job = place_in_job(coordinator, num_processes, process_id)
+        if place_in_group() is None:
+            raise typer.Exit(
+                train_with_those_left(job, workdir, lambda: max(steps(workdir / "checkpoints"), default=0))
+            )
     with several(coordinator, num_processes, process_id):
         import jax
 
         from looplm.compile.kept import keep_compiled
         from looplm.compile.out_of_memory import explained
         from looplm.metrics.timing import process_started
+        from looplm.train.fewer import as_member
         from looplm.train.machine import for_machine
         from looplm.train.trainer import Trainer
 
         keep_compiled(compiled, workdir)
-        run = for_machine(run, jax.devices(), given(overrides))
+        by_user = given(overrides)
+        run = as_member(run, by_user, job.num_processes, workdir) if job else for_machine(run, jax.devices(), by_user)
         trainer = Trainer(run, workdir, console, process_started(), profile)
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")

@@ -1,5 +1,6 @@
 """Makes this process one of several: from explicit flags, or from what the cluster says in the environment."""
 
+import json
 import os
 import socket
 import sys
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NoReturn
 
-from looplm.distributed.slurm import place_of_step
-from looplm.distributed.watch import Watch
+from looplm.distributed.slurm import Place, place_of_step
+from looplm.distributed.watch import ALL_AGAIN, THE_REST, Watch
 from looplm.errors import RunEnded, UserError, show
 
 HEARTBEAT_TIMEOUT_S = 40
@@ -20,6 +21,8 @@ A process that dies is noticed at once, by `Watch`."""
 JOIN_TIMEOUT_S = 300
 EXPLANATION_S = 3.0
 """A collective fails a moment before the watch knows whose fault it was."""
+GROUP = "LOOPLM_GROUP"
+"""Holds the place of a process that trains for an elastic job, as JSON; see `elastic`."""
 
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MEGASCALE_NUM_SLICES")
 """Variables in which a cluster says how many processes (or slices) there are."""
@@ -42,7 +45,8 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
     Raises UserError for flags that do not fit together or a cluster that does not answer.
     """
     check_flags(coordinator, num_processes, process_id)
-    if coordinator is None and sign_of_others() is None and not _on_a_tpu_vm():
+    group = place_in_group()
+    if coordinator is None and group is None and sign_of_others() is None and not on_a_tpu_vm():
         yield 0
         return
     import jax
@@ -53,7 +57,7 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
         return
     watch: Watch | None = None
     try:
-        watch = Watch(jax.process_index(), jax.process_count())
+        watch = Watch(jax.process_index(), jax.process_count(), THE_REST if group else ALL_AGAIN)
         yield jax.process_index()
     except KeyboardInterrupt:
         if watch is not None:
@@ -74,6 +78,11 @@ def joined(coordinator: str | None, num_processes: int | None, process_id: int |
         traceback.print_exc()
         leave(1)
     _finish(watch)
+
+
+def place_in_group() -> Place | None:
+    """Where this process belongs, when it trains for an elastic job."""
+    return Place(**json.loads(os.environ[GROUP])) if GROUP in os.environ else None
 
 
 def end_process(code: int, reason: str) -> NoReturn:
@@ -128,7 +137,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _on_a_tpu_vm() -> bool:
+def on_a_tpu_vm() -> bool:
     """A Cloud TPU VM says the number of its hosts by its metadata server only. Importing jax there sets a variable."""
     if not any(os.path.exists(device) for device in ("/dev/accel0", "/dev/vfio/0")):
         return False
@@ -143,7 +152,9 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
     # It would swallow SIGTERM; nothing here asks it.
     jax.config.update("jax_enable_preemption_service", False)
     more: dict[str, Any] = {}
-    if coordinator is None and (place := place_of_step()) is not None:
+    group = place_in_group()
+    place = group or (place_of_step() if coordinator is None else None)
+    if place is not None:
         coordinator, num_processes, process_id, devices = place
         more = {"local_device_ids": devices, "cluster_detection_method": "deactivate"}
     if coordinator is not None and process_id == 0:
@@ -168,6 +179,8 @@ def _initialize(coordinator: str | None, num_processes: int | None, process_id: 
             raise
         # A TPU VM that is alone.
     except RuntimeError as error:
+        if group is not None:
+            raise  # a member was lost on its way; the next group is without it
         reason = str(error).splitlines()[0]
         raise UserError(f"process {process_id} could not join at {coordinator or 'the cluster'}: {reason}") from error
 

@@ -23,7 +23,9 @@ GRACE_S = 1.0
 """A failure often comes in every process at once: each gets this long to say its own."""
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Seconds, seconds, probes: 25 s to notice that a host is gone."""
-DONE, FAILED = "done", "failed"
+DONE, FAILED, BEGUN = "done", "failed", "begun"
+ALL_AGAIN = "start them all again to go on from the newest checkpoint"
+THE_REST = "those that are left go on from the newest checkpoint"
 
 
 class Watch:
@@ -35,12 +37,15 @@ class Watch:
     current: "Watch | None" = None
     """The one of this process."""
 
-    def __init__(self, index: int, count: int):
+    def __init__(self, index: int, count: int, afterwards: str = ALL_AGAIN):
+        """afterwards: what follows the loss of a process, for the line that names it."""
         Watch.current = self
-        self.index, self.count = index, count
+        self.index, self.count, self.afterwards = index, count, afterwards
         self._leaving = False
         self._all_done = threading.Event()
         self._members: dict[socket.socket, int] = {}
+        self._begun: dict[int, int] = {}
+        """Process 0: the step that every process has begun, of those that said so in the present stall."""
         client, host = _coordination()
         if index == 0:
             self._server = _listen()
@@ -77,6 +82,28 @@ class Watch:
             self._tell_all(f"0 {text}")
             time.sleep(2 * GRACE_S)  # when process 0 is gone the runtime aborts the others
 
+    def stalled(self, step: int) -> None:
+        """No step is done for a while; this process has begun `step`. It tells process 0."""
+        if self.index != 0:
+            _send(self._socket, f"{BEGUN} {step}")
+        else:
+            self._begun[0] = step
+
+    def goes_on(self) -> None:
+        """A step was done after all."""
+        self._begun.clear()
+
+    def behind(self) -> str:
+        """On process 0, in a stall: who is behind, in words; empty when nobody has told anything, and elsewhere."""
+        begun = dict(self._begun)
+        if not begun:
+            return ""
+        last = max(begun.values())
+        late = [f"process {n} is behind, at step {step}" for n, step in sorted(begun.items()) if step < last]
+        silent = [str(n) for n in range(self.count) if n not in begun]
+        late += [f"process {', '.join(silent)} says nothing"] if silent else []
+        return f"{'; '.join(late) or f'nobody of {self.count} processes is behind'}; the furthest has begun step {last}"
+
     def _gather(self) -> None:
         """Process 0: hears everybody, and tells everybody."""
         done: set[int] = set()
@@ -90,7 +117,9 @@ class Watch:
                             selector.register(member, selectors.EVENT_READ)
                         continue
                     text = _receive(connection)
-                    if text == DONE:
+                    if text.startswith(f"{BEGUN} "):
+                        self._begun[self._members[connection]] = int(text.removeprefix(BEGUN))
+                    elif text == DONE:
                         done.add(self._members[connection])
                     elif self._members[connection] not in done:
                         self._tell_all(f"{self._members[connection]} {text}")
@@ -130,10 +159,7 @@ class Watch:
         if self._leaving:
             return
         how = f"failed ({text.removeprefix(FAILED).strip()})" if text else "was lost (killed, crashed or cut off)"
-        line = (
-            f"looplm: process {index} of {self.count} {how}, so process {self.index} ends too; "
-            "start them all again to go on from the newest checkpoint\n"
-        )
+        line = f"looplm: process {index} of {self.count} {how}, so process {self.index} ends too; {self.afterwards}\n"
         sys.stdout.flush()
         os.write(2, line.encode())
         if self.index == 0:

@@ -5,7 +5,7 @@ One pass over the data scores all depths. The record it gives (`metrics.sweep`) 
 
 import lzma
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,10 @@ from looplm.model.functional import Params
 XZ_LIMIT_BYTES = 64 * 2**20
 
 
+class CutOff(Exception):
+    """A sweep was not done to its end."""
+
+
 def depth_sweep(
     score: Scorer,
     params: Params,
@@ -39,6 +43,7 @@ def depth_sweep(
     max_batches: int | None = None,
     with_xz: bool = False,
     exits: ExitTokens | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Sweep:
     """Scores `held_out` at the given depths.
 
@@ -52,8 +57,9 @@ def depth_sweep(
         max_batches: read only so many batches, spread over the data.
         with_xz: compress the text for comparison (seconds per 10 MB).
         exits: gathers what exit rules ask, of a scorer of signals.
+        stops: asked before every batch whether to give up; the same answer in all processes.
 
-    Raises UserError when the data do not fit the model, or nothing of them can be scored.
+    Raises UserError when the data do not fit the model, or nothing of them can be scored, CutOff when it was given up.
     """
     config = score.lm.config
     held_out.check_vocab(config.vocab_size)
@@ -62,6 +68,8 @@ def depth_sweep(
     tally = Tally(held_out.num_documents, score.num_loops, trained_depth if has_exits else None, score.tempered)
     sample: Sample | None = None
     for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):
+        if stops():
+            raise CutOff
         scores = score(params, batch)
         tally.add(batch, scores)
         sample = sample or take_sample(held_out, batch, scores, depths, tally.exits(scores))

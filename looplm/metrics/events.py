@@ -3,7 +3,8 @@
 Kinds: `time` (where the wall-clock went, see `timing`), `skipped` (an update that was not made, with its batch),
 `rewind` (batches that are passed over from then on: a part of the run's state), `saved` (a checkpoint is whole),
 `unlabelled` (how many steps had no label so far), `note` (what was said about the run's health, once each),
-`preempted`, `hung`, `corrupted`, `tracked` (what services that follow runs know it by).
+`evaluation` (was cut off, or made up), `preempted`, `hung`, `corrupted`, `tracked` (what services that
+follow runs know it by).
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from looplm.errors import UserError, warn
 from looplm.masking import mask_tree
 
-NOTE = "note"
+NOTE, EVALUATION = "note", "evaluation"
 
 
 class Events:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from looplm.config.schema import Mesh, Model, MoE, Place
 from looplm.errors import UserError
-from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES
+from looplm.sharding.rules import BATCH_AXES, MESH_AXES, SEQUENCE_AXES, AnyMesh
 
 
 def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -21,16 +21,7 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    written = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True) if size != 1)
-    written = written or "every mesh axis = 1"
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"{written}: every size must be at least 1, and one of them may be -1 (the rest)")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        raise UserError(f"{written}: the sizes do not fit {len(devices)} devices; make their product {len(devices)}")
+    sizes = mesh_sizes(config, len(devices))
     slices = Counter(getattr(device, "slice_index", 0) for device in devices)
     if len(set(slices.values())) > 1:
         raise UserError(f"the slices have {sorted(slices.values())} devices; start on slices of one size")
@@ -41,6 +32,21 @@ def build_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax
         across, within = across_slices(sizes, len(slices))
         arranged = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+
+
+def mesh_sizes(config: Mesh, count: int) -> list[int]:
+    """Return the size of every axis on so many devices. Raises UserError when they do not multiply to that."""
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    written = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True) if size != 1)
+    written = written or "every mesh axis = 1"
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise UserError(f"{written}: every size must be at least 1, and one of them may be -1 (the rest)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
+        raise UserError(f"{written}: the sizes do not fit {count} devices; make their product {count}")
+    return sizes
 
 
 def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], list[int]]:
@@ -55,7 +61,7 @@ def across_slices(sizes: Sequence[int], num_slices: int) -> tuple[list[int], lis
     return across, [size // factor for size, factor in zip(sizes, across, strict=True)]
 
 
-def check_fit(mesh: jax.sharding.Mesh, model: Model, *, micro_batch: int, sequence_length: int) -> None:
+def check_fit(mesh: AnyMesh, model: Model, *, micro_batch: int, sequence_length: int) -> None:
     """Check that all sharded dims of model and batch are multiples of their mesh axes.
 
     Args:

@@ -1,7 +1,7 @@
 """What happens around the steps of a run: their numbers are written, and held-out data is scored."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,10 @@ import numpy as np
 
 from looplm.data.held_out import HeldOut
 from looplm.errors import warn
-from looplm.eval.depth_sweep import depth_sweep
+from looplm.eval.depth_sweep import CutOff, depth_sweep
 from looplm.eval.score import Scorer
 from looplm.hardware import find as find_device
+from looplm.metrics.events import EVALUATION, Events
 from looplm.metrics.loads import LoadLog
 from looplm.metrics.sinks import Sink
 from looplm.metrics.step import StepOutput
@@ -93,21 +94,43 @@ def efficiency(program: Program, flops: StepFlops, drawn: np.ndarray, seconds: f
 class Evaluation:
     """Scores held-out data at all depths while a run goes on; also the averaged weights, if there are."""
 
-    def __init__(self, program: Program, validation: HeldOut | None, folder: Path):
+    def __init__(self, program: Program, validation: HeldOut | None, folder: Path, events: Events):
         self.program, self.run, self.validation, self.folder = program, program.run, validation, folder
+        self.events = events
 
     def is_due(self, step: int) -> bool:
         every = self.run.eval.every_steps
         return self.validation is not None and every > 0 and (step % every == 0 or step == self.run.num_steps)
 
-    def __call__(self, state: TrainState, step: int, sinks: Sequence[Sink]) -> dict[str, float]:
-        """Depth sweep into metrics, which are returned, and WORKDIR/eval."""
+    def is_owed(self, step: int) -> bool:
+        """Whether the evaluation of this step was cut off, and not made up since."""
+        told = self.events.read(EVALUATION)
+        return bool(told) and told[-1]["step"] == step and told[-1]["cut_off"] and self.is_due(step)
+
+    def __call__(
+        self, state: TrainState, step: int, sinks: Sequence[Sink], stops: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Depth sweep into metrics, which are returned, and WORKDIR/eval. None when `stops` cut it off: then it is owed
+        by the run's next start."""
+        was_owed = self.is_owed(step)
+        try:
+            metrics = self._score(state, step, sinks, stops)
+        except CutOff:
+            self.events.note(EVALUATION, step=step, cut_off=True)
+            return None
+        if was_owed:
+            self.events.note(EVALUATION, step=step, cut_off=False)
+        return metrics
+
+    def _score(
+        self, state: TrainState, step: int, sinks: Sequence[Sink], stops: Callable[[], bool]
+    ) -> dict[str, float]:
         metrics: dict[str, float] = {}
         sets = [(state.params, "eval/")]
         if (averaged := ema_params(state.opt_state)) is not None:
             sets.append((self.program.learning.put(averaged, state.params), "eval/ema_"))
         for params, prefix in sets:
-            result = self.sweep(params, step, ema=params is not state.params)
+            result = self.sweep(params, step, ema=params is not state.params, stops=stops)
             if jax.process_index() == 0:
                 try:
                     result.save(self.folder)
@@ -120,7 +143,7 @@ class Evaluation:
             sink.write(step, metrics)
         return metrics
 
-    def sweep(self, params: Params, step: int, *, ema: bool) -> Sweep:
+    def sweep(self, params: Params, step: int, *, ema: bool, stops: Callable[[], bool]) -> Sweep:
         assert self.validation is not None, "is_due"
         run = self.run
         return depth_sweep(
@@ -133,6 +156,7 @@ class Evaluation:
             step=step,
             ema=ema,
             max_batches=run.eval.max_batches,
+            stops=stops,
         )
 
     def check_labels(self) -> None:

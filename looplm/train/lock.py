@@ -7,16 +7,19 @@ file says is for people.
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from looplm.errors import UserError, warn
 
+POLL_S = 1.0
+
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Inside, no other process trains in `folder`, which must exist.
+def only_one(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Inside, no other process trains in `folder`, which must exist. patience_s: how long another is waited for.
 
     Raises UserError when one does, OSError when the file cannot be opened. Where the file system has no locks it says
     so and goes on without.
@@ -24,7 +27,7 @@ def only_one(folder: Path) -> Iterator[None]:
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, time.monotonic() + patience_s)
         except BlockingIOError:
             holder = os.read(file, 1000).decode(errors="replace") or "another process"
             raise UserError(
@@ -40,3 +43,13 @@ def only_one(folder: Path) -> Iterator[None]:
             os.ftruncate(file, 0)
     finally:
         os.close(file)
+
+
+def _lock(file: int, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)

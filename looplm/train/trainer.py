@@ -91,7 +91,7 @@ class Trainer:
             check_source(source, self.program, self.mixture.tokenizer)
         if self.program.teacher is not None:
             self.program.teacher.check_tokens(self.mixture.tokenizer)
-        self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval)
+        self.evaluate = Evaluation(self.program, self.validation, self.workdir.eval, self.events)
         if run.eval.every_steps:
             self.evaluate.check_labels()
         open_loader(self.program, self.mixture, start_step=0)  # refuses a batch that the hosts do not divide
@@ -144,7 +144,8 @@ class Trainer:
                     _ = self.corruption  # compiled now, and not again after a rewind
         with self.time.during("restore" if self.saving.newest() else "init"):
             state, first_step = self.saving.restore_or_create()  # only now is anything allocated
-        if first_step >= self.run.num_steps:
+        owed = self.evaluate.is_owed(first_step)
+        if first_step >= self.run.num_steps and not owed:
             self.console.print(f"nothing to do: step {first_step} of {self.run.num_steps} is done")
             self.saving.close()
             return state
@@ -152,6 +153,10 @@ class Trainer:
         sinks = open_sinks(self.run, self.workdir, self.console, self.time, self.events, self.said, first_step)
         loads = open_loads(self.run, self.workdir, first_step)
         try:
+            if owed:
+                self.make_up(state, first_step, sinks)
+            if first_step >= self.run.num_steps:
+                return state
             return self.run_steps(state, first_step, sinks, loads)
         finally:
             with self.time.during("checkpoint"):
@@ -190,6 +195,7 @@ class Trainer:
                 digests = self.check_devices(state, placed, step)
                 with self.profile.step(step):
                     state, output = self.compiled.step(state, placed.batch, placed.depth, *taught)
+                watchdog.begin(step)
                 self.preemption.ask()
                 if step < self.run.num_steps:
                     feed.read_ahead(step + 1)
@@ -210,10 +216,12 @@ class Trainer:
                 row = self.finish(before, log, watchdog)
                 before = None
                 with watchdog.suspended():
-                    scores = {}
+                    scores, cut_off = {}, False
                     if evaluates:
                         with self.time.during("evaluation"):
-                            scores = self.evaluate(state, step, sinks)
+                            found = self.evaluate(state, step, sinks, self.asked_to_stop)
+                        scores, cut_off = found or {}, found is None
+                        stops = stops or cut_off
                     # While updates are skipped the newest checkpoint stays the one to go back to.
                     if is_last or stops or (saves and not row[IN_A_ROW]):
                         saves = False
@@ -224,7 +232,7 @@ class Trainer:
                             if is_last or stops:
                                 self.saving.require(step)
                 log.restart_clock()
-                if stops and not is_last:
+                if stops and (cut_off or not is_last):
                     self.events.note("preempted", step=step, reason=self.preemption.reason)
                     raise Preempted(f"{self.preemption.reason}: saved after step {step}; start again to go on")
         if unlabelled := int(row[UNLABELLED]):
@@ -265,6 +273,18 @@ class Trainer:
         traced = self.program.trace()
         flops, step = step_flops(traced.jaxpr), traced.lower().compile()
         return Compiled(step, flops, time.perf_counter() - started)
+
+    def asked_to_stop(self) -> bool:
+        """Whether to stop, for all processes alike; every one of them must call it as often."""
+        self.preemption.ask()
+        return self.preemption.agreed()
+
+    def make_up(self, state: TrainState, step: int, sinks: list[Sink]) -> None:
+        """The evaluation that was cut off when the run was stopped after this step."""
+        self.console.print(f"the evaluation of step {step} was cut off, and is made up")
+        with self.time.during("evaluation"):
+            if self.evaluate(state, step, sinks, self.asked_to_stop) is None:
+                raise Preempted(f"{self.preemption.reason}: step {step} is saved; start again to go on")
 
     # --- in the loop -------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Ends a process in which no step is done any more: a collective that waits for ever, storage that does not answer.
 
-It says where every thread stands first. The limit is learned from the steps before: many times their median, and never
-below a minute. It counts from the second step on, and not during evaluations and saves.
+It says where every thread stands first; with several processes, long before that, who of them is behind. The limit is
+learned from the steps before: many times their median, and never below a minute. It counts from the second step on, and
+not during evaluations and saves.
 """
 
 import faulthandler
@@ -16,10 +17,13 @@ from pathlib import Path
 from statistics import median
 
 from looplm.distributed import end_process
-from looplm.errors import StoppedItself
+from looplm.distributed.watch import Watch
+from looplm.errors import StoppedItself, note
 
 LEAST_S = 60.0
 TIMES_THE_MEDIAN = 20
+TELL, NAME = 0.25, 0.5
+"""Shares of the limit, after which every process tells process 0 how far it is, and that one names who is behind."""
 REMEMBERED = 101
 """Steps whose times are known."""
 FILE_S = 10.0
@@ -35,7 +39,7 @@ class Watchdog:
         self._times: deque[float] = deque(maxlen=REMEMBERED)
         self._since: float | None = None
         """When the last step was done; None before the first and while suspended."""
-        self._step = 0
+        self._step = self._begun = 0
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -50,6 +54,10 @@ class Watchdog:
     @property
     def limit_s(self) -> float:
         return max(LEAST_S, TIMES_THE_MEDIAN * median(self._times)) if self._times else LEAST_S
+
+    def begin(self, step: int) -> None:
+        """A step was handed to the devices."""
+        self._begun = step
 
     def beat(self, step: int) -> None:
         """A step was done."""
@@ -68,19 +76,33 @@ class Watchdog:
             self._since = time.monotonic() if armed else None
 
     def _run(self) -> None:
-        while not self._over.wait(min(1.0, LEAST_S / 4)):
-            since, limit = self._since, self.limit_s
-            if since is not None and time.monotonic() - since > limit:
+        stall: float | None = None
+        said = 0  # 1: this process has told how far it is, 2: who is behind was named
+        while not self._over.wait(min(1.0, LEAST_S / 10)):
+            since, limit, watch = self._since, self.limit_s, Watch.current
+            if since != stall:
+                stall, said = since, 0
+                if watch is not None:
+                    watch.goes_on()
+            idle_s = 0.0 if since is None else time.monotonic() - since
+            if idle_s > limit:
                 self._fire(limit)
                 return
+            if watch is not None and said < 2 and idle_s > (TELL, NAME)[said] * limit:
+                said += 1
+                if said == 1:
+                    watch.stalled(self._begun)
+                elif behind := watch.behind():
+                    note(f"no step was done for {idle_s:.0f} s: {behind}; {limit:.0f} s are taken for a hang")
 
     def _fire(self, limit: float) -> None:
         path = self.folder / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         stderr = sys.__stderr__
         assert stderr is not None
+        behind = f"; {found}" if Watch.current and (found := Watch.current.behind()) else ""
         text = (
-            f"no step was done for {limit:.0f} s after step {self._step}, so this process ends; the stacks of its "
-            f"threads are above and in {path}. Started again, the run goes on from its newest checkpoint"
+            f"no step was done for {limit:.0f} s after step {self._step}{behind}, so this process ends; the stacks of "
+            f"its threads are above and in {path}. Started again, the run goes on from its newest checkpoint"
         )
         faulthandler.dump_traceback(stderr, all_threads=True)
         print(f"looplm: {text}", file=stderr, flush=True)

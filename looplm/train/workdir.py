@@ -10,6 +10,7 @@ from looplm.checkpoint.folder import linked_away
 from looplm.checkpoint.folder import steps as checkpoint_steps
 from looplm.config.load import changes, from_json, leaves, to_json
 from looplm.config.schema import Run
+from looplm.distributed.join import place_in_group
 from looplm.errors import UserError
 from looplm.train.lock import only_one
 
@@ -20,6 +21,9 @@ FREE_TO_CHANGE = (
     "checkpoint.", "eval.", "log.",
 )  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
+
+LEASE_S = 150.0
+"""A server of NFS keeps the locks of a host that is gone for 90 s."""
 
 
 class Workdir:
@@ -115,11 +119,12 @@ class Workdir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder; inside, it is this process's alone. Raises UserError when it cannot be."""
+        """Makes the folder; inside, it is this process's alone. In an elastic job whoever had it may be a host that was
+        lost, which a server of files takes a while to believe. Raises UserError when it cannot be."""
         with ExitStack() as held:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(only_one(self.root))
+                held.enter_context(only_one(self.root, LEASE_S if place_in_group() else 0.0))
             except OSError as error:
                 raise self._unwritable(error) from error
             yield

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import Run
+from looplm.metrics.events import Events
 from looplm.train import hooks
 from looplm.train.flops import Flops, StepFlops
 from looplm.train.hooks import Evaluation, efficiency
@@ -21,9 +22,9 @@ def test_held_out_data_is_scored_every_so_often_and_at_the_end(
 ) -> None:
     program: Any = SimpleNamespace(run=tiny_run(**{"num_steps": 10, "eval.every_steps": every}))
     held_out: Any = object()
-    evaluation = Evaluation(program, held_out, Path("eval"))
+    evaluation = Evaluation(program, held_out, Path("eval"), Events(Path("events")))
     assert [step for step in range(1, 11) if evaluation.is_due(step)] == due
-    assert not any(Evaluation(program, None, Path("eval")).is_due(step) for step in range(1, 11))
+    assert not any(Evaluation(program, None, Path("eval"), evaluation.events).is_due(step) for step in range(1, 11))
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ def test_the_weights_and_their_average_are_scored_under_names_of_their_own(
     asked: list[tuple[str, bool]] = []
     losses = {"weights": 2.0, "average": 1.5}
 
-    def sweep(params: str, step: int, *, ema: bool) -> Any:
+    def sweep(params: str, step: int, *, ema: bool, stops: Callable[[], bool]) -> Any:
         asked.append((params, ema))
         row = SimpleNamespace(depth=3, loss=losses[params], bits_per_byte=None)
         return SimpleNamespace(rows=[row], save=lambda folder: None)
 
-    evaluation = Evaluation(program, None, Path("eval"))
+    evaluation = Evaluation(program, None, Path("eval"), Events(Path("events")))
     monkeypatch.setattr(evaluation, "sweep", sweep)
     monkeypatch.setattr(hooks, "ema_params", lambda opt_state: opt_state)
-    assert evaluation(state, 4, []) == {"eval/loss_depth_3": 2.0, "eval/ema_loss_depth_3": 1.5}
+    assert evaluation(state, 4, [], lambda: False) == {"eval/loss_depth_3": 2.0, "eval/ema_loss_depth_3": 1.5}
     assert asked == [("weights", False), ("average", True)]

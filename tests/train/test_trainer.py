@@ -61,6 +61,7 @@ def test_whatever_ends_the_steps_all_that_was_opened_is_closed(
         run=SimpleNamespace(num_steps=9), time=Timekeeper(Events(tmp_path / "events.jsonl")), saving=saving,
         run_steps=fails, profile=SimpleNamespace(write=lambda: closed.append("profile")),
         console=Console(file=io.StringIO()), workdir=None, events=None, said=None,
+        evaluate=SimpleNamespace(is_owed=lambda step: False),
     )  # fmt: skip
     monkeypatch.setattr("looplm.train.trainer.open_sinks", lambda *_: [closing("lines")])
     monkeypatch.setattr("looplm.train.trainer.open_loads", lambda *_: closing("loads") if writes_loads else None)

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,22 @@ def test_a_hang_shows_the_stacks_and_ends_the_process(ended, tmp_path: Path, cap
     assert "in a_place_to_hang" in shown
     assert "in a_place_to_hang" in file.read_text()
     assert "no step was done for 0 s after step 2, so this process ends" in shown
+
+
+def test_who_is_behind_is_named_long_before(ended, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    first = SimpleNamespace(goes_on=told.clear, stalled=told.append, behind=lambda: f"process 3 is behind {told}")
+    monkeypatch.setattr(watchdog.Watch, "current", first)
+    with Watchdog(tmp_path) as dog:
+        dog.beat(6)
+        dog.begin(7)
+        dog.beat(6)
+        a_place_to_hang(ended)
+    said = capfd.readouterr().err
+    assert "note: no step was done for 0 s: process 3 is behind [7]; 0 s are taken for a hang" in said
+    assert said.index("note:") < said.index(
+        "looplm: no step was done for 0 s after step 6; process 3 is behind [7], so"
+    )
 
 
 def a_place_to_hang(ended: list[int]) -> None:
