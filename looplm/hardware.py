@@ -35,6 +35,8 @@ class Device(NamedTuple):
     """Neighbours are linked along every dim of a torus, two links a dim; else all devices of a domain by a switch."""
     domain: int = 1
     """Devices that the links reach, without a torus; beyond there is the network."""
+    devices_per_chip: int = 1
+    """JAX devices of what is sold as one."""
 
 
 def find(device_kind: str) -> Device | None:
@@ -50,7 +52,7 @@ DEVICES: tuple[tuple[str, Device], ...] = (
     (r"TPU v5|TPU v5p", Device("TPU v5p", 459e12, 95 * GIB, 2765e9, 90e9, torus=True)),
     (r"TPU v6 lite|TPU v6e", Device("TPU v6e", 918e12, 32 * GIB, 1638e9, 90e9, torus=True)),
     # A chip (2307 TFLOP/s, 192 GiB) is two chiplets, and each is a JAX device.
-    (r"TPU7x", Device("TPU7x, half a chip", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 90e9, torus=True)),
+    (r"TPU7x", Device("TPU7x, half a chip", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 90e9, torus=True, devices_per_chip=2)),
     # NVIDIA A100 data sheet: 312 for every form; the 40 and 80 GB cards have names of their own.
     (r"NVIDIA A100-SXM4-40GB", Device("A100 SXM 40GB", 312e12, 40 * GIB, 1555e9, 300e9, domain=8)),
     (r"NVIDIA A100-PCIE-40GB", Device("A100 PCIe 40GB", 312e12, 40 * GIB, 1555e9, 0.0)),
@@ -69,7 +71,7 @@ DEVICES: tuple[tuple[str, Device], ...] = (
     # NVIDIA Ada architecture white paper; with float16 accumulation a 4090 is twice as fast.
     (r"NVIDIA GeForce RTX 4090", Device("RTX 4090", 165.2e12, 24 * GIB, 1008e9, 0.0)),
     # AMD Instinct data sheets. A MI250X card (383 TFLOP/s, 128 GB) is two dies, and each is a JAX device.
-    (r"AMD Instinct MI250X", Device("MI250X, half a card", 383e12 / 2, 64 * GIB, 3277e9 / 2, 0.0)),
+    (r"AMD Instinct MI250X", Device("MI250X, half a card", 383e12 / 2, 64 * GIB, 3277e9 / 2, 0.0, devices_per_chip=2)),
     # Undivided (mode SPX, the default): in mode CPX a device is an eighth of this under the same name.
     (r"AMD Instinct MI300X( OAM)?", Device("MI300X", 1307.4e12, 192 * GIB, 5300e9, 448e9, domain=8)),
 )

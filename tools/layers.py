@@ -22,7 +22,7 @@ LAYERS = (
         "looplm.doctor",
         "looplm.lm_eval",
     },
-    {"looplm.compile", "looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
+    {"looplm.plan", "looplm.compile", "looplm.train", "looplm.eval", "looplm.infer", "looplm.report"},
     {"looplm.objective", "looplm.optim", "looplm.checkpoint"},
     {"looplm.model"},
     {"looplm.ops", "looplm.metrics"},
@@ -32,6 +32,8 @@ LAYERS = (
 """From the top: a part may import parts of the layers below it, and itself."""
 SIDEWAYS = {
     ("looplm.compile", "looplm.train"),
+    ("looplm.plan", "looplm.compile"),
+    ("looplm.plan", "looplm.train"),
     ("looplm.train", "looplm.eval"),
     ("looplm.eval", "looplm.infer"),
     ("looplm.config", "looplm.errors"),

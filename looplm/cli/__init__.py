@@ -24,7 +24,7 @@ app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(launch.app, name="launch")
-for command in (run.train, run.eval, generate, run.report, run.demo, machine.doctor):
+for command in (run.train, run.eval, generate, run.report, run.demo, machine.doctor, machine.plan):
     app.command()(command)
 app.command(name="compile")(machine.compile_command)
 

@@ -85,7 +85,7 @@ def _collective(
     places = np.stack(np.unravel_index(groups, tuple(mesh.values())))  # (axis, group, member)
     differ = (places != places[:, :, :1]).any(axis=(1, 2))
     size = groups.shape[1]
-    wire = array_bytes(shapes) * _sent(kind, size)
+    wire = array_bytes(shapes) * sent_bytes(kind, size)
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return Collective(
         kind,
@@ -99,7 +99,7 @@ def _collective(
     )
 
 
-def _sent(kind: str, size: int) -> float:
+def sent_bytes(kind: str, size: int) -> float:
     """Bytes that a device sends, for each byte of its operand."""
     match kind:
         case "all-gather":

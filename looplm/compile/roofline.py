@@ -68,7 +68,10 @@ def bandwidth(device: Device, mesh: jax.sharding.Mesh, axes: Sequence[str], *, t
         if to_all:
             return 2 * device.link_bytes_per_s / max(1, max(sizes) / 4)
         return 2 * device.link_bytes_per_s * max(1, sum(size > 1 for size in sizes))
-    fast = device.link_bytes_per_s and math.prod(mesh.shape[axis] for axis in axes) <= device.domain
+    split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    # Devices of one domain follow each other, so that inner axes lie between the members of a group.
+    span = math.prod(mesh.shape[axis] for axis in split[min(map(split.index, set(axes) & set(split)), default=0) :])
+    fast = device.link_bytes_per_s and span <= device.domain
     return device.link_bytes_per_s if fast else NETWORK_BYTES_PER_S
 
 

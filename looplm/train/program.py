@@ -52,14 +52,7 @@ class Program:
     @property
     def gathers_per_layer(self) -> bool:
         """What `sharding.gather` comes to on these devices."""
-        gather, device = self.run.sharding.gather, find_device(self.mesh.devices.flat[0].device_kind)
-        if gather != "auto" or device is None:
-            return gather == "per_layer"
-        bytes_each = self.dtype.itemsize + 4  # the weight, and its gradient in float32
-        experts = self.lm.num_params_of_experts
-        held = self.lm.num_params_of_layers - experts + experts / self.mesh.shape["expert"]
-        whole = held * bytes_each / self.mesh.shape["tensor"]
-        return self.mesh.shape["fsdp"] > 1 and self.run.loop.remat != "none" and whole > device.memory_bytes / 3
+        return gathers_per_layer(self.run, self.lm, self.dtype, self.mesh.shape, self.mesh.devices.flat[0].device_kind)
 
     def create_state(self) -> TrainState:
         """Drawn from the run's seed."""
@@ -126,3 +119,14 @@ class Program:
             return compiled(state, self.batch.place(rows, drawn), self.batch.place_drawn(drawn), *taught)
 
         return step
+
+
+def gathers_per_layer(run: Run, lm: FunctionalLM, dtype: np.dtype, mesh: Mapping[str, int], device_kind: str) -> bool:
+    """Return what `sharding.gather` comes to on a mesh of these sizes."""
+    gather, device = run.sharding.gather, find_device(device_kind)
+    if gather != "auto" or device is None:
+        return gather == "per_layer"
+    bytes_each = dtype.itemsize + 4  # the weight, and its gradient in float32
+    held = lm.num_params_of_layers - lm.num_params_of_experts + lm.num_params_of_experts / mesh["expert"]
+    whole = held * bytes_each / mesh["tensor"]
+    return mesh["fsdp"] > 1 and run.loop.remat != "none" and whole > device.memory_bytes / 3

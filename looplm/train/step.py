@@ -19,7 +19,7 @@ from looplm.model.subset import Subset
 from looplm.objective import Sums, build_objective, evaluate
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
-from looplm.ops.scopes import OPTIMIZER
+from looplm.ops.scopes import MICRO_BATCHES, OPTIMIZER
 from looplm.optim.guard import GuardState, limits
 from looplm.optim.learning import learning_of as chosen
 from looplm.optim.router_bias import move_biases
@@ -111,7 +111,8 @@ def build_train_step(
             (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step, *taught)
             return jax.tree.map(jnp.add, gradient, more), result
 
-        gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
+        with jax.named_scope(MICRO_BATCHES):
+            gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
         total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
         # One division, by the count of the global batch: the result does not depend on how it was split.
         scored = jnp.maximum(total.tokens, 1)

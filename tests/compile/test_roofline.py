@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from looplm.compile.roofline import bandwidth
+from looplm.hardware import NETWORK_BYTES_PER_S
 
 SHAPE = (8, 4)
 DEVICE = SimpleNamespace(torus=True, link_bytes_per_s=100.0)
@@ -38,3 +39,14 @@ def test_what_goes_to_all_is_bound_by_the_longest_ring(axes, dims):
 
 def test_what_goes_to_neighbours_uses_all_links():
     assert [bandwidth(DEVICE, MESH, axes) for axes in (("a",), ("a", "b"))] == [200, 400]
+
+
+def test_a_group_of_gpus_is_fast_if_all_that_lies_between_its_members_is_in_one_domain():
+    device = SimpleNamespace(torus=False, link_bytes_per_s=450e9, domain=8)
+    mesh = SimpleNamespace(axis_names=("data", "fsdp", "tensor"), shape={"data": 2, "fsdp": 8, "tensor": 2})
+    mesh.devices = np.array([SimpleNamespace()] * 32).reshape(2, 8, 2)
+    assert bandwidth(device, mesh, ("tensor",)) == 450e9
+    assert bandwidth(device, mesh, ("fsdp",)) == NETWORK_BYTES_PER_S, "8 devices, every second of 16"
+    mesh.shape["fsdp"], mesh.devices = 4, np.array([SimpleNamespace()] * 16).reshape(2, 4, 2)
+    assert bandwidth(device, mesh, ("fsdp",)) == 450e9
+    assert bandwidth(device, mesh, ("data",)) == NETWORK_BYTES_PER_S

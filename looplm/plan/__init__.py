@@ -1,0 +1,1 @@
+"""What a training would need, take and cost on chips that are not there: from the traced step, without a compiler."""

@@ -1,0 +1,233 @@
+"""Which recipes there are for a number of devices, which of them fit, and which is the fastest by the bound."""
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, get_args
+
+from jax.sharding import AbstractMesh
+
+from looplm.config.load import override
+from looplm.config.schema import MoE, Place, Run
+from looplm.errors import UserError
+from looplm.model.functional import FunctionalLM, compute_dtype
+from looplm.plan.chips import Chips
+from looplm.plan.estimate import MARGIN, Estimate, Recipe, estimate
+from looplm.plan.traced import Form, Traces
+from looplm.sharding.mesh import check_fit
+from looplm.sharding.rules import BATCH_AXES, MESH_AXES
+from looplm.sharding.split import split_of
+from looplm.train.machine import TILE, TORUS_SPLIT, for_machine, split_of_weights
+from looplm.train.program import gathers_per_layer
+
+ALIKE = 1.02
+"""Recipes are ranked as equal up to this ratio of their times; then the simpler one is first."""
+ENOUGH_TOKENS = 8192
+"""Of a micro-batch on a device: from here on products are large."""
+REMATS = ("none", "layer", "loop")
+"""From what is kept most to what is kept least."""
+
+
+class Split(NamedTuple):
+    """Of a model and its sequences; the rest of the devices split batches and weights."""
+
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    def __str__(self) -> str:
+        """Return the axes as they are set."""
+        return ", ".join(f"{name}={size}" for name, size in self._asdict().items() if size > 1) or "fsdp and data alone"
+
+
+class LeftOut(NamedTuple):
+    """A split that gives no recipe, and why."""
+
+    split: str
+    why: str
+
+
+class Found(NamedTuple):
+    """What there is."""
+
+    recipes: list[Estimate]
+    """The best of every split, from the fastest by the bound."""
+    left_out: list[LeftOut]
+
+
+class Search:
+    """Looks for recipes.
+
+    Args:
+        given: leaves of the run that the user has set; they are kept.
+    """
+
+    def __init__(self, run: Run, chips: Chips, given: Collection[str]) -> None:
+        self.own = for_machine(run, chips.devices, given)
+        self.run, self.chips, self.given = run, chips, set(given)
+        self.lm = FunctionalLM(run.model)
+        self.traces = Traces(run, chips)
+        self.fullest: LeftOut | None = None
+        """Of what memory does not hold, what needs least."""
+        self.least_bytes = float("inf")
+        self.sequences = run.data.batch_tokens // run.data.sequence_length
+
+    def search(self) -> Found:
+        """Return the recipes that fit. Raises UserError where there is none."""
+        found: list[Estimate] = []
+        left_out: list[LeftOut] = []
+        for split in self._splits(found):
+            remats = REMATS if not found else (found[0].recipe.form.remat, "loop")
+            best, why = self._best(split, self._remats(remats))
+            if best is not None:
+                found.append(best)
+                found.sort(key=lambda one: one.time.step_s)
+            else:
+                left_out.append(LeftOut(str(split), why))
+        if not found:
+            # The first split is the simplest: all others need numbers of chips that it can do with too.
+            first = left_out[0] if self.fullest is None else self.fullest
+            remedy = "take more chips, or ones with more memory" if self.fullest else "take a number of chips that fits"
+            raise UserError(f"no recipe fits {self.chips.words} ({first.split}: {first.why}); {remedy}")
+        return Found(_ranked(found), left_out)
+
+    def _remats(self, wanted: Collection[str]) -> list[str]:
+        if "loop.remat" in self.given or self.run.loop.remat not in REMATS:
+            return [self.run.loop.remat]
+        return list(dict.fromkeys(wanted))
+
+    def _splits(self, found: list[Estimate]) -> Iterator[Split]:
+        """Yield splits from the simplest on, and finer ones as long as nothing has fitted."""
+        if any(key.partition(".")[0] == "mesh" for key in self.given):
+            yield Split(*(max(1, getattr(self.run.mesh, axis)) for axis in Split._fields))
+            return
+        yield Split()
+        experts = [
+            moe.num_experts
+            for place in get_args(Place)
+            if isinstance(moe := self.run.model.feed_forward_of(place), MoE)
+        ]
+        reach = TORUS_SPLIT if self.chips.device.torus else self.chips.device.domain
+        if experts and self.chips.num_devices > 1:
+            yield Split(expert=max(n for n in (2, 4, 8) if n <= max(2, reach)))
+        for size in (2, 4, 8, 16):
+            if size <= self.chips.num_devices and (size == 2 or not found):
+                if size <= max(reach, 1) and size <= self.run.model.num_heads:
+                    yield Split(tensor=size)
+                if self.run.data.sequence_length // size >= TILE:
+                    yield Split(context=size)
+
+    def _best(self, split: Split, remats: list[str]) -> tuple[Estimate | None, str]:
+        """(the fastest recipe of a split that fits; why there is none)."""
+        fitting: list[Estimate] = []
+        nearest: Estimate | None = None
+        why = ""
+        for mesh in self._meshes(split):
+            try:
+                self._check(mesh)
+            except UserError as error:
+                why = why or str(error).partition(";")[0]
+                continue
+            for form in self._forms(split, mesh, remats):
+                enough = len(fitting)
+                for recipe in self._recipes(mesh, form):
+                    one = estimate(self.run, self.chips, self.traces.of(form), recipe)
+                    if not one.fits:
+                        nearest = min(filter(None, (nearest, one)), key=lambda one: one.total_bytes)
+                        break
+                    fitting.append(one)
+                if len(fitting) > enough:
+                    break  # what recomputes more takes longer
+        if fitting:
+            return _ranked(fitting)[0], ""
+        if nearest is not None:
+            gib, memory = nearest.total_bytes / 2**30, nearest.available_bytes / 2**30
+            why = f"about {gib:.1f} GiB at the least, of {memory:.1f}, and {MARGIN:.0%} to spare"
+            if nearest.total_bytes < self.least_bytes:
+                self.least_bytes, self.fullest = nearest.total_bytes, LeftOut(str(split), why)
+            return None, why
+        return None, why or f"{self.chips.num_devices} devices are no multiple of it"
+
+    def _meshes(self, split: Split) -> Iterator[dict[str, int]]:
+        """Yield sizes of all axes: weights over few devices, over those that fast links reach, over all."""
+        count = self.chips.num_devices
+        rest, left = divmod(count, split.expert * split.context * split.tensor)
+        if left:
+            return
+        model, mesh = self.run.model, self.own.mesh
+        if any(key.partition(".")[0] == "mesh" for key in self.given):
+            yield self._given(rest)
+            return
+        sizes = {1, min(self.chips.device.domain, rest), min(TORUS_SPLIT, rest), rest}
+        sizes.add(split_of_weights(self.chips.device, count, model.dim, self.lm.num_params))
+        if mesh.fsdp > 0:
+            sizes.add(mesh.fsdp)
+        sizes = {size for size in sizes if rest % size == 0 and model.dim % size == 0}
+        # The TPU compiler all-reduces whole gradients where a part is no multiple of a tile.
+        whole = {size for size in sizes if not self.chips.device.torus or model.dim // size % TILE == 0}
+        for fsdp in sorted(whole or sizes):
+            yield {"replica": 1, "data": rest // fsdp, "fsdp": fsdp} | split._asdict()
+
+    def _given(self, rest: int) -> dict[str, int]:
+        sizes = {axis: getattr(self.run.mesh, axis) for axis in MESH_AXES}
+        outer = [axis for axis in ("replica", "data", "fsdp") if sizes[axis] > 0]
+        for axis, size in sizes.items():
+            if size == -1:
+                for other in outer:
+                    rest //= sizes[other]
+                sizes[axis] = rest
+        return sizes
+
+    def _check(self, mesh: dict[str, int]) -> None:
+        """Raise UserError where the model, or the batch, does not fit a mesh."""
+        shape = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+        shards = _shards(mesh)
+        if self.sequences % shards:
+            raise UserError(f"{shards} devices cannot share the {self.sequences} sequences of a step evenly")
+        check_fit(shape, self.run.model, micro_batch=shards, sequence_length=self.run.data.sequence_length)  # type: ignore[arg-type]
+
+    def _forms(self, split: Split, mesh: dict[str, int], remats: list[str]) -> Iterator[Form]:
+        dtype = compute_dtype(self.run.model, self.chips.platform)
+        shape = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+        for remat in remats:
+            run = override(self.run, {"loop.remat": remat, "data.accumulation_steps": self.sequences // _shards(mesh)})
+            per_layer = gathers_per_layer(run, self.lm, dtype, mesh, self.chips.device_kind)
+            laid_out = split_of(run, shape)
+            keys = "ring" if laid_out is not None and laid_out.ring else "gathered"
+            yield Form(*split, remat, "per_layer" if per_layer else "once", keys)
+        if not per_layer and remat != "none" and self.run.sharding.gather == "auto" and mesh["fsdp"] > 1:
+            yield Form(*split, remat, "per_layer", keys)
+
+    def _recipes(self, mesh: dict[str, int], form: Form) -> Iterator[Recipe]:
+        """Yield recipes, with ever larger micro-batches."""
+        of_device = self.sequences // _shards(mesh)
+        if "data.accumulation_steps" in self.given:
+            steps = self.run.data.accumulation_steps
+            if of_device % steps == 0:
+                yield Recipe(mesh, form, steps, of_device // steps)
+            return
+        for rows in (1, 2, 4, 8, 16, 32, 64, 128):
+            if of_device % rows == 0:
+                yield Recipe(mesh, form, of_device // rows, rows)
+
+
+def _shards(mesh: dict[str, int]) -> int:
+    shards = 1
+    for axis in BATCH_AXES:
+        shards *= mesh[axis]
+    return shards
+
+
+def _ranked(found: list[Estimate]) -> list[Estimate]:
+    """Sort from the fastest. Of recipes that are alike the one is first that leaves a model and its sequences whole,
+    has large micro-batches, and needs least memory."""
+    ranked: list[Estimate] = []
+    rest = sorted(found, key=lambda one: one.time.step_s)
+    while rest:
+        alike = [one for one in rest if one.time.step_s <= rest[0].time.step_s * ALIKE]
+        alike.sort(key=lambda one: (_num_splits(one), one.tokens_at_a_time < ENOUGH_TOKENS, one.total_bytes))
+        ranked += alike
+        rest = rest[len(alike) :]
+    return ranked
+
+
+def _num_splits(one: Estimate) -> int:
+    return sum(one.recipe.mesh[axis] > 1 for axis in Split._fields)
