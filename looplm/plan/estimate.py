@@ -93,7 +93,9 @@ class Estimate(NamedTuple):
 
 def estimate(run: Run, chips: Chips, traced: Traced, recipe: Recipe) -> Estimate:
     """Add up a recipe. traced: the step of the recipe's form."""
-    sizes, turns = Sizes(traced.mesh, recipe.mesh, recipe.rows), Turns(traced.detached_loops, recipe.micro_batches)
+    copies = recipe.mesh["replica"] * recipe.mesh["data"]
+    sizes = Sizes(traced.mesh, {**recipe.mesh, "replica": 1, "data": copies}, recipe.rows)
+    turns = Turns(traced.detached_loops, recipe.micro_batches)
     level = traced.level(recipe.micro_batches)
     found, state = held(level, level.inputs, sizes, turns), sum(sizes.of(value.aval) for value in level.inputs)
     per_token, count = traced.flops_per_token, chips.num_devices
@@ -121,8 +123,9 @@ def estimate(run: Run, chips: Chips, traced: Traced, recipe: Recipe) -> Estimate
 
 
 def _together(found: Sequence[Collective]) -> list[Collective]:
-    """Alike ones as one, with all their bytes."""
+    """Alike ones as one, with all their bytes. What goes along `data`, of a mesh without replicas, goes along both."""
     total: dict[tuple, float] = defaultdict(float)
     for one in found:
-        total[one.kind, one.axes, one.group_size, min(one.loop_depth, 1)] += one.step_bytes
+        axes = ("replica", *one.axes) if "data" in one.axes else one.axes
+        total[one.kind, axes, one.group_size, min(one.loop_depth, 1)] += one.step_bytes
     return [Collective(kind, (), axes, size, wire, depth, 1.0, "") for (kind, axes, size, depth), wire in total.items()]

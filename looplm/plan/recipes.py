@@ -12,8 +12,8 @@ from looplm.model.functional import FunctionalLM, compute_dtype
 from looplm.plan.chips import Chips
 from looplm.plan.estimate import MARGIN, Estimate, Recipe, estimate
 from looplm.plan.traced import Form, Traces
-from looplm.sharding.mesh import check_fit
-from looplm.sharding.rules import BATCH_AXES, MESH_AXES
+from looplm.sharding.mesh import build_mesh, check_fit
+from looplm.sharding.rules import BATCH_AXES
 from looplm.sharding.split import split_of
 from looplm.train.machine import TILE, TORUS_SPLIT, for_machine, split_of_weights
 from looplm.train.program import gathers_per_layer
@@ -61,7 +61,10 @@ class Search:
     """
 
     def __init__(self, run: Run, chips: Chips, given: Collection[str]) -> None:
-        self.own = for_machine(run, chips.devices, given)
+        own = build_mesh(for_machine(run, chips.devices, given).mesh, chips.devices)
+        self.own_mesh = dict(own.shape)
+        """What `looplm train` would take there."""
+        self.mesh_is_given = any(key.partition(".")[0] == "mesh" for key in given)
         self.run, self.chips, self.given = run, chips, set(given)
         self.lm = FunctionalLM(run.model)
         self.traces = Traces(run, chips)
@@ -96,8 +99,8 @@ class Search:
 
     def _splits(self, found: list[Estimate]) -> Iterator[Split]:
         """Yield splits from the simplest on, and finer ones as long as nothing has fitted."""
-        if any(key.partition(".")[0] == "mesh" for key in self.given):
-            yield Split(*(max(1, getattr(self.run.mesh, axis)) for axis in Split._fields))
+        if self.mesh_is_given:
+            yield Split(*(self.own_mesh[axis] for axis in Split._fields))
             return
         yield Split()
         experts = [
@@ -152,29 +155,18 @@ class Search:
         rest, left = divmod(count, split.expert * split.context * split.tensor)
         if left:
             return
-        model, mesh = self.run.model, self.own.mesh
-        if any(key.partition(".")[0] == "mesh" for key in self.given):
-            yield self._given(rest)
+        model = self.run.model
+        if self.mesh_is_given:
+            yield self.own_mesh
             return
         sizes = {1, min(self.chips.device.domain, rest), min(TORUS_SPLIT, rest), rest}
         sizes.add(split_of_weights(self.chips.device, count, model.dim, self.lm.num_params))
-        if mesh.fsdp > 0:
-            sizes.add(mesh.fsdp)
+        sizes.add(self.own_mesh["fsdp"])
         sizes = {size for size in sizes if rest % size == 0 and model.dim % size == 0}
         # The TPU compiler all-reduces whole gradients where a part is no multiple of a tile.
         whole = {size for size in sizes if not self.chips.device.torus or model.dim // size % TILE == 0}
         for fsdp in sorted(whole or sizes):
             yield {"replica": 1, "data": rest // fsdp, "fsdp": fsdp} | split._asdict()
-
-    def _given(self, rest: int) -> dict[str, int]:
-        sizes = {axis: getattr(self.run.mesh, axis) for axis in MESH_AXES}
-        outer = [axis for axis in ("replica", "data", "fsdp") if sizes[axis] > 0]
-        for axis, size in sizes.items():
-            if size == -1:
-                for other in outer:
-                    rest //= sizes[other]
-                sizes[axis] = rest
-        return sizes
 
     def _check(self, mesh: dict[str, int]) -> None:
         """Raise UserError where the model, or the batch, does not fit a mesh."""

@@ -17,10 +17,11 @@ from looplm.plan.advice import batch_tokens_for, learning_rate_for
 from looplm.plan.budget import parse_tokens
 from looplm.plan.chips import TPUS, kind_of, parse_chips
 from looplm.plan.command import Wish, make_plan
-from looplm.plan.estimate import estimate
+from looplm.plan.estimate import Recipe, estimate
 from looplm.plan.report import Plan, print_plan
-from looplm.plan.traced import Traced
+from looplm.plan.traced import Form, Traced
 from looplm.sharding.mesh import build_mesh
+from looplm.sharding.rules import MESH_AXES
 from looplm.train.flops import step_flops
 from looplm.train.memory import bytes_of
 from looplm.train.program import Program
@@ -119,6 +120,17 @@ def test_what_the_user_sets_is_kept(command, config_file: Callable[[Run], Path],
     assert (record["budget"]["price"], record["budget"]["cost"]) == (None, None)
 
 
+def test_replicas_are_copies_beyond_the_fast_links(small: Run) -> None:
+    chips, form = parse_chips("16xH100"), Form(1, 1, 1, "loop", "once", "gathered")
+    traced, ones = Traced(small, chips, form), dict.fromkeys(MESH_AXES, 1)
+    found = [
+        estimate(small, chips, traced, Recipe(ones | {axis: 2, "fsdp": 8}, form, 1, 8)) for axis in ("data", "replica")
+    ]
+    assert found[0].time == found[1].time
+    assert found[0].total_bytes == found[1].total_bytes
+    assert found[0].sent_once_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -127,11 +139,12 @@ def test_what_the_user_sets_is_kept(command, config_file: Callable[[Run], Path],
         ("v5p:4x4", "no TPU slice"),
         ("abc", "not understood"),
         ("0xH100", "not understood"),
+        ("8xH100 --set mesh.fsdp=3", "the sizes do not fit 8 devices"),
         ("7xH100", "7 devices cannot share the 128 sequences of a step evenly"),
     ],
 )
 def test_a_mistake_is_one_line(command, config_file, small: Run, words: str, said: str) -> None:
-    code, _, stderr = command("plan", config_file(small), "--chips", words)
+    code, _, stderr = command("plan", config_file(small), "--chips", *words.split())
     assert code == 2
     assert said in stderr
     assert len(stderr.splitlines()) == 1
