@@ -1,13 +1,16 @@
 """`looplm data`: train a tokenizer, make and look at token datasets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from looplm.cli.output import console, messages, write_result
 from looplm.errors import UserError
 from looplm.masking import mask
+
+if TYPE_CHECKING:
+    from looplm.data.build.report import BuildReport
 
 app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
 
@@ -58,7 +61,7 @@ def data_tokenizer(
 @app.command("build")
 def data_build(
     input: Inputs,
-    out: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    out: Annotated[str, typer.Option(help="Folder of the new dataset; of parts also an address, s3:// or gs://.")],
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.model or tokenizer.json; may be left out for files of tokens.")
     ] = None,
@@ -92,11 +95,21 @@ def data_build(
     ] = "uint16",
     separator_id: Annotated[int | None, typer.Option(help="Token between documents of token files.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Of token files without a tokenizer.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Make only part I/N of the dataset, or I-J/N, in a folder of parts for `join`.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What makes parts: `local`, this machine, one after another; or `ray`, a cluster.")
+    ] = "local",
 ) -> None:
     """Tokenise text into a token dataset; take over ready-made tokens. Killed, the same command goes on."""
     from looplm.data.build.bar import progress_bar
+    from looplm.data.build.engine import check_engine, make_parts
+    from looplm.data.build.part import read_parts
+    from looplm.data.build.request import make_request
     from looplm.data.formats.document import make_reading
-    from looplm.data.writer import build_dataset
+    from looplm.data.remote import is_remote, without_options
+    from looplm.data.writer import build
 
     reading = make_reading(
         field=field,
@@ -109,21 +122,49 @@ def data_build(
         token_dtype=token_dtype,
         separator_id=separator_id,
     )
-    with progress_bar(messages) as progress:
-        report = build_dataset(
-            input,
-            tokenizer,
-            out,
-            reading=reading,
-            bos=bos,
-            eos=eos,
-            vocab_size=vocab_size,
-            validation_fraction=validation_fraction,
-            shuffle_seed=shuffle,
-            dedup=dedup,
-            num_workers=workers,
-            progress=progress,
+    parts = None if part is None else read_parts(part)
+    check_engine(engine, parts)
+    if parts is None and is_remote(out):
+        raise UserError(
+            f"--out {without_options(out)} is an address, where only parts are made; give a folder, or --part 1/1 and "
+            "then `looplm data join`, which writes to addresses"
         )
+    request = make_request(
+        input,
+        tokenizer,
+        reading=reading,
+        bos=bos,
+        eos=eos,
+        vocab_size=vocab_size,
+        validation_fraction=validation_fraction,
+        shuffle_seed=shuffle,
+        dedup=dedup,
+    )
+    with progress_bar(messages) as progress:
+        if parts is None:
+            _show(build(request, Path(out), workers, progress), out)
+            return
+        for made in make_parts(request, parts, out, engine=engine, num_workers=workers, progress=progress):
+            console.print(f"{'found' if made.was_there else 'wrote'} {made}")
+            for line in made.account.details():
+                console.print(line)
+
+
+@app.command("join")
+def data_join(
+    parts: Annotated[str, typer.Argument(help="The folder of the parts, or its address.")],
+    out: Annotated[str, typer.Option(help="Folder of the new dataset, or an address, s3:// or gs://.")],
+    skip_damaged: SkipDamaged = False,
+) -> None:
+    """Make the dataset of all parts that `build --part` made: the bytes of the build on one machine."""
+    from looplm.data.build.bar import progress_bar
+    from looplm.data.build.join import join_parts
+
+    with progress_bar(messages) as progress:
+        _show(join_parts(parts, out, skip_damaged=skip_damaged, progress=progress), out)
+
+
+def _show(report: "BuildReport", out: object) -> None:
     console.print(f"{'found' if report.was_there else 'wrote'} {out}: {report}")
     for line in report.details():
         console.print(line)

@@ -10,7 +10,8 @@ build       the parts of a build: groups of files, units, putting together, repo
 writer      build a dataset, or a train and a validation dataset, all or nothing, and go on after a kill
 inspect     what is in a dataset, for people
 dataset     open, check and read a dataset folder
-remote      read files at addresses: byte ranges, a local cache
+remote      read and write files at addresses: byte ranges, a local cache
+place       the folder of a build on a disk or at an address
 window      window number -> tokens, labels, segments, positions
 packing     windows of whole documents, by best fit
 synthetic   tasks whose right answers are computed, as windows without files

@@ -7,7 +7,7 @@ from pathlib import Path
 from looplm.errors import UserError
 
 
-def make_folder(folder: Path, out: Path) -> None:
+def make_folder(folder: Path, out: Path | str) -> None:
     """Make a folder and those above it. Raises UserError naming `out`, which the user gave, when it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Read a dataset folder that is not on a local disk: s3://, gs://, http(s)://, through TensorStore's key-value stores.
+"""A folder that is not on a local disk: s3://, gs://, http(s)://, through TensorStore's key-value stores.
 
 Small files are copied into the local cache when they are first asked for. Of the large ones, blocks are, if all of them
 fit the cache; else what is read is fetched by its exact byte range and not kept. A block is a file of its own, renamed
@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ def without_options(url: str) -> str:
     """Return an address as it may be shown: without options and credentials."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+def below(url: str, name: str) -> str:
+    """Return the address of a folder in the one at `url`, with its options."""
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
 def store_spec(url: str) -> dict[str, Any]:
@@ -92,6 +99,7 @@ class RemoteFolder:
         """Raises UserError for an address that is none."""
         self.location = without_options(url)
         self._spec = store_spec(url)
+        self.is_writable = self._spec["driver"] != "http"
         self._connected: Any = None
         self._reached = False
 
@@ -107,14 +115,42 @@ class RemoteFolder:
 
         Raises UserError when the server cannot be reached, refuses, or has fewer bytes.
         """
-        try:
+        with self._refused("read"):
             futures = [self._store().read(name, byte_range=slice(start, stop)) for name, start, stop in ranges]
             results = [future.result() for future in futures]
-        except Exception as error:  # TensorStore raises whatever fits the status: ValueError, PermissionError, ...
-            raise UserError(f"cannot read {self.location}: {_first_line(error)}") from error
-        if not self._reached:
-            self._reached, self._connected = True, None
         return [bytes(result.value) if result.state == "value" else None for result in results]
+
+    def read_end(self, name: str, size: int) -> bytes:
+        """Return the last bytes of a file. Raises UserError when it is not there."""
+        return self._there(name, self.read_ranges([(name, -size, None)])[0])
+
+    def read_into(self, spans: Sequence[tuple[str, int, np.ndarray]]) -> None:
+        """Fill arrays from files, each from a byte on. Raises UserError for a file that is missing or too short."""
+        spans = [span for span in spans if span[2].nbytes]
+        for begin in range(0, len(spans), READ_TOGETHER):
+            some = spans[begin : begin + READ_TOGETHER]
+            found = self.read_ranges([(name, start, start + array.nbytes) for name, start, array in some])
+            for (name, _, array), data in zip(some, found, strict=True):
+                array.view(np.uint8)[:] = np.frombuffer(self._there(name, data), np.uint8)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file at once. Raises UserError when the server cannot be reached or refuses."""
+        with self._refused("write"):
+            self._store().write(name, data).result()
+
+    def remove(self, name: str) -> None:
+        """Remove a file; harmless if it is not there."""
+        with self._refused("write"):
+            self._store().write(name, None).result()
+
+    def names(self, folder: str = "") -> set[str]:
+        """Return the files below a folder, relative to it; none if it is not there."""
+        with self._refused("list"):
+            return {key.decode() for key in (self._store() / f"{folder}/" if folder else self._store()).list().result()}
+
+    def close(self) -> None:
+        """Let go of the connection; it is made again when it is needed."""
+        self._connected = None
 
     def digest(self, name: str, size: int) -> str:
         """Return the SHA-256 of a file (hex), reading it block by block."""
@@ -143,6 +179,21 @@ class RemoteFolder:
                 raise UserError(f"{self.location}/{name} was changed or damaged; copy the dataset again")
             write_whole(target, data)
         return target
+
+    @contextmanager
+    def _refused(self, verb: str) -> Iterator[None]:
+        """Turn what goes wrong inside into a UserError; know from then on that the folder has been reached."""
+        try:
+            yield
+        except Exception as error:  # TensorStore raises whatever fits the status: ValueError, PermissionError, ...
+            raise UserError(f"cannot {verb} {self.location}: {_first_line(error)}") from error
+        if not self._reached:
+            self._reached, self._connected = True, None
+
+    def _there(self, name: str, data: bytes | None) -> bytes:
+        if data is None:
+            raise UserError(f"{self.location}/{name} has gone; put it back, or make it again")
+        return data
 
     def _store(self) -> Any:
         store = self._connected

@@ -7,7 +7,7 @@ the folder and renames it into place (`writer`). Deliberately absent: reading, t
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -51,9 +51,11 @@ class FolderWriter:
         has_loss_mask: bool = False,
         template: str | None = None,
         shard_bytes: int = SHARD_BYTES,
+        whole: Callable[[Path], None] = lambda path: None,
     ) -> None:
         """Without a tokenizer, `vocab_size` says what every token is below. `template` wrote the examples, if they are
-        supervised. `shard_bytes` are of a file of tokens."""
+        supervised. `shard_bytes` are of a file of tokens. `whole` is called with every file when nothing more comes to
+        it, the manifest last, and may take it away."""
         self.num_tokens = 0
         self.num_documents = 0
         self.num_bytes = 0
@@ -61,6 +63,7 @@ class FolderWriter:
         self._tokenizer = tokenizer
         self._has_loss_mask = has_loss_mask
         self._template = template
+        self._whole = whole
         self._vocab_size = tokenizer.vocab_size if tokenizer else vocab_size
         assert self._vocab_size is not None
         self.dtype = token_dtype(self._vocab_size)
@@ -142,10 +145,13 @@ class FolderWriter:
             files=tuple(file.finish() for file in files),
             skipped=dict(sorted((skipped or {}).items())),
         )
+        for file in (*self._shards[-1:], *self._masks[-1:], *files[len(self._shards) + len(self._masks) :]):
+            self._whole(file.path)
         manifest_file = _HashedFile(self._folder / MANIFEST_FILE)
         manifest_file.write(manifest.dump())
         manifest_file.finish()
         sync_folder(self._folder)
+        self._whole(manifest_file.path)
         return manifest
 
     def _write_tokens(self, tokens: np.ndarray, mask: np.ndarray | None) -> None:
@@ -167,6 +173,7 @@ class FolderWriter:
                 continue
             if files:
                 files[-1].close()
+                self._whole(files[-1].path)
             files.append(_HashedFile(self._folder / name(len(files))))
 
 
@@ -175,7 +182,7 @@ class _HashedFile:
 
     def __init__(self, path: Path) -> None:
         self.size = 0
-        self._path = path
+        self.path = path
         self._digest = hashlib.sha256()
         self._file: BinaryIO = path.open("xb")
 
@@ -193,7 +200,7 @@ class _HashedFile:
 
     def finish(self) -> FileEntry:
         self.close()
-        return FileEntry(name=self._path.name, size=self.size, sha256=self._digest.hexdigest())
+        return FileEntry(name=self.path.name, size=self.size, sha256=self._digest.hexdigest())
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -1,6 +1,5 @@
 """Datasets at addresses, read from a local server that speaks S3, and one that speaks plain HTTP."""
 
-import logging
 import os
 import pickle
 import threading
@@ -19,43 +18,13 @@ from looplm.data.remote import RemoteArray, store_spec
 from looplm.data.window import SplitWindows
 from looplm.data.writer import build_dataset
 from looplm.errors import UserError
-
-BUCKET = "tokens-of-texts"
-SECRET = "a-secret-that-nobody-may-see"
-
-
-class Server:
-    """A bucket."""
-
-    def __init__(self, endpoint: str) -> None:
-        import boto3
-
-        self.endpoint = endpoint
-        self.client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-
-    def upload(self, folder: Path) -> str:
-        """Put a folder there; returns its address."""
-        for path in folder.iterdir():
-            self.client.put_object(Bucket=BUCKET, Key=f"data/{folder.name}/{path.name}", Body=path.read_bytes())
-        return f"s3://{BUCKET}/data/{folder.name}"
+from tests.data.bucket import BUCKET, SECRET, Server, bucket
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        moto.start()
-        host, port = moto.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        made = Server(f"http://{host}:{port}")
-        made.client.create_bucket(Bucket=BUCKET)
+    with bucket() as made:
         yield made
-        moto.stop()
 
 
 @pytest.fixture

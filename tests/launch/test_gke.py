@@ -6,6 +6,7 @@ JobSet is not published as a package: LOOPLM_JOBSET_CRD names the file `jobset.x
 
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,40 @@ JOBSET_FIELDS = {
     "network": {"enableDNSHostnames", "publishNotReadyAddresses"},
 }
 """Of its API v1alpha2, those that are used."""
+
+
+def data_jobs() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / "data.yaml").read_text()))
+
+
+def test_pods_build_the_parts_of_a_dataset(tmp_path: Path) -> None:
+    parts, join = data_jobs()
+    (looplm := tmp_path / "looplm").write_text('#!/bin/sh\necho "$@"\n')
+    looplm.chmod(0o755)
+    (container,) = parts["spec"]["template"]["spec"]["containers"]
+    count = parts["spec"]["completions"]
+    for index in (0, count - 1):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
+        done = subprocess.run(container["command"], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.endswith(f"--out gs://BUCKET/parts --workers 8 --part {index + 1}/{count}\n")
+    fail, ignore = parts["spec"]["podFailurePolicy"]["rules"]
+    assert fail["onExitCodes"]["values"] == [code for code in range(1, 256) if code != 75 and not starts_again(code)]
+    assert (fail["action"], ignore["action"]) == ("FailIndex", "Ignore")
+    assert fail["onExitCodes"]["containerName"] == container["name"]
+    assert join["spec"]["suspend"]
+    assert join["spec"]["template"]["spec"]["containers"][0]["command"][:4] == [
+        "looplm",
+        "data",
+        "join",
+        "gs://BUCKET/parts",
+    ]
+
+
+def test_kubernetes_takes_the_jobs_of_a_dataset() -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    for manifest in data_jobs():
+        for version in ("1.31", "1.34"):
+            validator.validate(manifest, version, strict=True)
 
 
 def values(**changes: Any) -> Values:

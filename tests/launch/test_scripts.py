@@ -132,3 +132,14 @@ def test_of_runs_side_by_side_only_those_of_use_go_on(programs: Path, tmp_path: 
     second = give(programs, SLURM / "side_by_side.sbatch", runs, **step)
     assert (second.returncode, "scontrol requeue 7" in calls(programs)) == (2, False)
     assert [call for call in calls(programs) if call.startswith("srun") and " a " in call] == []
+
+
+@pytest.mark.parametrize(("code", "requeued"), [("0", False), ("2", False), ("138", True)])
+def test_a_part_of_a_dataset_is_built_again_when_that_is_of_use(programs: Path, code: str, requeued: bool) -> None:
+    (programs / "codes").write_text(code)
+    job: Mapping[str, str] = {"SLURM_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "3", "SLURM_CPUS_PER_TASK": "8"}
+    done = give(programs, SLURM / "data.sbatch", "7", "--input", "a folder", "--out", "s3://bucket/parts", **job)
+    assert done.returncode == int(code)
+    build = "looplm data build --input a folder --out s3://bucket/parts --workers 8 --part 3/7"
+    assert calls(programs)[0] == f"srun {build}"
+    assert ("scontrol requeue 71" in calls(programs)) == requeued

@@ -1,47 +1,53 @@
-"""Put units together: leave out copies, choose the part of every document, bring them into order, write.
+"""Put units together: leave out copies, choose the side of every document, bring them into order, write.
 
 In memory are 44 bytes a document and the tokens of some thousand documents. The order of a shuffle is a permutation
 that is computed (`index.permute`), and units are read by position, so nothing else grows with the data.
 """
 
-import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from looplm.data.build.plan import Done, Group
+from looplm.data.build.plan import Done
 from looplm.data.build.report import WHOLE
-from looplm.data.build.unit import ROW, read_rows
+from looplm.data.build.unit import ROW, mask_start, rows_start
 from looplm.data.index import permute
+from looplm.data.place import Place
 from looplm.data.shard import FolderWriter
 
 PLACED_ROW = np.dtype([*((name, ROW[name]) for name in ROW.names or ()), ("unit", "<u4")])
 _BITS = np.dtype(">u8")
-_MAX_OPEN = 256
 _MAX_DOCUMENTS, _MAX_TOKENS = 1 << 14, 1 << 22
 """Written together."""
+_TABLES_TOGETHER = 256
+"""Tables of documents that are read at the same time."""
 
 
 class Documents:
     """All documents of a build, in the order of the input."""
 
-    def __init__(self, groups: Sequence[Group], done: Sequence[Done]) -> None:
-        self.units: list[Path] = []
+    def __init__(self, place: Place, done: Sequence[Done], dtype: np.dtype, *, has_mask: bool) -> None:
+        """Read their tables. `dtype` is of a token in the units of the groups that are done."""
+        self.place, self.dtype, self.has_mask = place, dtype, has_mask
+        units = [(group.unit(number), info) for group in done for number, info in enumerate(group.units)]
+        first_sources = np.cumsum([0, *(len(group.sources) for group in done)]).tolist()
+        offsets = [first for group, first in zip(done, first_sources, strict=False) for _ in group.units]
+        self.units = [name for name, _ in units]
+        self.mask_starts = [mask_start(info, dtype) for _, info in units]
+        """The byte of a unit at which its loss mask begins."""
         tables: list[np.ndarray] = []
-        first_source = 0
-        for group, state in zip(groups, done, strict=True):
-            for number in range(state.num_units):
-                rows = read_rows(group.unit(number))
+        for start in range(0, len(units), _TABLES_TOGETHER):
+            some = units[start : start + _TABLES_TOGETHER]
+            found = [np.empty(info.num_documents, ROW) for _, info in some]
+            starts = [rows_start(info, dtype, has_mask=has_mask) for _, info in some]
+            place.read_into([(name, at, rows) for (name, _), at, rows in zip(some, starts, found, strict=True)])
+            for number, rows in enumerate(found, start):
                 table = np.empty(rows.size, PLACED_ROW)
                 for name in ROW.names or ():
                     table[name] = rows[name]
-                table["source"] += first_source
-                table["unit"] = len(self.units)
+                table["source"] += offsets[number]
+                table["unit"] = number
                 tables.append(table)
-                self.units.append(group.unit(number))
-            first_source += len(group.files)
         self.table = np.concatenate([np.empty(0, PLACED_ROW), *tables])
 
     def keep_first_copies(self) -> int:
@@ -53,8 +59,8 @@ class Documents:
         self.table = self.table[~is_copy]
         return int(is_copy.sum())
 
-    def parts(self, validation_fraction: float) -> dict[str, np.ndarray]:
-        """Return the table of every part: the side of a document depends on the first 64 bits of its digest."""
+    def sides(self, validation_fraction: float) -> dict[str, np.ndarray]:
+        """Return the table of every dataset: the side of a document depends on the first 64 bits of its digest."""
         if validation_fraction == 0.0:
             return {WHOLE: self.table}
         is_held_out = _held_out(np.ascontiguousarray(self.table["digest"]).view(_BITS)[::2], validation_fraction)
@@ -72,11 +78,9 @@ def _held_out(first_64_bits: np.ndarray, fraction: float) -> np.ndarray:
 
 def write_documents(
     writer: FolderWriter,
-    units: Sequence[Path],
+    documents: Documents,
     table: np.ndarray,
     *,
-    unit_dtype: np.dtype,
-    has_mask: bool,
     shuffle_seed: int | None,
     progress: Callable[[int], None],
 ) -> None:
@@ -84,22 +88,18 @@ def write_documents(
 
     `progress` is called with the number of tokens written since the last call.
     """
-    reader = _UnitReader(units, unit_dtype)
-    try:
-        for rows in _batches(table, shuffle_seed):
-            tokens = np.empty(int(rows["num_tokens"].sum(dtype=np.int64)), unit_dtype)
-            mask = np.empty(tokens.size, np.uint8) if has_mask else None
-            reader.read(rows, tokens, mask)
-            writer.add(
-                tokens.astype(writer.dtype, copy=False),
-                lengths=rows["num_tokens"],
-                num_bytes=rows["num_bytes"],
-                sources=np.stack([rows["source"], rows["record"]], axis=1),
-                mask=mask,
-            )
-            progress(tokens.size)
-    finally:
-        reader.close()
+    for rows in _batches(table, shuffle_seed):
+        tokens = np.empty(int(rows["num_tokens"].sum(dtype=np.int64)), documents.dtype)
+        mask = np.empty(tokens.size, np.uint8) if documents.has_mask else None
+        documents.place.read_into(list(_spans(documents, rows, tokens, mask)))
+        writer.add(
+            tokens.astype(writer.dtype, copy=False),
+            lengths=rows["num_tokens"],
+            num_bytes=rows["num_bytes"],
+            sources=np.stack([rows["source"], rows["record"]], axis=1),
+            mask=mask,
+        )
+        progress(tokens.size)
 
 
 def _batches(table: np.ndarray, shuffle_seed: int | None) -> Iterator[np.ndarray]:
@@ -117,49 +117,18 @@ def _batches(table: np.ndarray, shuffle_seed: int | None) -> Iterator[np.ndarray
             begin = end
 
 
-class _UnitReader:
-    """Reads documents of units by position; holds some files open."""
-
-    def __init__(self, units: Sequence[Path], dtype: np.dtype) -> None:
-        self._units, self._dtype = units, dtype
-        self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()
-
-    def read(self, rows: np.ndarray, tokens: np.ndarray, mask: np.ndarray | None) -> None:
-        """Fill `tokens` and `mask` with the documents of `rows`; neighbours are read together."""
-        start, num_tokens, unit = (rows[name].astype(np.int64) for name in ("start", "num_tokens", "unit"))
-        is_next = (unit[1:] == unit[:-1]) & (start[1:] == start[:-1] + num_tokens[:-1])
-        firsts = np.flatnonzero(np.concatenate([[True], ~is_next]))
-        sizes = np.add.reduceat(num_tokens, firsts)
-        place, size = 0, self._dtype.itemsize
-        for unit_number, first, count in zip(
-            unit[firsts].tolist(), start[firsts].tolist(), sizes.tolist(), strict=True
-        ):
-            file, mask_start = self._file(unit_number)
-            _read_into(file, tokens[place : place + count], first * size)
-            if mask is not None:
-                _read_into(file, mask[place : place + count], mask_start + first)
-            place += count
-
-    def close(self) -> None:
-        for file, _ in self._open.values():
-            os.close(file)
-
-    def _file(self, number: int) -> tuple[int, int]:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        if len(self._open) >= _MAX_OPEN:
-            os.close(self._open.popitem(last=False)[1][0])
-        file = os.open(self._units[number], os.O_RDONLY)
-        footer = os.pread(file, 32, os.fstat(file).st_size - 32)
-        self._open[number] = (file, int.from_bytes(footer[:8], "little"))
-        return self._open[number]
-
-
-def _read_into(file: int, array: np.ndarray, offset: int) -> None:
-    view = array.data.cast("B")
-    while view:
-        count = os.preadv(file, [view], offset)
-        if count == 0:
-            raise RuntimeError("a unit file is shorter than its table says")
-        view, offset = view[count:], offset + count
+def _spans(
+    documents: Documents, rows: np.ndarray, tokens: np.ndarray, mask: np.ndarray | None
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """What fills `tokens` and `mask` with the documents of `rows`, for `Place.read_into`; neighbours go together."""
+    start, num_tokens, unit = (rows[name].astype(np.int64) for name in ("start", "num_tokens", "unit"))
+    is_next = (unit[1:] == unit[:-1]) & (start[1:] == start[:-1] + num_tokens[:-1])
+    firsts = np.flatnonzero(np.concatenate([[True], ~is_next]))
+    sizes = np.add.reduceat(num_tokens, firsts)
+    place = 0
+    for number, first, count in zip(unit[firsts].tolist(), start[firsts].tolist(), sizes.tolist(), strict=True):
+        name = documents.units[number]
+        yield name, first * documents.dtype.itemsize, tokens[place : place + count]
+        if mask is not None:
+            yield name, documents.mask_starts[number] + first, mask[place : place + count]
+        place += count

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from looplm.data.build.plan import Done, Group
 from looplm.data.build.unit import ROW, UnitInfo, read_info, write_unit
 from looplm.data.formats.document import Document, Part, Piece, Reading
 from looplm.data.formats.read import Block, DocumentReader, read_blocks
+from looplm.data.place import DiskFolder, Place
 from looplm.data.source import Source
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
@@ -44,7 +45,7 @@ class Encoder:
     vocab_size: int | None
     """Ids that come ready-made must be below it."""
 
-    def write(self, block: Block, names: Sequence[str], path: Path) -> UnitInfo:
+    def write(self, block: Block, names: Sequence[str], place: Place, unit: str) -> UnitInfo:
         """Encode a block into a unit; `names` are of the files of its group. Raises UserError for ids out of range."""
         account = Account()
         tokens: list[np.ndarray] = []
@@ -64,7 +65,7 @@ class Encoder:
             table[name] = [row[number] for row in rows]
         table["start"] = np.cumsum(table["num_tokens"], dtype=np.uint64) - table["num_tokens"]
         mask = np.concatenate([np.zeros(0, np.uint8), *masks]) if self.reader.reading.examples else None
-        return write_unit(path, np.concatenate([np.zeros(0, self.dtype), *tokens]), mask, table, account)
+        return write_unit(place, unit, np.concatenate([np.zeros(0, self.dtype), *tokens]), mask, table, account)
 
     def _encoded(
         self, piece: Piece, name: str, account: Account
@@ -130,18 +131,6 @@ class Encoder:
 
 
 @dataclass
-class Step:
-    """What was done since the step before."""
-
-    num_bytes: int
-    """Of input on disk."""
-    num_files: int
-    num_tokens: int
-    is_new: bool
-    """False for what an earlier start had done."""
-
-
-@dataclass
 class _Waiting:
     """A unit that is worked on, or the end of a group (`block` None)."""
 
@@ -149,19 +138,20 @@ class _Waiting:
     block: Block | None = None
     future: "Future[UnitInfo] | None" = None
     info: UnitInfo | None = None
-    num_units: int = 0
     sources: list[Source] = field(default_factory=list)
     account: Account = field(default_factory=Account)
 
 
-def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -> Generator[Step, None, None]:
-    """Make the units of all groups; yield what was done after every one. One worker is the calling process.
+def encode_groups(
+    place: Place, groups: Sequence[Group], encoder: Encoder, num_workers: int, tell: Callable[..., None]
+) -> list[Done]:
+    """Make the units of all groups, and return what is known of the groups. One worker is the calling process.
 
-    Raises what reading and encoding raise. Close the generator when leaving it early.
+    `tell` is called after every unit (`report.Meter.encoded`). Raises what reading and encoding raise.
     """
-    with _pool(encoder, num_workers, groups[0].folder.parent) as pool:
+    with _pool(encoder, num_workers, place, groups) as pool:
         try:
-            yield from _steps(groups, encoder, pool, 2 * num_workers)
+            return _encode(place, groups, encoder, pool, 2 * num_workers, tell)
         except BrokenProcessPool:
             raise UserError(
                 "a process of the build ended too early, killed for its memory perhaps if it printed nothing; run the "
@@ -169,44 +159,52 @@ def encode_groups(groups: Sequence[Group], encoder: Encoder, num_workers: int) -
             ) from None
 
 
-def _steps(
-    groups: Sequence[Group], encoder: Encoder, pool: ProcessPoolExecutor | None, most_waiting: int
-) -> Iterator[Step]:
+def _encode(
+    place: Place,
+    groups: Sequence[Group],
+    encoder: Encoder,
+    pool: ProcessPoolExecutor | None,
+    most_waiting: int,
+    tell: Callable[..., None],
+) -> list[Done]:
     waiting: deque[_Waiting] = deque()
+    finished: dict[str, Done] = {}
+    units: list[UnitInfo] = []  # of the group that is being finished
+
+    def finish(item: _Waiting) -> None:
+        if item.block is not None:
+            units.append(item.info or item.future.result())  # type: ignore[union-attr]
+            tell(item.block.num_bytes, item.block.num_files, units[-1].num_tokens, is_new=item.info is None)
+            return
+        done = finished[item.group.folder] = Done(item.group.folder, tuple(units), tuple(item.sources), item.account)
+        item.group.write_done(place, done)
+        units.clear()
+
     for group in groups:
-        if done := group.read_done():
-            infos = [read_info(group.unit(number)) for number in range(done.num_units)]
-            size = sum(file.size for file in group.files)
-            yield Step(size, len(group.files), sum(info.num_tokens for info in infos), is_new=False)
+        if done := group.read_done(place):
+            finished[group.folder] = done
+            tell(group.size, len(group.files), sum(unit.num_tokens for unit in done.units), is_new=False)
             continue
-        group.folder.mkdir(parents=True, exist_ok=True)
-        account, number = Account(), -1
+        account, there = Account(), place.names(group.folder)
         sources: list[Source] = []
         names = [file.name for file in group.files]
         for block in read_blocks(group.files, encoder.reader.reading, account, sources):
-            number, path = block.number, group.unit(block.number)
+            unit = group.unit(block.number)
             item = _Waiting(group, block)
-            if path.exists():
-                item.info = read_info(path)
+            if unit.rpartition("/")[2] in there:
+                item.info = read_info(place, unit)
             elif pool is None:
                 item.future = Future()
-                item.future.set_result(encoder.write(block, names, path))
+                item.future.set_result(encoder.write(block, names, place, unit))
             else:
-                item.future = pool.submit(_write, block, names, path)
+                item.future = pool.submit(_write, block, names, place, unit)
             waiting.append(item)
             while len(waiting) > (0 if pool is None else most_waiting):
-                yield from _finish(waiting.popleft())
-        waiting.append(_Waiting(group, num_units=number + 1, sources=sources, account=account))
+                finish(waiting.popleft())
+        waiting.append(_Waiting(group, sources=sources, account=account))
     while waiting:
-        yield from _finish(waiting.popleft())
-
-
-def _finish(item: _Waiting) -> Iterator[Step]:
-    if item.block is None:
-        item.group.write_done(Done(item.num_units, tuple(item.sources), item.account))
-        return
-    info = item.info or item.future.result()  # type: ignore[union-attr]
-    yield Step(item.block.num_bytes, item.block.num_files, info.num_tokens, is_new=item.info is None)
+        finish(waiting.popleft())
+    return [finished[group.folder] for group in groups]
 
 
 # Of a worker process: set once, and not sent with every task.
@@ -214,13 +212,17 @@ _encoder: Encoder | None = None
 
 
 @contextmanager
-def _pool(encoder: Encoder, num_workers: int, folder: Path) -> Iterator[ProcessPoolExecutor | None]:
+def _pool(
+    encoder: Encoder, num_workers: int, place: Place, groups: Sequence[Group]
+) -> Iterator[ProcessPoolExecutor | None]:
     if num_workers == 1:
         yield None
         return
     # Not forked: the caller may have threads, of jax for one.
     context = multiprocessing.get_context("spawn")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = (place.path / groups[0].folder).parent if isinstance(place, DiskFolder) and groups else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     # The tokenizer goes by files: more than the buffer of a pipe, and one process would start after the other.
     with tempfile.TemporaryDirectory(dir=folder) as name:
         for file, data in (encoder.tokenizer.files if encoder.tokenizer else {}).items():
@@ -249,9 +251,9 @@ def _start(rest: Encoder, folder: Path) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _write(block: Block, names: Sequence[str], path: Path) -> UnitInfo:
+def _write(block: Block, names: Sequence[str], place: Place, unit: str) -> UnitInfo:
     assert _encoder is not None
-    return _encoder.write(block, names, path)
+    return _encoder.write(block, names, place, unit)
 
 
 def reader_of(reading: Reading, tokenizer: Tokenizer | None) -> DocumentReader:

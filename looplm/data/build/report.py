@@ -42,7 +42,8 @@ class Progress:
 class BuildReport:
     """What was built."""
 
-    path: Path
+    path: Path | str
+    """Or its address."""
     datasets: dict[str, Manifest]
     """Manifest of every dataset by its folder under `path`; the key is "." for an undivided dataset."""
     skipped: dict[str, int]

@@ -1,18 +1,17 @@
 """A unit: the encoded documents of one block of input, in one file that is there as a whole or not at all.
 
-Tokens, then the loss mask if there is one, the table of documents, an account as JSON, and the sizes of the four.
-Units belong to one build and are gone when it is done.
+Tokens, then the loss mask if there is one, the table of documents, what is known without reading these as JSON, and
+the size of that. Units belong to one build or one part of it.
 """
 
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
 from looplm.data.account import Account
+from looplm.data.place import Place
 
 ROW = np.dtype(
     [
@@ -25,7 +24,7 @@ ROW = np.dtype(
     ]
 )
 """A document: the start of its SHA-256, its place in the tokens of the unit, bytes of its text, file and record."""
-_FOOTER = np.dtype("<u8")
+_SIZE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,50 +32,45 @@ class UnitInfo:
     """What is known of a unit without reading its tokens."""
 
     num_tokens: int
+    num_documents: int
     max_token: int
     account: Account
 
+    def listed(self) -> dict[str, Any]:
+        """Return the fields as they are written."""
+        counts = {name: getattr(self, name) for name in ("num_tokens", "num_documents", "max_token")}
+        return counts | vars(self.account)
 
-def write_unit(path: Path, tokens: np.ndarray, mask: np.ndarray | None, rows: np.ndarray, account: Account) -> UnitInfo:
-    """Write a unit atomically and sync it, so that it is whole even after a power cut."""
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "UnitInfo":
+        """Return what `listed` gave."""
+        return cls(fields["num_tokens"], fields["num_documents"], fields["max_token"], Account.of(fields))
+
+
+def write_unit(
+    place: Place, name: str, tokens: np.ndarray, mask: np.ndarray | None, rows: np.ndarray, account: Account
+) -> UnitInfo:
+    """Write a unit, whole even after a power cut."""
     assert rows.dtype == ROW
-    info = UnitInfo(tokens.size, int(tokens.max(initial=0)), account)
-    text = json.dumps(
-        {
-            "num_tokens": info.num_tokens,
-            "max_token": info.max_token,
-            **vars(account),
-        }
-    ).encode()
-    parts = [tokens.tobytes(), b"" if mask is None else mask.tobytes(), rows.tobytes(), text]
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.write(np.array([len(part) for part in parts], _FOOTER).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    info = UnitInfo(tokens.size, rows.size, int(tokens.max(initial=0)), account)
+    text = json.dumps(info.listed()).encode()
+    masks = b"" if mask is None else mask.tobytes()
+    size = len(text).to_bytes(_SIZE_BYTES, "little")
+    place.write(name, b"".join([tokens.tobytes(), masks, rows.tobytes(), text, size]))
     return info
 
 
-def read_info(path: Path) -> UnitInfo:
-    """Read the account of a unit."""
-    with path.open("rb") as file:
-        sizes = _sizes(file)
-        file.seek(sum(sizes[:3]))
-        fields = json.loads(file.read(sizes[3]))
-    return UnitInfo(fields["num_tokens"], fields["max_token"], Account.of(fields))
+def read_info(place: Place, name: str) -> UnitInfo:
+    """Read what is known of a unit."""
+    size = int.from_bytes(place.read_end(name, _SIZE_BYTES), "little")
+    return UnitInfo.of(json.loads(place.read_end(name, size + _SIZE_BYTES)[:size]))
 
 
-def read_rows(path: Path) -> np.ndarray:
-    """Read the table of documents of a unit."""
-    with path.open("rb") as file:
-        sizes = _sizes(file)
-        file.seek(sizes[0] + sizes[1])
-        return np.frombuffer(file.read(sizes[2]), ROW)
+def mask_start(info: UnitInfo, dtype: np.dtype) -> int:
+    """Return the byte at which the loss mask begins, or the table where there is no mask."""
+    return info.num_tokens * dtype.itemsize
 
 
-def _sizes(file: BinaryIO) -> list[int]:
-    file.seek(-4 * _FOOTER.itemsize, os.SEEK_END)
-    return np.frombuffer(file.read(), _FOOTER).tolist()
+def rows_start(info: UnitInfo, dtype: np.dtype, *, has_mask: bool) -> int:
+    """Return the byte at which the table of documents begins."""
+    return mask_start(info, dtype) + has_mask * info.num_tokens

@@ -145,7 +145,7 @@ class MostlyLeftOut(UserError):
     """Most records gave no document. What was read is of use when the user says that the rest will do."""
 
 
-def check_most_are_taken(inputs: Sequence[Path], account: Account) -> None:
+def check_most_are_taken(inputs: Sequence[Path | str], account: Account) -> None:
     """Raise MostlyLeftOut when more than half of the records of files were left out: it is rarely meant."""
     if account.num_lost * 2 > account.num_records:
         raise MostlyLeftOut(
@@ -154,7 +154,7 @@ def check_most_are_taken(inputs: Sequence[Path], account: Account) -> None:
         )
 
 
-def no_documents(inputs: Sequence[Path], account: Account) -> UserError:
+def no_documents(inputs: Sequence[Path | str], account: Account) -> UserError:
     """Say that everything was left out, and why, with an example."""
     return UserError(
         f"no document in {', '.join(map(str, inputs))}: {reasons(account.skipped)}{_example(account)}; "

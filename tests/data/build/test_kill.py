@@ -20,12 +20,21 @@ from looplm.errors import UserError
 
 # Small blocks and groups, so that there are many of them in a second; nothing else differs from the command.
 PROGRAM = """
+import os
 import sys
+import time
 from looplm.cli import main
 from looplm.data.build import plan
+from looplm.data.build.encode import Encoder
 from looplm.data.formats import jsonl, read
 
+def slowly(*arguments, write=Encoder.write):
+    time.sleep(float(os.environ["SECONDS_A_UNIT"]))
+    return write(*arguments)
+
 if __name__ == "__main__":
+    if "SECONDS_A_UNIT" in os.environ:
+        Encoder.write = slowly
     plan._GROUP_BYTES, read._BLOCK_BYTES, jsonl.PIECE_BYTES = 60_000, 20_000, 20_000
     sys.argv[0] = "looplm"
     main()
@@ -44,8 +53,8 @@ def command(tokenizer: Tokenizer, emails: Path, tmp_path: Path):
         text = "".join(json.dumps(record) + "\n" for record in [*records, {"body": 1}])
         (lines / f"{number // 8}.jsonl").open("a").write(text)
 
-    def start(name: str, workers: int = 1) -> subprocess.Popen:
-        options = ["--validation-fraction", "0.2", "--shuffle", "7", "--dedup", "--workers", str(workers)]
+    def start(name: str, workers: int = 1, *more: str) -> subprocess.Popen:
+        options = ["--validation-fraction", "0.2", "--shuffle", "7", "--dedup", "--workers", str(workers), *more]
         inputs = ["--input", str(lines), "--input", str(emails)]
         words = ["data", "build", *inputs, "--tokenizer", str(tokenizer.path), "--out", str(tmp_path / name), *options]
         environment = os.environ | {"PYTHONPATH": str(Path(looplm.__file__).parents[1])}
@@ -130,3 +139,27 @@ def state(process: int) -> str:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return "Z"
+
+
+@pytest.mark.slow
+def test_seven_parts_one_killed_twice_two_by_ray(command, tmp_path: Path) -> None:
+    """As a cluster would do it: every part is a process, or a task of Ray's, that knows nothing of the others."""
+    pytest.importorskip("ray", reason="pip install 'looplm[ray]'")
+    assert command("whole").wait() == 0
+    units = [0]
+    while len(units) < 3:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SECONDS_A_UNIT", "0.1")
+            process = command("parts", 1, "--part", "2/7")
+        while (found := len(list(tmp_path.glob("parts/part-00002-*/*/*.unit")))) == units[-1]:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        units.append(found)
+        assert not (tmp_path / "parts/part-00002-of-00007/part.json").exists()
+    assert [command("parts", 1, "--part", part).wait() for part in ("1/7", "2-3/7", "6-7/7")] == [0, 0, 0]
+    assert command("parts", 1, "--part", "4-5/7", "--engine", "ray").wait() == 0
+    words = ["data", "join", str(tmp_path / "parts"), "--out", str(tmp_path / "joined")]
+    subprocess.run([sys.executable, "-m", "looplm", *words], check=True)
+    assert contents(tmp_path / "joined") == contents(tmp_path / "whole")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from looplm.data import place
 from looplm.data.build import assemble, plan
 from looplm.data.dataset import TokenDataset
 from looplm.data.formats import jsonl, read
@@ -23,7 +24,7 @@ def build(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plan, "_GROUP_BYTES", 5000)
     monkeypatch.setattr(assemble, "_MAX_DOCUMENTS", 17)
     monkeypatch.setattr(assemble, "_MAX_TOKENS", 60)
-    monkeypatch.setattr(assemble, "_MAX_OPEN", 3)
+    monkeypatch.setattr(place, "_MAX_OPEN", 3)
     (tmp_path / "in").mkdir()
     for number in range(6):
         rows = [{"text": f"document {i} {'y' * (i % 40)}"} for i in range(50 * number, 50 * number + 50)]
