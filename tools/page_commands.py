@@ -9,6 +9,7 @@ not every machine has; such a command is left out unless `--all` is given.
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -97,28 +98,35 @@ def blocks(text: str) -> Iterator[str]:
             yield line if fence is not None else line.removeprefix("    ").strip()
 
 
-def walk(page: Path, folder: Path, everything: bool = False) -> Iterator[tuple[Command, float]]:
-    """Runs a page's commands in `folder` and yields each with the seconds that it took.
+def walk(page: Path, folder: Path, everything: bool = False) -> Iterator[tuple[Command, float, float]]:
+    """Runs a page's commands in `folder` and yields each with the seconds that it took, and those of all cores.
 
     `looplm` and `python` are those of this interpreter, with this checkout. Raises subprocess.CalledProcessError.
     """
     bin = folder / ".bin"
-    bin.mkdir(parents=True)
+    bin.mkdir(parents=True, exist_ok=True)
     (bin / "looplm").write_text(f'#!/bin/sh\nexec {sys.executable} -m looplm "$@"\n')
     (bin / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for name in ("looplm", "python"):
         (bin / name).chmod(0o755)
     for name in LINKED:
-        (folder / name).symlink_to(ROOT / name)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
     for command in commands(page.read_text()):
         if not everything and command.needs:
             continue
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor_s()
         subprocess.run(
             ["bash", "-euc", command.text], cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL
         )
-        yield command, time.perf_counter() - began
+        yield command, time.perf_counter() - began, processor_s() - used
+
+
+def processor_s() -> float:
+    """Seconds that cores have worked for processes which this one started and which have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
@@ -126,11 +134,12 @@ if __name__ == "__main__":
 
     def main(
         page: Annotated[Path, typer.Argument(help="A page of the documentation.")],
-        folder: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+        folder: Annotated[Path, typer.Option(help="Where runs are made; one that is there goes on.")],
         all: Annotated[bool, typer.Option(help="Also what needs something that not every machine has.")] = False,
     ) -> None:
         """Run the commands of a page as they are written."""
-        took = [f"{seconds:7.1f} s   {command.text.splitlines()[0]}" for command, seconds in walk(page, folder, all)]
-        print("\n".join(took))
+        took = [(seconds, cores, command.text.splitlines()[0]) for command, seconds, cores in walk(page, folder, all)]
+        print("seconds, seconds of all cores, command")
+        print("\n".join(f"{seconds:7.1f} {cores:7.1f}   {text}" for seconds, cores, text in took))
 
     typer.run(main)

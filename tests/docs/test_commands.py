@@ -101,7 +101,7 @@ def test_what_is_printed_at_once_is_run(command: Command, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_the_quick_start_works_as_it_is_written(tmp_path: Path) -> None:
-    assert len([command.text for command, _ in walk(QUICKSTART, tmp_path / "walk")]) > 15
+    assert len([command.text for command, *_ in walk(QUICKSTART, tmp_path / "walk")]) > 15
 
 
 def is_taken(words: list[str], strict: bool) -> None:
