@@ -16,23 +16,24 @@ SPARE = 64 << 20
 class StoredRows:
     """The weights of a checkpoint whose files are what was saved (`CheckpointReader.verified`)."""
 
-    def __init__(self, folder: Path, seal: Seal, *, in_rows: bool = False):
+    def __init__(self, folder: Path, seal: Seal, *, item: str = "params", in_rows: bool = False):
         """Args:
             folder: of the checkpoint.
+            item: what is read of it, `params` or `opt_state`.
             in_rows: whether `streamed` has written it, a row at a time: then nothing has to be kept between two rows.
 
         Raises Damaged when its weights cannot be opened.
         """
-        self._folder = (folder / "params").absolute()
+        self._folder = (folder / item).absolute()
         try:
             metadata = json.loads((self._folder / "_METADATA").read_text())
         except (OSError, ValueError) as error:
-            raise Damaged(f"params/_METADATA cannot be read ({error})") from error
+            raise Damaged(f"{item}/_METADATA cannot be read ({error})") from error
         self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         import tensorstore as ts
 
         # A chunk of a run's checkpoint is a whole leaf: it stays until all its rows are read.
-        largest = 0 if in_rows else max(4 * math.prod(kind.shape) for kind in seal.kinds("params").values())
+        largest = 0 if in_rows else max(4 * math.prod(kind.shape) for kind in seal.kinds(item).values())
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": largest + SPARE}})
         self._opened: tuple[str, Any] | None = None
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from looplm.cli.options import AllowKey, Step
+from looplm.cli.options import AllowKey, Ema, Step
 from looplm.cli.output import console
 
 app = typer.Typer(no_args_is_help=True, help="Import official models as runs; export runs as official models.")
@@ -37,11 +37,12 @@ def convert_export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as it came when nothing was trained, or float32.")
     ] = None,
+    ema: Ema = False,
 ) -> None:
     """Write a run as an official model's folder: config.json, safetensors, tokenizer, model card."""
     from looplm.convert.export_folder import export_run
 
-    export_run(workdir, hf_dir, console, step=step, kind=kind, dtype=dtype)
+    export_run(workdir, hf_dir, console, step=step, kind=kind, dtype=dtype, ema=ema)
 
 
 @app.command("retrofit")

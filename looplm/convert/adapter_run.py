@@ -25,6 +25,7 @@ from looplm.data.manifest import TEMPLATE_FILE
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM
 from looplm.model.layers import LoopParam
+from looplm.model.lora import OF_EXPERTS
 from looplm.optim.learning import declared
 
 KERNEL = ".kernel"
@@ -58,13 +59,19 @@ class AdapterRun(NamedTuple):
         found = dict.fromkeys(
             path.rpartition(".")[0] for path, variable in self.parts.items() if variable.group == "adapter"
         )
-        return {path.rpartition(".")[0] + KERNEL: path for path in found}
+        # Of experts the matrices themselves have names: experts.adapter.up stands beside experts.up.
+        ends = {path: path.rpartition(".adapter") for path in found}
+        return {before + (name or KERNEL): path for path, (before, _, name) in ends.items()}
 
     def pair(self, adapter: str) -> tuple[np.ndarray, np.ndarray]:
-        """A (layers, inputs..., rank) and B (layers, rank, outputs...), float64; without layers where they are not
-        stacked. adapter: its path."""
+        """A (layers, experts, inputs..., rank) and B (layers, experts, rank, outputs...), float64; without layers where
+        they are not stacked, and without experts where there are none. adapter: its path."""
         a, b = (self.rows(f"{adapter}.{name}", None).astype(np.float64) for name in "ab")
         return a, b
+
+    def num_expert_dims(self, adapter: str) -> int:
+        """How many dims of A and B count experts."""
+        return sum(axis in OF_EXPERTS for axis in self.parts[f"{adapter}.a"].axes)
 
 
 def open_adapter(workdir: Path, step: int | None = None) -> AdapterRun:
@@ -122,9 +129,11 @@ def _merged(opened: AdapterRun, name: str, shape: tuple[int, ...]) -> Iterator[n
         row = opened.rows(name, layer)
         if added is not None:
             a, b = (matrix if layer is None else matrix[layer] for matrix in added)
-            assert row.shape == a.shape[:-1] + b.shape[1:], "kernels have the dims that they read first"
+            assert adapter is not None, "it has a pair"
+            experts, rank = a.shape[: opened.num_expert_dims(adapter)], opened.adapter.rank
+            assert row.shape == a.shape[:-1] + b.shape[len(experts) + 1 :], "kernels have the dims that they read first"
             # In float64, so that the sum is rounded once.
-            product = opened.adapter.scale * (a.reshape(-1, a.shape[-1]) @ b.reshape(b.shape[0], -1))
+            product = opened.adapter.scale * (a.reshape(*experts, -1, rank) @ b.reshape(*experts, rank, -1))
             row = (row + product.reshape(row.shape)).astype(np.float32)
         yield row if layer is None else row[None]
 

@@ -22,12 +22,14 @@ from looplm.checkpoint.seal import CONFIG_FILE, Damaged, Seal
 from looplm.checkpoint.stored_rows import StoredRows
 from looplm.config.load import from_json
 from looplm.config.schema import Model, Run
+from looplm.convert.averaged import Rows, averaged_rows
 from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.import_folder import LENGTH_KEYS, TORCH_DTYPES
 from looplm.convert.model_card import model_card
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
+from looplm.eval.weights import check_average
 
 WORDS = {name: word for word, name in TORCH_DTYPES.items()}
 
@@ -40,6 +42,7 @@ def export_run(
     step: int | None = None,
     kind: str | None = None,
     dtype: str | None = None,
+    ema: bool = False,
 ) -> None:
     """Writes the folder.
 
@@ -47,6 +50,7 @@ def export_run(
         step: which checkpoint; the newest that verifies when None.
         kind: the family; the first that can say the model when None.
         dtype: of the stored numbers; for weights as they were imported theirs, else float32, when None.
+        ema: take the moving average of the weights.
 
     Raises UserError, with nothing written, for a run that is none, and for a model that the family cannot say, by the
     names of the settings.
@@ -56,9 +60,11 @@ def export_run(
     if dtype is not None and dtype not in WORDS:
         raise UserError(f"--dtype {dtype} is not known; use one of {', '.join(WORDS)}")
     root, named = checkpoint_of(workdir)
-    seal = verified(CheckpointReader(root / "checkpoints"), named if step is None else step)
+    seal = verified(CheckpointReader(root / "checkpoints"), named if step is None else step, with_state=ema)
     checkpoint = place_of(root / "checkpoints", seal.step)
     run = from_json(checkpoint / CONFIG_FILE)
+    if ema:
+        check_average(run, workdir)
     if run.model.adapter is not None and run.model.adapter.rank:
         raise UserError(
             f"{workdir} has an adapter beside its weights; make one model of them with `looplm adapter merge {workdir} "
@@ -71,7 +77,8 @@ def export_run(
     source = official_config(root)
     word = WORDS[dtype or (source.get("torch_dtype", "float32") if seal.step == 0 else "float32")]
     config = _config(run, adapter, name, source, root) | {"torch_dtype": TORCH_DTYPES[word]}
-    tensors = [*_tensors(run.model, adapter, StoredRows(checkpoint, seal), word), *_buffers(run.model, adapter, config)]
+    rows = averaged_rows(run, checkpoint, seal) if ema else StoredRows(checkpoint, seal)
+    tensors = [*_tensors(run.model, adapter, rows, word), *_buffers(run.model, adapter, config)]
     with made_at_once(target) as making:
         files = write_tensors(making, tensors)
         (making / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -80,21 +87,24 @@ def export_run(
             ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
             (making / GENERATION).write_text(json.dumps(ids, indent=2) + "\n")
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors)
-        (making / "README.md").write_text(model_card(run, seal, root, name, num_parameters))
+        (making / "README.md").write_text(model_card(run, seal, root, name, num_parameters, ema=ema))
     size = sum(tensor.num_bytes for tensor in tensors)
     told = f"{len(tensors)} tensors, {size / 1e9:.3g} GB of {TORCH_DTYPES[word]} in {len(files)} files"
-    console.print(f"wrote {target}: {name}, step {seal.step}, {told}")
+    console.print(f"wrote {target}: {name}, step {seal.step}{', averaged weights' * ema}, {told}")
     console.print(f"tokenizer: {', '.join(copied) or 'none in the run'}")
     if "auto_map" in source:
         console.print("note: the authors' Python files are not written; put them there to load with trust_remote_code")
 
 
-def verified(reader: CheckpointReader, step: int | None) -> Seal:
-    """The seal of the checkpoint that is asked for, or the newest that is what was saved."""
-    reasons = {}
+def verified(reader: CheckpointReader, step: int | None, *, with_state: bool = False) -> Seal:
+    """The seal of the checkpoint that is asked for, or the newest that is what was saved.
+
+    with_state: whether the optimizer's state has to be, too.
+    """
+    reasons, items = {}, ("params", "opt_state") if with_state else ("params",)
     for candidate in reversed(reader.steps()) if step is None else [step]:
         try:
-            return reader.verified(candidate, items=("params",))
+            return reader.verified(candidate, items=items)
         except Damaged as damage:
             reasons[candidate] = str(damage)
     told = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
@@ -121,7 +131,7 @@ def _token_ids(root: Path) -> dict[str, int]:
     return {key: value for key, value in ids.items() if value >= 0}
 
 
-def _tensors(model: Model, adapter: Adapter[Any], rows: StoredRows, word: str) -> Iterator[Tensor]:
+def _tensors(model: Model, adapter: Adapter[Any], rows: Rows, word: str) -> Iterator[Tensor]:
     """In the order of our leaves: a checkpoint of a run holds every leaf as one piece, which is read once."""
 
     for tensor in sorted(adapter.tensors(model), key=lambda tensor: tensor.parts[0].path):

@@ -9,12 +9,12 @@ from looplm.config.schema import Run
 from looplm.metrics.sweep import read_sweeps
 
 
-def model_card(run: Run, seal: Seal, root: Path, kind: str, num_parameters: int) -> str:
-    """Markdown, with the header that the Hub reads."""
-    return "\n".join(_lines(run, seal, root, kind, num_parameters)) + "\n"
+def model_card(run: Run, seal: Seal, root: Path, kind: str, num_parameters: int, *, ema: bool = False) -> str:
+    """Markdown, with the header that the Hub reads. ema: whether the weights are the moving average."""
+    return "\n".join(_lines(run, seal, root, kind, num_parameters, ema)) + "\n"
 
 
-def _lines(run: Run, seal: Seal, root: Path, kind: str, num_parameters: int) -> Iterator[str]:
+def _lines(run: Run, seal: Seal, root: Path, kind: str, num_parameters: int, ema: bool) -> Iterator[str]:
     model, loops = run.model, run.loop.num_loops
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:")
     yield from ("- looped-language-model", "- looplm", "---", "", f"# {root.resolve().name}", "")
@@ -27,7 +27,10 @@ def _lines(run: Run, seal: Seal, root: Path, kind: str, num_parameters: int) -> 
     yield f"| loops | {loops} |"
     yield from ("", "## Training", "")
     yield from _training(run, seal, root)
-    yield from _scores(seal, root)
+    if ema:
+        yield f"- weights: their moving average, decay {run.optim.ema_decay:g} a step"
+    else:  # scores beside a run are those of the weights themselves
+        yield from _scores(seal, root)
 
 
 def _training(run: Run, seal: Seal, root: Path) -> Iterator[str]:

@@ -78,7 +78,11 @@ def _modules(opened: AdapterRun, tensors: list[Official]) -> dict[str, tuple[str
                     f"{tensor.name} is made of {', '.join(one.path for one in tensor.parts)}, each with a pair of its "
                     "own, and PEFT has one pair for it; merge it with `looplm adapter merge`, and export that"
                 )
-            assert not isinstance(tensor.layer, tuple), "experts have no adapters"
+            if isinstance(tensor.layer, tuple):
+                raise UserError(
+                    f"{tensor.name} is one of many experts, which transformers holds as one array, and PEFT has a pair "
+                    "for a module; merge it with `looplm adapter merge`, and export that"
+                )
             inputs = range(len(opened.parts[f"{adapter}.a"].axes) - 1)
             assert part.order[-len(inputs) :] == tuple(inputs), "stored as (outputs, inputs)"
             found[tensor.name.removesuffix(WEIGHT)] = adapter, tensor.layer

@@ -25,11 +25,7 @@ def restore_weights(
     if not ema:
         restored = checkpoints.restore({"params": abstract_params}, step=step)
         return restored.trees["params"], restored.seal.step
-    if run.optim.ema_decay is None:
-        raise UserError(
-            f"the run in {workdir} keeps no moving average of its weights (optim.ema_decay=None); "
-            "ask for the weights themselves, or train with e.g. optim.ema_decay=0.999"
-        )
+    check_average(run, workdir)
     trains = build_objective(run.objective).trains
     learning, optimizer = learning_of(run.optim, lm, trains), build_guarded(run.optim, lm, run.num_steps, trains)
     learned = learning.only(abstract_params)
@@ -41,3 +37,12 @@ def restore_weights(
     averaged = ema_params(restored.trees["opt_state"])
     assert averaged is not None, "optim.ema_decay is set"
     return learning.put(averaged, restored.trees.get("params", averaged)), restored.seal.step
+
+
+def check_average(run: Run, workdir: Path) -> None:
+    """Raises UserError for a run that keeps no moving average of its weights."""
+    if run.optim.ema_decay is None:
+        raise UserError(
+            f"the run in {workdir} keeps no moving average of its weights (optim.ema_decay=None); "
+            "ask for the weights themselves, or train with e.g. optim.ema_decay=0.999"
+        )

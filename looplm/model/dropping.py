@@ -39,7 +39,8 @@ class Drop:
         if not rate:
             return low_BSr
         kept_B = self._words_B(self.words_2[1]) >= jnp.uint32(round(rate * 2**32))
-        return low_BSr * jnp.where(kept_B, 1 / (1 - rate), 0).astype(low_BSr.dtype)[:, None, None]
+        scale_B = jnp.where(kept_B, 1 / (1 - rate), 0).astype(low_BSr.dtype)
+        return low_BSr * jnp.expand_dims(scale_B, range(1, low_BSr.ndim))
 
     def _words_B(self, word: jax.Array) -> jax.Array:
         """Make a word for every sequence in this loop, uint32."""

@@ -25,14 +25,16 @@ from looplm.config import schema
 from looplm.config.schema import Model
 from looplm.model.init import Init, of_each
 from looplm.model.layers import parameter
+from looplm.model.lora import ExpertLoRAs
 from looplm.ops.grouped_matmul import grouped_matmul
 from looplm.ops.permute import collect, limited_places, sorted_places, spread
 from looplm.ops.ragged_exchange import exchange, windows
 from looplm.ops.rounds import sum_of_rounds
 from looplm.ops.scopes import done, needed
-from looplm.sharding.collective import on_each_device, use, vary
+from looplm.sharding.collective import on_each_device, use, vary, vary_whole
 from looplm.sharding.rules import activation_spec, num_shards, splitting
 
+MATRICES = ("up", "gate", "down")
 EXPERT, TENSOR, CONTEXT = "expert", "tensor", "context"
 ROOM = 1.25
 """How many rows a device works on at a time, relative to those that come to it on average. More costs memory and
@@ -49,12 +51,17 @@ class Tokens(NamedTuple):
     weights_BSk: jax.Array
 
 
-Dispatch = Callable[[Tokens, Sequence[jax.Array]], tuple[jax.Array, jax.Array]]
-"""(tokens, kernels) -> (out (B, S, D), dropped choices (B,)), on one device."""
+Matrix = tuple[jax.Array, ...]
+"""Of every expert: (W,), or (W, A, B) beside which an adapter stands (`lora.py`)."""
+Dispatch = Callable[[Tokens, Sequence[Matrix]], tuple[jax.Array, jax.Array]]
+"""(tokens, matrices) -> (out (B, S, D), dropped choices (B,)), on one device."""
 
 
 class Experts(nnx.Module):
     """sum over the chosen experts of weight * f_e(x), f being SwiGLU or relu(x W_up) W_down."""
+
+    adapter: ExpertLoRAs | None = None
+    """See `adapt.py`, which sets it."""
 
     def __init__(self, config: Model, moe: schema.MoE, init: Init, *, rngs: nnx.Rngs):
         D, E = config.dim, moe.num_experts
@@ -81,22 +88,26 @@ class Experts(nnx.Module):
         """
         capacity_factor = self.moe.capacity_factor if with_capacity else None
         dispatch = self._dropless if capacity_factor is None else partial(self._with_capacity, capacity_factor)
-        kernels = [use(kernel, x_BSD.dtype) for kernel in (self.up, self.gate, self.down) if kernel is not None]
+        matrices = [self._matrix(name, x_BSD.dtype) for name in MATRICES if getattr(self, name) is not None]
         if jax.sharding.get_abstract_mesh().empty:
-            return dispatch(Tokens(x_BSD, ids_BSk, weights_BSk), kernels)
+            return dispatch(Tokens(x_BSD, ids_BSk, weights_BSk), matrices)
         out = activation_spec("batch", "sequence", "embed"), activation_spec("batch")
-        return on_each_device(partial(self._on_device, dispatch), x_BSD, ids_BSk, weights_BSk, *kernels, out_specs=out)
+        return on_each_device(partial(self._on_device, dispatch), x_BSD, ids_BSk, weights_BSk, matrices, out_specs=out)
 
-    def _on_device(self, dispatch: Dispatch, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, ids, weights, *kernels = arrays
+    def _matrix(self, name: str, dtype: jax.typing.DTypeLike) -> Matrix:
+        pair = [] if self.adapter is None else self.adapter.pair(name)
+        return tuple(use(parameter, dtype) for parameter in (getattr(self, name), *pair))
+
+    def _on_device(
+        self, dispatch: Dispatch, x: jax.Array, ids: jax.Array, weights: jax.Array, matrices: Sequence[Matrix]
+    ) -> tuple[jax.Array, jax.Array]:
         splits = splitting(jax.sharding.get_abstract_mesh())
         # Tokens are the same along `tensor`, and the columns that they meet differ: their gradient is a sum over them.
         x, weights = (vary(array, splits & {TENSOR}) for array in (x, weights))
-        partly = [vary(kernel, splits - {EXPERT, TENSOR}) for kernel in kernels]
-        out, dropped = dispatch(Tokens(x, ids, weights), partly)
+        out, dropped = dispatch(Tokens(x, ids, weights), jax.tree.map(vary_whole, matrices))
         return jax.lax.psum(out, TENSOR), jax.lax.psum(dropped, CONTEXT)
 
-    def _dropless(self, tokens: Tokens, kernels: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def _dropless(self, tokens: Tokens, matrices: Sequence[Matrix]) -> tuple[jax.Array, jax.Array]:
         """Dispatch every choice: rows are the choices, sorted by expert."""
         x_nD, ids_nk, weights_nk = (x.reshape(-1, x.shape[-1]) for x in tokens)
         choice_M, places_nk, sizes_E = sorted_places(ids_nk, self.moe.num_experts)
@@ -104,15 +115,15 @@ class Experts(nnx.Module):
         rows_MD = spread(x_nD, token_M, places_nk, full=True)
         weights_M1 = spread(weights_nk.reshape(-1, 1), choice_M, places_nk.reshape(-1, 1), full=True)
         if num_shards(EXPERT) == 1:
-            y_MD = self._grouped(sizes_E, rows_MD, weights_M1, kernels)
+            y_MD = self._grouped(sizes_E, rows_MD, weights_M1, matrices)
         else:
-            y_MD = self._exchanged(rows_MD, weights_M1, sizes_E, kernels)
+            y_MD = self._exchanged(rows_MD, weights_M1, sizes_E, matrices)
         out_nD = collect(y_MD, token_M, places_nk, full=True)
         # Zeros made of the choices, so that shard_map takes them to vary over devices as the choices do.
         return out_nD.reshape(tokens.x_BSD.shape), jnp.sum(0 * tokens.ids_BSk, axis=(1, 2), dtype=jnp.int32)
 
     def _exchanged(
-        self, rows_MD: jax.Array, weights_M1: jax.Array, sizes_E: jax.Array, kernels: Sequence[jax.Array]
+        self, rows_MD: jax.Array, weights_M1: jax.Array, sizes_E: jax.Array, matrices: Sequence[Matrix]
     ) -> jax.Array:
         """Send rows, sorted by expert, to the devices of their experts and get them back; see `_dropless`."""
         M = rows_MD.shape[0]
@@ -122,28 +133,28 @@ class Experts(nnx.Module):
         arriving_p = jnp.sum(sizes_pE.reshape(p, p, -1), axis=(0, 2))
 
         def one_round(
-            r: jax.Array, where: tuple[jax.Array, ...], rows: jax.Array, weights: jax.Array, *kernels: jax.Array
+            r: jax.Array, where: tuple[jax.Array, ...], rows: jax.Array, weights: jax.Array, *matrices: Matrix
         ) -> jax.Array:
             sizes_pE, index = where
             there, back, sizes_h = windows(sizes_pE, index, r * size, size)
             rows = exchange(rows, there, back, size, EXPERT)
             weights = exchange(weights, there, back, size, EXPERT, gathered=True)
             with done(M / size):
-                rows = self._grouped(sizes_h, rows, weights, kernels)
+                rows = self._grouped(sizes_h, rows, weights, matrices)
             return exchange(rows, back, there, M, EXPERT)
 
         where = sizes_pE, jax.lax.axis_index(EXPERT)
-        return sum_of_rounds(one_round, -(-jnp.max(arriving_p) // size), where, rows_MD, weights_M1, *kernels)
+        return sum_of_rounds(one_round, -(-jnp.max(arriving_p) // size), where, rows_MD, weights_M1, *matrices)
 
     def _grouped(
-        self, sizes_E: jax.Array, rows_MD: jax.Array, weights_M1: jax.Array, kernels: Sequence[jax.Array]
+        self, sizes_E: jax.Array, rows_MD: jax.Array, weights_M1: jax.Array, matrices: Sequence[Matrix]
     ) -> jax.Array:
         """Run sorted rows through the experts of this device; `sizes_E` says how many rows each of them has."""
         product = partial(grouped_matmul, sizes_E=sizes_E, backend=self.moe.backend)
-        return self._expert(product, rows_MD, weights_M1, kernels)
+        return self._expert(product, rows_MD, weights_M1, matrices)
 
     def _with_capacity(
-        self, capacity_factor: float, tokens: Tokens, kernels: Sequence[jax.Array]
+        self, capacity_factor: float, tokens: Tokens, matrices: Sequence[Matrix]
     ) -> tuple[jax.Array, jax.Array]:
         x_BSD, ids_BSk, weights_BSk = tokens
         (B, S, k), E, D = ids_BSk.shape, self.moe.num_experts, x_BSD.shape[-1]
@@ -179,7 +190,7 @@ class Experts(nnx.Module):
         weights_BM1 = jax.vmap(spread)(weights_BSk.reshape(B, S * k, 1), choice_BM, places_BSk.reshape(B, S * k, 1))
         product = partial(jnp.einsum, "EMD,EDF->EMF")
         with needed(min(1.0, S * k / (E * C))):
-            y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), kernels)
+            y_EMD = self._expert(product, to_experts(rows_BMD), to_experts(weights_BM1), matrices)
         dropped_B = jnp.sum((places_BSk == E * C) & (ids_BSk < E), axis=(1, 2), dtype=jnp.int32)
         return jax.vmap(collect)(home(y_EMD), token_BM, places_BSk), dropped_B
 
@@ -188,10 +199,18 @@ class Experts(nnx.Module):
         product: Callable[[jax.Array, jax.Array], jax.Array],
         rows: jax.Array,
         weights: jax.Array,
-        kernels: Sequence[jax.Array],
+        matrices: Sequence[Matrix],
     ) -> jax.Array:
         """Run rows through their experts. The weight is multiplied in before the last product, which is linear: the
         gradient of a weight then needs what is kept anyway, and not the outputs."""
-        up, *gate, down = kernels
-        hidden = jax.nn.silu(product(rows, gate[0])) * product(rows, up) if gate else jax.nn.relu(product(rows, up))
-        return product((hidden * weights).astype(rows.dtype), down)
+        up, *gate, down = matrices
+
+        def through(rows: jax.Array, matrix: Matrix) -> jax.Array:
+            kernel, *pair = matrix
+            if not pair or self.adapter is None:
+                return product(rows, kernel)
+            a, b = pair
+            return product(rows, kernel) + self.adapter.scale * product(product(rows, a), b)
+
+        hidden = jax.nn.silu(through(rows, gate[0])) * through(rows, up) if gate else jax.nn.relu(through(rows, up))
+        return through((hidden * weights).astype(rows.dtype), down)

@@ -63,7 +63,7 @@ class PositionTable(nnx.Module):
     """A learned vector per position, to be added to the embedding."""
 
     def __init__(self, dim: int, positions: LearnedPositions, init: Init, *, rngs: nnx.Rngs):
-        self.table = parameter(rngs, init.embedding, (positions.length, dim), ("one", "embed"))
+        self.table = parameter(rngs, init.embedding, (positions.length, dim), ("positions", "embed"))
 
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """Look positions up: (B, S, D), laid out like the residual stream. Beyond the table: its last vector."""

@@ -161,6 +161,12 @@ def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
     return jax.lax.pcast(x, tuple(axes), to="varying")
 
 
+def vary_whole(parameter: jax.Array) -> jax.Array:
+    """Let devices have gradients of their own for a parameter along all axes over which it is the same. To be called
+    inside `on_each_device`."""
+    return vary(parameter, jax.typeof(parameter).mat.reduced)
+
+
 def lay_out(x: jax.Array, *axes: str) -> jax.Array:
     """Lay an activation out by these logical axes; without a mesh it comes back as it is."""
     spec = activation_spec(*axes)

@@ -32,6 +32,7 @@ PARAMETER_AXES: dict[str, str | None] = {
     "routes": None,  # experts as the router's outputs: every device scores all of them
     "vocab": "tensor",
     "value_vocab": "fsdp",  # the vocabulary of a table whose heads are split over `tensor`
+    "positions": None,
     "channels": None,
     "rank": None,
     "one": None,

@@ -5,8 +5,9 @@ A run is given by its directory, which means its newest checkpoint that verifies
 
 import json
 from collections.abc import Callable
+from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.tree import Kind, differences, kinds
 from looplm.config.load import changes, from_json, leaves
-from looplm.config.schema import Model, Run
+from looplm.config.schema import Model, Resize, Run
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError
@@ -24,7 +25,7 @@ from looplm.model.functional import FunctionalLM, Params
 from looplm.model.subset import Subset
 from looplm.optim.learning import declared
 from looplm.train.program import Program
-from looplm.train.resize import as_stored, fitted, of_loops, resized
+from looplm.train.resize import Needs, as_stored, fitted, needs_of, resized
 
 
 def check_source(path: Path, program: Program, tokenizer: Tokenizer | None) -> None:
@@ -75,7 +76,7 @@ def weights_from(path: Path, program: Program, report: Callable[[str], None]) ->
         report(f"starting from the weights of {folder.parent} after step {restored.seal.step}")
     if notes := _settings(path, program.run):
         report(f"note: the weights of {path} were trained with {', '.join(notes)}")
-    params = jax.tree.map(_placed, params, abstract, taken.only(of_loops(program.lm)))
+    params = jax.tree.map(_placed, params, abstract, taken.only(needs_of(program.lm)))
     return taken.put(params, program.create_params(but_for=taken))
 
 
@@ -113,15 +114,16 @@ def _remedy(path: Path, stored: dict[str, Kind], program: Program) -> str:
     if _model_of(path, program.run).adapter is not None and program.run.model.adapter is None:
         return f"begin from what `looplm adapter merge {path} OUT` makes of it, or set model.adapter too, or "
     wanted = kinds(_taken(program, stored).only(program.lm.shapes))
-    for given in (["vocabulary"], ["loops"], ["vocabulary", "loops"]):
+    every = get_args(Resize)
+    for given in chain.from_iterable(combinations(every, count + 1) for count in range(len(every))):
         if not differences(fitted(stored, program.lm, given), wanted):
             return f"init_resize={json.dumps(given)} to fit them, or "
     return ""
 
 
-def _placed(value: Any, leaf: jax.ShapeDtypeStruct, is_of_loops: bool) -> jax.Array:
+def _placed(value: Any, leaf: jax.ShapeDtypeStruct, needs: Needs) -> jax.Array:
     """Where it belongs, and of the size that the run has."""
-    value = resized(value, leaf.shape, is_of_loops)
+    value = resized(value, leaf.shape, needs)
     if isinstance(value, jax.Array):
         return value  # restored there
     assert leaf.sharding is not None, "of an abstract state"

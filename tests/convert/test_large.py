@@ -1,4 +1,7 @@
-"""A checkpoint of 3 GB in Ouro-1.4B's shapes: memory, two steps of training, and the same bits again."""
+"""A checkpoint of 3 GB in Ouro-1.4B's shapes: memory, two steps of training, and the same bits again.
+
+python -m pytest -s -m slow tests/convert/test_large.py                     prints what docs/benchmarks.md says
+"""
 
 import json
 import os
@@ -15,7 +18,6 @@ import looplm
 from looplm.checkpoint.adapters import find
 from looplm.checkpoint.official_files import Tensor, write_tensors
 from looplm.checkpoint.weight_files import stored_tensors
-from looplm.config.load import override
 
 CONFIG = dict(
     model_type="ouro", vocab_size=49152, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24,
@@ -23,6 +25,8 @@ CONFIG = dict(
     max_position_embeddings=65536, tie_word_embeddings=False, torch_dtype="bfloat16",
 )  # fmt: skip
 SHARD_BYTES = 1_200_000_000
+MACHINE_BYTES, TRAINING_BYTES = 20e9, 14e9
+"""Of a machine that trains it, and what that takes at most."""
 
 
 @pytest.fixture(scope="module")
@@ -52,33 +56,61 @@ def looplm_peak(*arguments: object) -> float:
     return usage.ru_maxrss * 1024
 
 
-def two_steps(run_dir: Path, tiny_run, config_file) -> None:
-    """Of the gate alone, on a task."""
-    changes = {
-        "data.train": {"kind": "p_hop", "seed": 1}, "data.validation": None, "data.sequence_length": 64,
-        "data.batch_tokens": 64, "num_steps": 2, "optim.schedule.warmup_steps": 0, "objective": "gate",
-    }  # fmt: skip
-    config = config_file(override(tiny_run(), changes))
-    looplm_peak("train", config, "--workdir", run_dir, "--set", f"model=from:{run_dir}")
+@pytest.fixture(scope="module")
+def imported(folder) -> Path:
+    size, run = size_of(folder), folder.parent / "run"
+    peak = looplm_peak("convert", "import", folder, run)
+    print(f"imported {size / 1e9:.2f} GB with a peak of {peak / 1e9:.2f} GB, {peak / size:.2f} of it")
+    assert size > 2.8e9
+    assert peak < 1.3 * size
+    return run
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def two_steps(config: str, imported: Path, workdir: Path, *settings: str) -> None:
+    """On a task, with the weights in float32 and a state for what learns alone."""
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < MACHINE_BYTES:
+        pytest.skip(f"needs {MACHINE_BYTES / 1e9:.0f} GB of memory")
+    task = (
+        'data.train={"kind": "p_hop", "seed": 1}', "data.validation=null", "data.sequence_length=64",
+        "data.batch_tokens=64", "num_steps=2", "optim.schedule.warmup_steps=0", "optim.schedule.final_fraction=1.0",
+    )  # fmt: skip
+    given = [word for setting in (f"model=from:{imported}", *task, *settings) for word in ("--set", setting)]
+    peak = looplm_peak("train", config, "--workdir", workdir, *given)
+    print(
+        f"two steps of {config} with a peak of {peak / 1e9:.2f} GB, {peak / size_of(imported.parent / 'hf'):.2f} of it"
+    )
+    assert peak < TRAINING_BYTES
+
+
+def exported(run: Path, folder: Path) -> set[str]:
+    """The names of the tensors that are other bits than they were."""
+    out = run.parent / "out"
+    peak = looplm_peak("convert", "export", run, out, "--dtype", "bfloat16")
+    print(f"exported {run.name} with a peak of {peak / 1e9:.2f} GB")
+    before, after = stored_tensors(folder), stored_tensors(out)
+    assert before.keys() == after.keys()
+    return {name for name in before if bits(before[name]) != bits(after[name])}
 
 
 @pytest.mark.slow
-def test_three_gigabytes_go_in_and_out(folder, tiny_run, config_file, tmp_path):
-    """And two steps between, where the machine holds the weights, their gradient and the moments: 23 GB and more."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    assert size > 2.8e9
-    peak = looplm_peak("convert", "import", folder, tmp_path / "run")
-    print(f"imported {size / 1e9:.2f} GB with a peak of {peak / 1e9:.2f} GB, {peak / size:.2f} of it")
-    assert peak < 1.3 * size
-    trains = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") > 40e9
-    if trains:
-        two_steps(tmp_path / "run", tiny_run, config_file)
-    peak = looplm_peak("convert", "export", tmp_path / "run", tmp_path / "out", "--dtype", "bfloat16")
-    print(f"exported with a peak of {peak / 1e9:.2f} GB")
-    before, after = stored_tensors(folder), stored_tensors(tmp_path / "out")
-    assert before.keys() == after.keys()
-    differing = [name for name in sorted(before) if bits(before[name]) != bits(after[name])]
-    assert differing == (["model.early_exit_gate.bias", "model.early_exit_gate.weight"] if trains else [])
+def test_the_gate_learns_two_steps_in_three_gigabytes(folder, imported, tmp_path):
+    two_steps("finetune/gate", imported, tmp_path / "gate")
+    assert exported(tmp_path / "gate", folder) == {"model.early_exit_gate.bias", "model.early_exit_gate.weight"}
+
+
+@pytest.mark.slow
+def test_an_adapter_learns_two_steps_and_is_merged(folder, imported, tmp_path):
+    two_steps(
+        "finetune/lora", imported, tmp_path / "lora", 'model.adapter.targets=["query"]', "optim.learning_rate=0.05"
+    )
+    peak = looplm_peak("adapter", "merge", tmp_path / "lora", tmp_path / "merged")
+    print(f"merged with a peak of {peak / 1e9:.2f} GB")
+    names = {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(CONFIG["num_hidden_layers"])}
+    assert exported(tmp_path / "merged", folder) == names
 
 
 def bits(tensor) -> bytes:

@@ -81,7 +81,34 @@ def test_the_commands_take_it_and_say_so(command, trained: Trained, words: str) 
     assert "step 3, averaged weights" in stdout + stderr
 
 
-def test_a_run_without_an_average_is_refused(finished_run: Path) -> None:
+def test_an_export_writes_it(command, trained: Trained, tmp_path: Path) -> None:
+    code, stdout, stderr = command("convert", "export", trained.workdir, tmp_path / "hf", "--ema")
+    assert code == 0, stderr
+    assert "step 3, averaged weights" in stdout
+    found = looplm.load(tmp_path / "hf").params
+    assert found.keys() >= {"core", "embedding", "head"}
+    jax.tree.map(np.testing.assert_array_equal, found, {name: trained.averaged[name] for name in found})
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "their moving average, decay 0.5 a step" in card
+    assert "Held-out loss" not in card
+
+
+@pytest.mark.slow
+def test_what_does_not_learn_is_exported_as_it_is(command, tiny_run, tmp_path: Path) -> None:
+    changes = {"optim.ema_decay": 0.5, "optim.frozen": ["embedding"], "num_steps": 1}
+    state = Trainer(tiny_run(**changes), tmp_path / "run", Console(file=io.StringIO())).train()
+    assert command("convert", "export", tmp_path / "run", tmp_path / "hf", "--ema").code == 0
+    found = looplm.load(tmp_path / "hf").params
+    averaged = jax.device_get(ema_params(state.opt_state))
+    np.testing.assert_array_equal(found["embedding"]["table"], state.params["embedding"]["table"])
+    np.testing.assert_array_equal(found["head"], averaged["head"])
+
+
+def test_a_run_without_an_average_is_refused(command, finished_run: Path, tmp_path: Path) -> None:
+    shown = command("convert", "export", finished_run, tmp_path / "hf", "--ema")
+    assert shown.code == 2
+    assert "keeps no moving average of its weights" in shown.stderr
+    assert not (tmp_path / "hf").exists()
     for refused in (lambda: looplm.load(finished_run, ema=True), lambda: evaluate(finished_run, ema=True)):
         with pytest.raises(UserError, match=r"keeps no moving average of its weights \(optim.ema_decay=None\)"):
             refused()

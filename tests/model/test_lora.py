@@ -1,5 +1,7 @@
 """Adapters: against the base, against weights with the product added, and against loops run one by one."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,12 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import LoRA, Model, MoE, RelativePositions
+from looplm.config.load import load_config
+from looplm.config.schema import LoRA, Model, MoE, RelativePositions, ZeroState
 from looplm.errors import UserError
 from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.subset import Subset
+from tests.config.shipped import FILES
+from tests.model.conftest import VOCAB
 
+SMALL: dict[str, Any] = dict(
+    vocab_size=VOCAB, dim=32, num_heads=4, num_kv_heads=None, head_dim=None, hidden_dim=20, dtype="float32",
+    state_init=ZeroState(),
+)  # fmt: skip
 EVERYWHERE = ("attention", "feed_forward", "injection")
 R = 3
 
@@ -30,16 +39,20 @@ def base_of(lm: FunctionalLM, params: Params) -> tuple[FunctionalLM, Params]:
 def merged(lm: FunctionalLM, params: Params, of_loop: int | None = None) -> Params:
     """The base's parameters, with scale * A B in every kernel that has a pair; of one loop, where each has its own."""
 
+    def add(node: Params, name: str, pair: Params) -> None:
+        kernel = node[name]
+        a, b = (np.asarray(pair[name], np.float64) for name in "ab")
+        if of_loop is not None:
+            a, b = a[of_loop], b[of_loop]
+        of_each = a.shape[: a.ndim + b.ndim - kernel.ndim - 2]  # layers and experts
+        a, b = a.reshape(*of_each, -1, a.shape[-1]), b.reshape(*of_each, a.shape[-1], -1)
+        node[name] = kernel + lm.config.adapter.scale * (a @ b).reshape(kernel.shape).astype(np.float32)
+
     def walk(node: Params) -> Params:
         found = {name: walk(child) if isinstance(child, dict) else child for name, child in node.items()}
-        if (pair := found.pop("adapter", None)) is not None:
-            kernel = found["kernel"]
-            a, b = (np.asarray(pair[name], np.float64) for name in "ab")
-            if of_loop is not None:
-                a, b = a[of_loop], b[of_loop]
-            stack = a.shape[: a.ndim + b.ndim - kernel.ndim - 2]
-            a, b = a.reshape(*stack, -1, a.shape[-1]), b.reshape(*stack, a.shape[-1], -1)
-            found["kernel"] = kernel + lm.config.adapter.scale * (a @ b).reshape(kernel.shape).astype(np.float32)
+        if (adapter := found.pop("adapter", None)) is not None:
+            for name, pair in {"kernel": adapter}.items() if "kernel" in found else adapter.items():
+                add(found, name, pair)
         return found
 
     return walk(params)
@@ -85,7 +98,7 @@ def test_what_is_added_is_what_a_merge_adds_to_the_weights(model_config, random_
     experts = MoE(num_experts=3, experts_per_token=1, expert_dim=8, shared_dim=12, dense_layers=(1,))
     fields = dict(prelude_layers=0, coda_layers=0, read_out={}, qk_bias=True, qk_norm=True, head_dim=8)
     config = model_config(feed_forward=experts, **fields)
-    roles = ("attention", "shared", "dense_layers.feed_forward", "injection", "read_out")
+    roles = ("attention", "feed_forward", "injection", "read_out")
     lm = adapted(config, alpha=1.0, targets=roles)
     params = random_params(lm)
     base, _ = base_of(lm, params)
@@ -133,17 +146,43 @@ def test_recomputed_or_written_out_it_is_the_same(
         ({}, "attention.quary", r"'attention.quary' means no part .* did you mean attention.query"),
         ({}, "head", r"'head' means head, and adapters go beside projections; .*optim.train=\[\"adapter\", \"head\"\]"),
         ({"tie_embeddings": True}, "embedding", r"which is the embedding and the head at once"),
-        ({"feed_forward": MoE(num_experts=2, experts_per_token=1)}, "feed_forward", r"experts have no adapters"),
-        (
-            {"attention": {"kind": "mixture", "num_experts": 2, "experts_per_token": 1}},
-            "attention",
-            r"experts have no adapters; name others: attention.key, attention.query, feed_forward.down",
-        ),
     ],
 )
 def test_what_cannot_be_adapted_is_named(fields: dict, target: str, message: str, model_config) -> None:
     with pytest.raises(UserError, match=message):
         adapted(model_config(**fields), targets=(target,))
+
+
+def test_experts_leave_nothing_out(model_config) -> None:
+    experts = MoE(num_experts=2, experts_per_token=1, shared_dim=8)
+    with pytest.raises(UserError, match=r"of what experts read, and its targets mean .*experts\.up; set dropout and"):
+        adapted(model_config(feed_forward=experts), targets=("feed_forward",), dropout=0.1)
+    adapted(model_config(feed_forward=experts), targets=("attention", "shared"), dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[] if file.stem == "moeut" else pytest.mark.slow, id=file.stem) for file in FILES]
+)
+def test_every_shipped_architecture_takes_an_adapter(file: Path, random_params, run_model, tokens_BS) -> None:
+    """Its sizes made small: a merge is the same model, and all matrices of attention and feed-forward have a pair."""
+    shipped = load_config(file).model
+    small = SMALL | {key: min(getattr(shipped, key), 1) for key in ("prelude_layers", "block_layers", "coda_layers")}
+    if isinstance(shipped.feed_forward, MoE):
+        sizes = dict(num_experts=5, experts_per_token=2, expert_dim=6)
+        small["feed_forward"] = shipped.feed_forward.model_copy(update=sizes)
+    lm = adapted(shipped.model_copy(update=small), alpha=1.0, targets=("attention", "feed_forward"))
+    params = random_params(lm)
+    found = run_model(lm, params, tokens_BS, Depth(R)).read
+    expected = run_model(base_of(lm, params)[0], merged(lm, params), tokens_BS, Depth(R)).read
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    paths = {".".join(names) for names in lm.declarations}
+    adapted_kernels = {
+        re.sub(r"\.adapter$", ".kernel", path.removesuffix(".a")).replace(".adapter.", ".")
+        for path in paths
+        if path.endswith(".a")
+    }
+    projection = re.compile(r"\.(attention|feed_forward)\.(?!.*(router|relative|adapter)).*(kernel|experts\.\w+)$")
+    assert adapted_kernels == {path for path in paths if projection.search(path)}
 
 
 def test_relative_positions_are_no_projection_of_the_attention(model_config) -> None:

@@ -36,6 +36,11 @@ OF_LOOPS = LEFT_OUT | {
     "data.accumulation_steps": 2,
     "model.tie_embeddings": True,
 }
+OF_EXPERTS = SHARED | {
+    "model.attention": {"kind": "mixture", "num_experts": 3, "experts_per_token": 2},
+    "model.feed_forward": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 8, "shared_dim": 8},
+    "model.adapter": SHARED["model.adapter"] | {"loops": 2},
+}
 
 
 def trained(run: Run) -> dict[str, np.ndarray]:
@@ -57,6 +62,7 @@ def trained(run: Run) -> dict[str, np.ndarray]:
         (LEFT_OUT, {"mesh.fsdp": 2, "mesh.context": 2, "mesh.tensor": 2}),
         (OF_LOOPS, {"mesh.data": 2, "mesh.fsdp": 2}),
         (OF_LOOPS, {"mesh.fsdp": 2, "mesh.tensor": 2, "sharding.gather": "per_layer"}),
+        (OF_EXPERTS, {"mesh.fsdp": 2, "mesh.expert": 2, "mesh.tensor": 2}),
     ],
 )
 def test_steps_do_not_depend_on_the_mesh(

@@ -90,6 +90,7 @@ from looplm.config.schema.run import Eval as Eval
 from looplm.config.schema.run import Log as Log
 from looplm.config.schema.run import Mesh as Mesh
 from looplm.config.schema.run import Recipe as Recipe
+from looplm.config.schema.run import Resize as Resize
 from looplm.config.schema.run import Run as Run
 from looplm.config.schema.run import Sharding as Sharding
 from looplm.config.schema.task import TASK_KINDS as TASK_KINDS

@@ -16,7 +16,7 @@ class LoRA(Section):
     kind: Literal["lora"] = "lora"
     targets: tuple[str, ...] = ("attention", "feed_forward")
     """Projections by role: a name on their path (`attention`, `attention.query`, `block.feed_forward`, `injection`,
-    `read_out`), or a pattern of such names (`attention.*`)."""
+    `read_out`), or a pattern of such names (`attention.*`). Of experts every one has a pair of its own."""
     rank: NonNegativeInt = 16
     """Columns of A and rows of B; 0 adds nothing."""
     alpha: PositiveFloat = 32.0

@@ -98,6 +98,10 @@ class Log(Section):
     """What the run is filed under there."""
 
 
+Resize = Literal["vocabulary", "loops", "positions"]
+"""In what weights from elsewhere may have another size."""
+
+
 class Run(Section):
     """Everything that decides what a training run computes."""
 
@@ -111,10 +115,11 @@ class Run(Section):
     it."""
     init_allow_keys: tuple[str, ...] = ()
     """Keys of that official model's config.json which looplm does not know, and would refuse, to pass over."""
-    init_resize: tuple[Literal["vocabulary", "loops"], ...] = ()
+    init_resize: tuple[Resize, ...] = ()
     """In what those weights may have another size. `vocabulary`: rows of tokens are cut off at the end, and new ones
     are the mean of the others. `loops`: values that every loop has for itself are cut off, and new ones are the
-    last."""
+    last. `positions`: rows of learned positions are cut off, and new ones are the old ones from the first on (arXiv
+    2004.05150)."""
     teacher: str | None = None
     """Folder of the model that objective.kind=distill learns from, as of `init_from`. It is read at every start."""
     teacher_loops: PositiveInt | None = None
