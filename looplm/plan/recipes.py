@@ -1,7 +1,8 @@
 """Which recipes there are for a number of devices, which of them fit, and which is the fastest by the bound."""
 
+import math
 from collections.abc import Collection, Iterator
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from jax.sharding import AbstractMesh
 
@@ -22,6 +23,8 @@ ALIKE = 1.02
 """Recipes are ranked as equal up to this ratio of their times; then the simpler one is first."""
 ENOUGH_TOKENS = 8192
 """Of a micro-batch on a device: from here on products are large."""
+MOST_EXPERTS = 8
+"""Devices that experts are split over."""
 REMATS = ("none", "layer", "loop")
 """From what is kept most to what is kept least."""
 
@@ -109,8 +112,9 @@ class Search:
             if isinstance(moe := self.run.model.feed_forward_of(place), MoE)
         ]
         reach = TORUS_SPLIT if self.chips.device.torus else self.chips.device.domain
-        if experts and self.chips.num_devices > 1:
-            yield Split(expert=max(n for n in (2, 4, 8) if n <= max(2, reach)))
+        over = math.gcd(MOST_EXPERTS, self.chips.num_devices, *experts) if experts else 1
+        if over > 1:
+            yield Split(expert=over)
         for size in (2, 4, 8, 16):
             if size <= self.chips.num_devices and (size == 2 or not found):
                 if size <= max(reach, 1) and size <= self.run.model.num_heads:
@@ -122,23 +126,17 @@ class Search:
         """(the fastest recipe of a split that fits; why there is none)."""
         fitting: list[Estimate] = []
         nearest: Estimate | None = None
-        why = ""
-        for mesh in self._meshes(split):
-            try:
-                self._check(mesh)
-            except UserError as error:
-                why = why or str(error).partition(";")[0]
-                continue
-            for form in self._forms(split, mesh, remats):
-                enough = len(fitting)
+        meshes, why = self._meshes(split)
+        for forms in self._forms(split, meshes, remats):
+            for mesh, form in forms:
                 for recipe in self._recipes(mesh, form):
                     one = estimate(self.run, self.chips, self.traces.of(form), recipe)
                     if not one.fits:
                         nearest = min(filter(None, (nearest, one)), key=lambda one: one.total_bytes)
                         break
                     fitting.append(one)
-                if len(fitting) > enough:
-                    break  # what recomputes more takes longer
+            if fitting:
+                break  # what recomputes more takes longer
         if fitting:
             return _ranked(fitting)[0], ""
         if nearest is not None:
@@ -149,44 +147,57 @@ class Search:
             return None, why
         return None, why or f"{self.chips.num_devices} devices are no multiple of it"
 
-    def _meshes(self, split: Split) -> Iterator[dict[str, int]]:
-        """Yield sizes of all axes: weights over few devices, over those that fast links reach, over all."""
-        count = self.chips.num_devices
+    def _meshes(self, split: Split) -> tuple[list[dict[str, int]], str]:
+        """(sizes of all axes: weights over few devices, over those that fast links reach, over all; why there are
+        none)."""
+        count, why, fitting = self.chips.num_devices, "", []
+        for mesh in [self.own_mesh] if self.mesh_is_given else self._of_split(split, count):
+            try:
+                self._check(mesh)
+                fitting.append(mesh)
+            except UserError as error:
+                why = why or str(error).partition(";")[0]
+        return fitting, why
+
+    def _of_split(self, split: Split, count: int) -> Iterator[dict[str, int]]:
         rest, left = divmod(count, split.expert * split.context * split.tensor)
         if left:
             return
-        model = self.run.model
-        if self.mesh_is_given:
-            yield self.own_mesh
-            return
-        sizes = {1, min(self.chips.device.domain, rest), min(TORUS_SPLIT, rest), rest}
-        sizes.add(split_of_weights(self.chips.device, count, model.dim, self.lm.num_params))
-        sizes.add(self.own_mesh["fsdp"])
-        sizes = {size for size in sizes if rest % size == 0 and model.dim % size == 0}
+        dim, device = self.run.model.dim, self.chips.device
+        sizes = {1, min(device.domain, rest), min(TORUS_SPLIT, rest), rest, self.own_mesh["fsdp"]}
+        sizes.add(split_of_weights(device, count, dim, self.lm.num_params))
+        sizes = {size for size in sizes if rest % size == 0 and dim % size == 0}
         # The TPU compiler all-reduces whole gradients where a part is no multiple of a tile.
-        whole = {size for size in sizes if not self.chips.device.torus or model.dim // size % TILE == 0}
+        whole = {size for size in sizes if not device.torus or dim // size % TILE == 0}
         for fsdp in sorted(whole or sizes):
             yield {"replica": 1, "data": rest // fsdp, "fsdp": fsdp} | split._asdict()
 
     def _check(self, mesh: dict[str, int]) -> None:
         """Raise UserError where the model, or the batch, does not fit a mesh."""
-        shape = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+        shape: Any = AbstractMesh(tuple(mesh.values()), tuple(mesh))
         shards = _shards(mesh)
         if self.sequences % shards:
             raise UserError(f"{shards} devices cannot share the {self.sequences} sequences of a step evenly")
-        check_fit(shape, self.run.model, micro_batch=shards, sequence_length=self.run.data.sequence_length)  # type: ignore[arg-type]
+        check_fit(shape, self.run.model, micro_batch=shards, sequence_length=self.run.data.sequence_length)
 
-    def _forms(self, split: Split, mesh: dict[str, int], remats: list[str]) -> Iterator[Form]:
+    def _forms(
+        self, split: Split, meshes: list[dict[str, int]], remats: list[str]
+    ) -> Iterator[list[tuple[dict[str, int], Form]]]:
+        """Yield a form for every mesh, with ever less that is kept: last with layers that are gathered one by one."""
         dtype = compute_dtype(self.run.model, self.chips.platform)
-        shape = AbstractMesh(tuple(mesh.values()), tuple(mesh))
         for remat in remats:
-            run = override(self.run, {"loop.remat": remat, "data.accumulation_steps": self.sequences // _shards(mesh)})
-            per_layer = gathers_per_layer(run, self.lm, dtype, mesh, self.chips.device_kind)
-            laid_out = split_of(run, shape)
-            keys = "ring" if laid_out is not None and laid_out.ring else "gathered"
-            yield Form(*split, remat, "per_layer" if per_layer else "once", keys)
-        if not per_layer and remat != "none" and self.run.sharding.gather == "auto" and mesh["fsdp"] > 1:
-            yield Form(*split, remat, "per_layer", keys)
+            forms = []
+            for mesh in meshes:
+                steps = self.sequences // _shards(mesh)
+                run = override(self.run, {"loop.remat": remat, "data.accumulation_steps": steps})
+                per_layer = gathers_per_layer(run, self.lm, dtype, mesh, self.chips.device_kind)
+                laid_out = split_of(run, AbstractMesh(tuple(mesh.values()), tuple(mesh)))
+                keys = "ring" if laid_out is not None and laid_out.ring else "gathered"
+                forms.append((mesh, Form(*split, remat, "per_layer" if per_layer else "once", keys)))
+            yield forms
+        if self.run.sharding.gather == "auto" and remats[-1] != "none":
+            once = [(mesh, form) for mesh, form in forms if form.gather == "once" and mesh["fsdp"] > 1]
+            yield [(mesh, form._replace(gather="per_layer")) for mesh, form in once]
 
     def _recipes(self, mesh: dict[str, int], form: Form) -> Iterator[Recipe]:
         """Yield recipes, with ever larger micro-batches."""
