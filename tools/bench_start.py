@@ -7,6 +7,7 @@ in metrics.jsonl, and until it ends after that step.
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,14 @@ from tools.fault_drill import make_run  # noqa: E402
 class Start(NamedTuple):
     first_step: float
     end: float
+    cpu: float
+    """Seconds of all its threads: what other work on the machine changes least."""
+
+
+def used() -> float:
+    """CPU seconds of all processes that have been started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -37,17 +46,18 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def show_help(folder: Path) -> float:
-    started = time.perf_counter()
+def show_help(folder: Path) -> Start:
+    started, before = time.perf_counter(), used()
     subprocess.run([sys.executable, "-m", "looplm", "--help"], check=True, capture_output=True, env=environment(folder))
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return Start(seconds, seconds, used() - before)
 
 
 def train(config: Path, workdir: Path) -> Start:
     words = ["train", str(config), "--workdir", str(workdir)]
     for setting in ("num_steps=1", "optim.schedule.warmup_steps=0", "eval.every_steps=0"):
         words += ["--set", setting]
-    metrics, started = workdir / "metrics.jsonl", time.perf_counter()
+    metrics, started, before = workdir / "metrics.jsonl", time.perf_counter(), used()
     process = subprocess.Popen(
         [sys.executable, "-m", "looplm", *words],
         env=environment(config.parent), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -58,7 +68,7 @@ def train(config: Path, workdir: Path) -> Start:
         time.sleep(0.005)
     first = time.perf_counter() - started
     process.communicate()
-    return Start(first, time.perf_counter() - started)
+    return Start(first, time.perf_counter() - started, used() - before)
 
 
 def bench_start(rounds: Annotated[int, typer.Option(help="Starts of each kind.")] = 5) -> None:
@@ -67,15 +77,23 @@ def bench_start(rounds: Annotated[int, typer.Option(help="Starts of each kind.")
         folder = Path(name)
         config = make_run(folder)
         cold = train(config, folder / "cold")
-        helps, starts = [], []
+        helps: list[Start] = []
+        starts: list[Start] = []
         for number in range(rounds):
             helps.append(show_help(folder))
             starts.append(train(config, folder / f"run-{number}"))
-    print("| what | seconds |\n|---|---|")
-    print(f"| `looplm --help` | {statistics.median(helps):.2f} |")
-    print(f"| first step, nothing compiled before | {cold.first_step:.2f} |")
-    print(f"| first step, all compiled before | {statistics.median(start.first_step for start in starts):.2f} |")
-    print(f"| a run of one step, from start to end | {statistics.median(start.end for start in starts):.2f} |")
+
+    def median(kind: list[Start], name: str) -> str:
+        return f"{statistics.median(getattr(start, name) for start in kind):.2f}"
+
+    print("| what | to the first step | to the end | CPU seconds |\n|---|---|---|---|")
+    for what, kind in (
+        ("`looplm --help`", helps),
+        ("nothing compiled before", [cold]),
+        ("all compiled before", starts),
+    ):
+        first = "" if kind is helps else median(kind, "first_step")
+        print(f"| {what} | {first} | {median(kind, 'end')} | {median(kind, 'cpu')} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from looplm.checkpoint.folder import checkpoint_of
-from looplm.checkpoint.hf_folder import is_official
 from looplm.errors import UserError
 
 OFFICIAL = "official.json"
@@ -37,6 +36,8 @@ def kept_files(source: Path | None, workdir: Path, tokenizer: Mapping[str, bytes
         workdir: of the run.
         tokenizer: the files of the run's tokenizer.
     """
+    from looplm.checkpoint.hf_folder import is_official  # here: a run begins without official models, as a rule
+
     files: dict[str, bytes] = {}
     for root in ([] if source is None else [checkpoint_of(source)[0]]) + [workdir]:
         config = root / ("config.json" if root != workdir and is_official(root) else OFFICIAL)

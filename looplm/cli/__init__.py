@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from looplm import __version__
-from looplm.cli import adapter, checkpoint, convert, data, launch, machine, run
+from looplm.cli import adapter, checkpoint, convert, data, garbage, launch, machine, run
 from looplm.cli.environment import backend_failure, settle_environment
 from looplm.cli.generate import generate
 from looplm.cli.output import console, messages, standard_streams
@@ -90,6 +90,8 @@ def _main() -> int | None:
         where = f"{error.filename}: " if error.filename is not None else ""
         show(UserError(f"{where}{error.strerror}; {OF_THE_DISK[error.errno]}"))
         code = MISTAKE
+    finally:
+        garbage.restore()
     if code == INTERRUPTED:
         messages.print("looplm: interrupted; what is saved is whole, and the same command goes on from it")
         leave(INTERRUPTED)

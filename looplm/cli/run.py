@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from looplm.cli import garbage
 from looplm.cli.options import (
     AllowKey,
     Compiled,
@@ -49,6 +50,7 @@ def train(
     options = [f"optim.guard.sdc_check={sdc_check}"] if sdc_check is not None else []
     options += [f"init_allow_keys={json.dumps(allow_key)}"] if allow_key else []
     overrides = written_out(set, allow_key)
+    garbage.pause()
     run = load_config(config, [*overrides, *options])
     job = None
     if elastic:
@@ -77,6 +79,7 @@ def train(
         trainer = Trainer(run, workdir, console, process_started(), profile)
         for key, value in leaves(run).items():
             console.print(f"{key} = {value}")
+        trainer.when_set_up = garbage.resume
         with explained(trainer):
             trainer.train()
 

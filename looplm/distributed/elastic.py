@@ -77,7 +77,7 @@ def train_with_those_left(place: Place, workdir: Path, newest: Callable[[], int]
             fruitless = 0 if newest() > saved else fruitless + 1
             if code in FINAL:
                 meeting.end(code)
-            if code in FINAL or heard or (fruitless == FRUITLESS and code != Preempted.code):
+            if code in FINAL or (fruitless == FRUITLESS and code != Preempted.code):
                 return code
 
 

@@ -19,7 +19,6 @@ from looplm.data.mixture import Mixture
 from looplm.distributed import wait_for_all
 from looplm.errors import UserError
 from looplm.metrics.events import Events
-from looplm.train.initial import weights_from
 from looplm.train.program import Program
 from looplm.train.state import TrainState
 from looplm.train.workdir import Workdir
@@ -125,6 +124,8 @@ class Saving:
     def _create(self) -> TrainState:
         if (source := self.source()) is None:
             return self.program.create_state()
+        from looplm.train.initial import weights_from  # and with it what knows official models
+
         return self.program.state_of(weights_from(source, self.program, self.report))
 
     def _check_data(self, seal: Seal) -> None:

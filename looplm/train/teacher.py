@@ -11,12 +11,10 @@ import numpy as np
 from flax import nnx
 
 from looplm.checkpoint.folder import checkpoint_of
-from looplm.checkpoint.hf_folder import HFFolder, is_official
 from looplm.checkpoint.reader import CheckpointReader
 from looplm.config.load import from_json
 from looplm.config.schema import Run
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.tokenizer.official import tokenizer_of
 from looplm.data.window import PADDING
 from looplm.errors import UserError
 from looplm.model.context import Context
@@ -34,6 +32,8 @@ class Teacher:
     """A model of a folder, at its depth."""
 
     path: Path
+    is_official: bool
+    """Whether that is a folder in the official format, and not a run."""
     allow_keys: tuple[str, ...]
     lm: FunctionalLM
     num_loops: int
@@ -44,8 +44,10 @@ class Teacher:
     def of(cls, run: Run, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> "Teacher":
         """Reads the config of `run.teacher`. Raises UserError for a folder that is no model, a model with another
         vocabulary, and one that the mesh does not fit."""
+        from looplm.checkpoint.hf_folder import HFFolder, is_official  # here: a run has no teacher, as a rule
+
         path = Path(run.teacher or "")
-        if is_official(path):
+        if official := is_official(path):
             folder = HFFolder(path, run.init_allow_keys)
             model, loop = folder.model(), folder.loop()
             folder.check(model)
@@ -66,12 +68,14 @@ class Teacher:
             choose_for(model, data.sequence_length, dtype, mesh)
         except UserError as error:
             raise UserError(f"teacher={path}: {error}") from error
-        return cls(path, run.init_allow_keys, FunctionalLM(model), run.teacher_loops or loop.num_loops, dtype)
+        return cls(path, official, run.init_allow_keys, FunctionalLM(model), run.teacher_loops or loop.num_loops, dtype)
 
     def check_tokens(self, tokenizer: Tokenizer | None) -> None:
         """Raises UserError when the folder is of a run whose tokens are others than those of `tokenizer`."""
-        if is_official(self.path):
+        if self.is_official:
             return
+        from looplm.data.tokenizer.official import tokenizer_of
+
         theirs = tokenizer_of(checkpoint_of(self.path)[0], from_json(self.path / "config.json"))
         if theirs and tokenizer and theirs.eos_id >= 0 and theirs.fingerprint != tokenizer.fingerprint:
             raise UserError(
@@ -91,7 +95,9 @@ class Teacher:
     def weights(self, mesh: jax.sharding.Mesh, report: Callable[[str], None]) -> Params:
         """Reads them onto the mesh. Raises UserError for what is damaged, or holds other weights than its config."""
         abstract = self.lm.abstract(mesh)
-        if is_official(self.path):
+        if self.is_official:
+            from looplm.checkpoint.hf_folder import HFFolder
+
             params = HFFolder(self.path, self.allow_keys).params(self.lm.config, jnp.float32)
             report(f"learning from {self.path} at {self.num_loops} loops")
         else:

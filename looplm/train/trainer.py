@@ -8,7 +8,7 @@ the next batch and sends it to the devices.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,6 @@ from looplm.train.depth import DepthSchedule
 from looplm.train.feed import Feed, Placed, open_loader
 from looplm.train.flops import StepFlops, step_flops
 from looplm.train.hooks import Dispatched, Evaluation, StepLog
-from looplm.train.initial import check_source
 from looplm.train.memory import bytes_of, learning_line, memory_line, memory_of
 from looplm.train.notes import Notes, notes_before
 from looplm.train.outputs import open_loads, open_sinks
@@ -74,6 +73,8 @@ class Trainer:
     ):
         """started: time.time() from which the run's wall-clock counts; now when left out. profile: FIRST:LAST step."""
         self.run, self.workdir, self.console = run, Workdir(workdir), console
+        self.when_set_up: Callable[[], None] = lambda: None
+        """Called before the first step, and after every rewind."""
         self.profile = Profile(profile, self.workdir.profile)
         check_trackers(run.log.trackers)
         self.events = Events(self.workdir.events, writes=jax.process_index() == 0)
@@ -88,6 +89,8 @@ class Trainer:
         self.saving = Saving(self.program, self.mixture, self.workdir, self.events, self.console.print, self.used_by)
         self.saving.check_data()
         if not self.saving.newest() and (source := self.saving.source()) is not None:
+            from looplm.train.initial import check_source  # and with it what knows official models
+
             check_source(source, self.program, self.mixture.tokenizer)
         if self.program.teacher is not None:
             self.program.teacher.check_tokens(self.mixture.tokenizer)
@@ -152,6 +155,7 @@ class Trainer:
         self.done = first_step
         sinks = open_sinks(self.run, self.workdir, self.console, self.time, self.events, self.said, first_step)
         loads = open_loads(self.run, self.workdir, first_step)
+        self.when_set_up()
         try:
             if owed:
                 self.make_up(state, first_step, sinks)

@@ -61,13 +61,13 @@ def test_whatever_ends_the_steps_all_that_was_opened_is_closed(
         run=SimpleNamespace(num_steps=9), time=Timekeeper(Events(tmp_path / "events.jsonl")), saving=saving,
         run_steps=fails, profile=SimpleNamespace(write=lambda: closed.append("profile")),
         console=Console(file=io.StringIO()), workdir=None, events=None, said=None,
-        evaluate=SimpleNamespace(is_owed=lambda step: False),
+        evaluate=SimpleNamespace(is_owed=lambda step: False), when_set_up=lambda: closed.append("set up"),
     )  # fmt: skip
     monkeypatch.setattr("looplm.train.trainer.open_sinks", lambda *_: [closing("lines")])
     monkeypatch.setattr("looplm.train.trainer.open_loads", lambda *_: closing("loads") if writes_loads else None)
     with pytest.raises(StoppedItself):
         Trainer.go_on(trainer)
-    assert closed == ["saving", "profile", "lines"] + ["loads"] * writes_loads
+    assert closed == ["set up", "saving", "profile", "lines"] + ["loads"] * writes_loads
 
 
 def test_a_device_that_computes_wrongly_ends_the_run_and_is_noted() -> None:
