@@ -43,18 +43,19 @@ def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dt
     """
     kept = policy.dtype(dtype)
 
-    def room(layers: int, slots: int = 1, own: int = 0) -> KVCache | None:
-        shape = (slots, layers, batch_size, config.kv_heads, length, config.head_size)
-        return KVCache(Kept.empty(shape, kept), Kept.empty(shape, kept), own) if layers else None
+    def room(layers: int, slots: int = 1, own: int = 0, calls: int = 1) -> KVCache | None:
+        shape = (slots * calls, layers, batch_size, config.kv_heads, length, config.head_size)
+        return KVCache(Kept.empty(shape, kept), Kept.empty(shape, kept), own, calls) if layers else None
 
-    block = room(config.block_layers, policy.slots, policy.own)
+    block = room(config.largest_block, policy.slots, policy.own, config.calls_per_loop)
     return Cache(room(config.prelude_layers), block, room(config.coda_layers))
 
 
 def cache_bytes(config: Model, *, batch_size: int, length: int, policy: Policy, dtype: jax.typing.DTypeLike) -> int:
-    """Return 2 * (prelude + slots * L + coda) * B * length * K heads of H numbers, with 4 bytes a head for the scale of
-    int8."""
-    visits = config.prelude_layers + policy.slots * config.block_layers + config.coda_layers
+    """Return 2 * (prelude + slots * calls * L + coda) * B * length * K heads of H numbers, with 4 bytes a head for the
+    scale of int8."""
+    block = policy.slots * config.calls_per_loop * config.largest_block
+    visits = config.prelude_layers + block + config.coda_layers
     kept = policy.dtype(dtype)
     head = config.head_size * kept.itemsize + (4 if kept == jnp.int8 else 0)
     return 2 * visits * batch_size * length * config.kv_heads * head

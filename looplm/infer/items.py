@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from looplm.model.cache import Cache
 from looplm.model.context import Context
-from looplm.model.core import Inputs
 from looplm.model.depth import Loop
 from looplm.model.halting import Halting
+from looplm.model.inputs import Inputs
 from looplm.model.lm import Entered, LoopLM
 from looplm.model.loop import slice_of_loop
 from looplm.model.output import Carry

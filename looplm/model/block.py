@@ -143,7 +143,7 @@ class Stack(nnx.Module):
         """
         graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # by `Kind.dense`
         gate_graph, gates = nnx.split(self.value_gates)
-        slot = None if cache is None else cache.slot(context.loop.number_B)
+        slot = None if cache is None else cache.slot(context.loop.number_B, context.loop.call)
         dense = [kind.dense for kind in self.kinds]
         rows = places_among([not flag for flag in dense]), places_among(dense)
         embedded_rows = places_among([kind.embedded for kind in self.kinds])

@@ -16,7 +16,8 @@ class Visit(NamedTuple):
     """Where in a cache a visit of a layer reads and writes."""
 
     slot: jax.Array
-    """The slot of the loop, int32: () for all sequences, or (B,) where they are at different loops."""
+    """The place of the loop and of the call in it, int32: () for all sequences, or (B,) where they are at different
+    loops."""
     layer: jax.Array
     """Place of the layer in its stack, int32 ()."""
     row_B: jax.Array | None = None
@@ -25,11 +26,13 @@ class Visit(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Keys or values of all places: numbers (slots, layers, B, K, T, H), as the products of attention read them."""
+    """Keys or values of all places: numbers (slots * calls, layers, B, K, T, H), as the products of attention read
+    them."""
 
     numbers: jax.Array
     scales: jax.Array | None = None
-    """What int8 numbers are multiplied with, (slots, layers, B, K, T) float32; None: the numbers are as they are."""
+    """What int8 numbers are multiplied with, (slots * calls, layers, B, K, T) float32; None: the numbers are as they
+    are."""
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> "Kept":
@@ -66,14 +69,18 @@ class KVCache:
     keys: Kept
     values: Kept
     own: int = field(default=0, metadata={"static": True})
+    calls: int = field(default=1, metadata={"static": True})
+    """How often a loop calls the stack; a slot has a place for each, one after the other."""
 
     @property
     def slots(self) -> int:
-        return self.keys.numbers.shape[0]
+        return self.keys.numbers.shape[0] // self.calls
 
-    def slot(self, number_B: jax.Array) -> jax.Array:
-        """Return the slot of a loop, int32: () if number_B is (1,), else (B,)."""
+    def slot(self, number_B: jax.Array, call: int | jax.Array = 0) -> jax.Array:
+        """Return the place of a call in a loop, int32: () if number_B is (1,), else (B,)."""
         slot_B = self._slot_of(number_B)
+        if self.calls > 1:
+            slot_B = slot_B * self.calls + call
         return slot_B[0] if slot_B.size == 1 else slot_B
 
     def write(
@@ -124,11 +131,14 @@ class KVCache:
         """
         if self.slots == 1:
             return self
-        slot_s = jnp.arange(self.slots)
+        place_s = jnp.arange(self.slots * self.calls)
+        slot_s = place_s // self.calls if self.calls > 1 else place_s
         shared = max(self.slots - self.own, 1)
         last_writer_s = jnp.where(slot_s < self.own, slot_s, num_loops - 1 - (num_loops - 1 - slot_s) % shared)
         exit_slot_BS = self._slot_of(exit_BS)
         source_sBS = jnp.where(last_writer_s[:, None, None] > exit_BS, exit_slot_BS, slot_s[:, None, None])
+        if self.calls > 1:
+            source_sBS = source_sBS * self.calls + (place_s % self.calls)[:, None, None]
         row_B1 = (jnp.arange(exit_BS.shape[0]) if row_B is None else row_B)[:, None]
         layer_L11 = jnp.arange(self.keys.numbers.shape[1])[:, None, None]
         num_places = self.keys.numbers.shape[4]
@@ -137,7 +147,7 @@ class KVCache:
         def filled(kept: jax.Array) -> jax.Array:
             there = (layer_L11, row_B1, slice(None), places_BS)
             tokens_sLBSK = kept[source_sBS[:, None], *there]
-            return kept.at[slot_s[:, None, None, None], *there].set(tokens_sLBSK, mode="drop")
+            return kept.at[place_s[:, None, None, None], *there].set(tokens_sLBSK, mode="drop")
 
         return jax.tree.map(filled, self)
 

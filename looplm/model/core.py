@@ -4,37 +4,28 @@ Neither the driver (`loop.py`) nor the model (`lm.py`) looks into a state. Anoth
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model, OwnCore, SingleCore
+from looplm.config.schema import Model, OwnCore, SingleCore, TwoSpeedCore
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.conditioning import build_conditioning
 from looplm.model.context import Context
+from looplm.model.damping import damped
 from looplm.model.injection import build_injection
+from looplm.model.inputs import Inputs
 from looplm.model.layers import build_norm, in_group
 from looplm.model.report import Report
-from looplm.model.state_init import initial_state
+from looplm.model.state_init import first_vector, initial_state
+from looplm.model.two_speed import TwoSpeed
 
+PLAIN = SingleCore()
 State = Any
 """The state: any tree of arrays (B, S, ...)."""
-
-
-class Inputs(NamedTuple):
-    """What every loop gets, the same for all."""
-
-    entered_BSD: jax.Array
-    """The prelude's output."""
-    embedded_BSD: jax.Array
-    """The embeddings, which entered the prelude."""
-    tokens_BS: jax.Array
-    """The ids."""
-    values_nBSKH: jax.Array | None = None
-    """Value embeddings of the block's layers that have one."""
 
 
 class Core(Protocol):
@@ -67,16 +58,21 @@ class Single(nnx.Module):
     the sequence.
     """
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: Model, core: SingleCore = PLAIN, *, rngs: nnx.Rngs):
+        self.config, self.core = config, core
         self.injection = in_group("injection", build_injection(config, rngs=rngs))
         self.conditioning = build_conditioning(config, rngs=rngs)
         self.block = Stack(config, "block", rngs=rngs)
         self.end_norm = build_norm(config, rngs=rngs) if config.norm_at_loop_end else None
+        self.first = first_vector(config.state_init, config.dim, rngs=rngs)
 
     def init_state(self, inputs: Inputs, context: Context) -> jax.Array:
         return initial_state(
-            self.config.state_init, input_BSD=inputs.entered_BSD, embedded_BSD=inputs.embedded_BSD, context=context
+            self.config.state_init,
+            input_BSD=inputs.entered_BSD,
+            embedded_BSD=inputs.embedded_BSD,
+            context=context,
+            vector=self.first,
         )
 
     def step(
@@ -89,7 +85,8 @@ class Single(nnx.Module):
             injected_BSD = self.conditioning(injected_BSD)
         memory_LBMD = context.loop.own
         x_BSD, cache, report = self.block(injected_BSD, context, cache, inputs.values_nBSKH, memory_LBMD)
-        return (self.end_norm(x_BSD) if self.end_norm else x_BSD), cache, report
+        new_BSD = self.end_norm(x_BSD) if self.end_norm else x_BSD
+        return damped(self.core, state_BSD, new_BSD, context), cache, report
 
     def read(self, state_BSD: jax.Array) -> jax.Array:
         return state_BSD
@@ -101,7 +98,9 @@ class Single(nnx.Module):
 def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:
     """Make the core that the config names."""
     match config.core:
-        case SingleCore():
-            return Single(config, rngs=rngs)
+        case SingleCore() as core:
+            return Single(config, core, rngs=rngs)
+        case TwoSpeedCore() as core:
+            return TwoSpeed(config, core, rngs=rngs)
         case OwnCore() as own:
             return own.build(config, rngs=rngs)

@@ -18,6 +18,9 @@ class Depth:
     """Loops that carry a gradient, 1..window; None means the whole window. int32, () or (B,)."""
     num_detached: int | jax.Array = 0
     """Loops without gradient that run before them. int32, () or (B,)."""
+    expected: tuple[float, float] | None = field(default=None, metadata={"static": True})
+    """How many loops are trained and detached on average, of loops inside of another; FLOPs count them. None: the
+    numbers are static, or those of the step."""
 
     @property
     def always_full(self) -> bool:
@@ -56,6 +59,8 @@ class Loop:
     """How many loops there are, int32 (1,) or (B,)."""
     own: Any = None
     """The slice of `per_loop` that belongs to this loop; see `run_loops`."""
+    call: int | jax.Array = 0
+    """Number of the call of a block in this loop, from 0, int32 ()."""
 
 
 def once() -> Loop:

@@ -10,11 +10,11 @@ from looplm.config.schema import Place, RelativePositions
 from looplm.metrics.loop_stats import LoopStatistics, loop_statistics
 from looplm.model.cache import NO_CACHE, Cache, KVCache
 from looplm.model.context import Context
-from looplm.model.core import Inputs
 from looplm.model.depth import Depth
 from looplm.model.halting import Halting
+from looplm.model.inputs import Inputs
 from looplm.model.lm import LoopLM
-from looplm.model.loop import run_loops, written_out
+from looplm.model.loop import run_loops, select, written_out
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
 from looplm.ops.attention import Asked, prepare
@@ -56,6 +56,8 @@ class Forward:
     """Compute type of the matrix products."""
     start: Any = None
     """Replaces the first state; a tree like that of the core."""
+    fresh_B: jax.Array | None = None
+    """True for sequences that begin with the core's own first state all the same, bool. None: none of them."""
     halting: Halting | None = None
     """Replaces the model's own rule. All loops run; the rule selects what is read."""
     per_loop: Any = None
@@ -149,7 +151,10 @@ class Forward:
     def _first_state(self, inputs: Inputs, context: Context) -> Any:
         if self.start is None:
             return self.model.core.init_state(inputs, context)
-        return jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
+        start = jax.tree.map(lambda leaf: split_sequence(leaf.astype(self.dtype)), self.start)
+        if self.fresh_B is None:
+            return start
+        return select(self.fresh_B, self.model.core.init_state(inputs, context), start)
 
     def _read_window(self, leave: Callable[[jax.Array], tuple], reads: Reads, h_RBSD: jax.Array) -> Readings:
         """Read loops of the window, all or those at the given places, one after the other."""

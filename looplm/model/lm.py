@@ -24,12 +24,13 @@ from looplm.model.adapt import adapt
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.context import Context
-from looplm.model.core import Inputs, build_core
+from looplm.model.core import build_core
 from looplm.model.depth import Loop
 from looplm.model.dropping import draw
 from looplm.model.gates import ExitGate
 from looplm.model.halting import Halting, build_halting
 from looplm.model.init import Init, identity
+from looplm.model.inputs import Inputs
 from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
 from looplm.model.output import Carry

@@ -6,6 +6,7 @@ halting, cache or loss, and a step may itself run loops.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ def run_loops(
             new, _ = step(frozen_parameters, carry, frozen_inputs, loop)
             return new if detached_B.size == 1 else select(t < detached_B, new, carry)
 
-        with done(depth.num_detached) if isinstance(depth.num_detached, int) else jax.named_scope(DETACHED):
+        with _detached_mark(depth):
             advanced = jax.lax.fori_loop(0, jnp.max(detached_B), advance, jax.lax.stop_gradient(carry))
         # With a drawn count of 0 the first carry keeps its gradient.
         always = isinstance(depth.num_detached, int)
@@ -95,9 +96,19 @@ def run_loops(
     elif remat == "offload":
         body = with_carries_on_host(iterate)
     xs = (depth.active_RB, depth.numbers_RB, slices_of_window(per_loop, depth))
-    with jax.named_scope(WINDOW):
+    with _window_mark(depth):
         carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
     return Ran(carry, kept, reports)
+
+
+def _detached_mark(depth: Depth) -> AbstractContextManager:
+    if depth.expected is not None:
+        return done(depth.expected[1])
+    return done(depth.num_detached) if isinstance(depth.num_detached, int) else jax.named_scope(DETACHED)
+
+
+def _window_mark(depth: Depth) -> AbstractContextManager:
+    return jax.named_scope(WINDOW) if depth.expected is None else done(depth.expected[0] / depth.window)
 
 
 def select(chosen_B: jax.Array, new: Tree, old: Tree) -> Tree:

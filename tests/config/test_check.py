@@ -83,6 +83,53 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 ),
             )
         ),
+        *(
+            ({"model.core": {"kind": "two_speed", "inner_loops": 2} | core} | more, fault)
+            for core, more, fault in (
+                (
+                    {"inner_backprop": 3},
+                    {},
+                    "model.core.inner_backprop=3 is more than the 2 of model.core.inner_loops; use at most that",
+                ),
+                (
+                    {"inner_backprop": []},
+                    {},
+                    "model.core.inner_backprop=[] says it of no loop; use e.g. [1], or null for all inner loops",
+                ),
+                (
+                    {"inner_loops": 0, "high_layers": 1},
+                    {},
+                    "model.core.high_layers has no part in model.core.inner_loops=0, where the low state stays as it "
+                    "is; use more inner loops, or leave it out",
+                ),
+                (
+                    {"inner_backprop": [1, 2]},
+                    {
+                        "loop.depth": {"kind": "uniform", "max_loops": 4},
+                        "loop.depth_per": "sequence",
+                    },
+                    "model.core.inner_backprop=[1, 2] differs from loop to loop, and loop.depth_per=sequence has "
+                    "sequences at different loops at a time; use one number, or loop.depth_per=batch",
+                ),
+                (
+                    {},
+                    {"model.feed_forward": EXPERTS},
+                    "model.core=two_speed calls a block several times a loop, and experts are balanced by one call; "
+                    "use a dense model.feed_forward and model.attention, or model.core=single",
+                ),
+                (
+                    {},
+                    {"model.value_embedding": {"gate_channels": 1}},
+                    "model.value_embedding.every=2 counts layers of one block, and model.core=two_speed may have two; "
+                    "leave model.value_embedding out",
+                ),
+                (
+                    {},
+                    {"model.residual_step": "inverse_loops"},
+                    "model.residual_step=inverse_loops counts loops of one block; use one with model.core=two_speed",
+                ),
+            )
+        ),
         (
             {"model.coda_feed_forward": EXPERTS},
             "model.coda_feed_forward=moe has no layer to apply to: model.coda_layers=0; leave it at null",

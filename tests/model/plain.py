@@ -33,21 +33,45 @@ def forward(
     e = layers(config, params.get("prelude"), embedded, tables.get("prelude"), tokens_S)
     if config.prelude_norm:
         e = norm(config, params.get("prelude_norm"), e)
+    core = params["core"]
     starts = {"input": e, "embedding": embedded, "zeros": 0 * e, "normal": drawn_SD}
-    state, logits, gates, core = starts[config.state_init.kind], [], [], params["core"]
+    starts["vector"] = 0 * e + core.get("first", 0)
+    state, logits, gates = starts[config.state_init.kind], [], []
+    low_init = getattr(config.core, "low_init", config.state_init)
+    low = {**starts, "vector": 0 * e + core.get("low_first", 0)}[low_init.kind]
     for number in range(num_loops):
+        if isinstance(config.core, schema.TwoSpeedCore):
+            state, low = two_speed(config, core, state, low, e)
+            logits.append(leave(config, params, state, None, tokens_S))
+            continue
         x = inject(config, core, state, e)
         if "conditioning" in core:
             own = core["conditioning"]["vector"]
             x = x + own[min(number, len(own) - 1)]
         step = 1 / num_loops if config.residual_step == "inverse_loops" else 1
-        state = layers(config, core["block"], x, tables.get("block"), tokens_S, number, step)
+        new = layers(config, core["block"], x, tables.get("block"), tokens_S, number, step)
         if config.norm_at_loop_end:
-            state = norm(config, core.get("end_norm"), state)
+            new = norm(config, core.get("end_norm"), new)
+        state = (1 - config.core.damping) * state + config.core.damping * new
         logits.append(leave(config, params, state, tables.get("coda"), tokens_S))
         if config.exit_gate:
             gates.append((state @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
     return xp.stack(logits), xp.stack(gates) if gates else None
+
+
+def two_speed(config: Model, core: Params, high: Array, low: Array, e: Array) -> tuple[Array, Array]:
+    """One loop of (the high state, the low one)."""
+
+    def call(name: str, norm_name: str, old: Array, x: Array) -> Array:
+        new = layers(config, core[name], x, None, None)
+        if config.norm_at_loop_end:
+            new = norm(config, core.get(norm_name), new)
+        return (1 - config.core.damping) * old + config.core.damping * new
+
+    for _ in range(config.core.inner_loops):
+        low = call("block", "end_norm", low, inject(config, core, low + high, e))
+    of_high = ("high_block", "high_end_norm") if config.core.high_layers else ("block", "end_norm")
+    return call(*of_high, high, high + low), low
 
 
 def inject(config: Model, core: Params, state: Array, e: Array) -> Array:

@@ -14,6 +14,7 @@ from looplm.config.schema import (
     RelativePositions,
     RotaryPositions,
     Run,
+    TwoSpeedCore,
     VectorConditioning,
     YarnScaling,
 )
@@ -92,6 +93,8 @@ def _input(run: Run) -> Iterator[str]:
     """Without an injection, the first state is the only way in."""
     model = run.model
     if not isinstance(model.injection, NoInjection) or isinstance(model.state_init, InputState):
+        return
+    if isinstance(model.core, TwoSpeedCore) and isinstance(model.core.low_init, InputState):
         return
     if isinstance(model.core, OwnCore):
         return  # it may have a way in of its own

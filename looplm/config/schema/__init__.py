@@ -50,6 +50,7 @@ from looplm.config.schema.parts import GELU as GELU
 from looplm.config.schema.parts import AddInjection as AddInjection
 from looplm.config.schema.parts import ConcatInjection as ConcatInjection
 from looplm.config.schema.parts import Core as Core
+from looplm.config.schema.parts import DampedCore as DampedCore
 from looplm.config.schema.parts import DepthScaledInit as DepthScaledInit
 from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import EmbeddingState as EmbeddingState
@@ -80,8 +81,10 @@ from looplm.config.schema.parts import SingleCore as SingleCore
 from looplm.config.schema.parts import SquaredReLU as SquaredReLU
 from looplm.config.schema.parts import StateInit as StateInit
 from looplm.config.schema.parts import SwiGLU as SwiGLU
+from looplm.config.schema.parts import TwoSpeedCore as TwoSpeedCore
 from looplm.config.schema.parts import ValueEmbedding as ValueEmbedding
 from looplm.config.schema.parts import VectorConditioning as VectorConditioning
+from looplm.config.schema.parts import VectorState as VectorState
 from looplm.config.schema.parts import YarnScaling as YarnScaling
 from looplm.config.schema.parts import ZeroOutputInit as ZeroOutputInit
 from looplm.config.schema.parts import ZeroState as ZeroState

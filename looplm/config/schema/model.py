@@ -26,6 +26,7 @@ from looplm.config.schema.parts import (
     SingleCore,
     StateInit,
     SwiGLU,
+    TwoSpeedCore,
     ValueEmbedding,
 )
 
@@ -99,7 +100,8 @@ class Model(Section):
     prelude_norm: bool = False
     """A norm on the prelude's output, before it is the loops' input (Parcae)."""
     norm_at_loop_end: bool = False
-    """A norm on the state at the end of every loop; what it gives enters the next loop (Ouro)."""
+    """A norm on the state at the end of every loop; what it gives enters the next loop (Ouro). With two states, at the
+    end of every call of a block (HRM-Text)."""
     norm_before_coda: bool = False
     """The final norm is also applied, with the same weights, before the coda (Huginn)."""
     final_norm: bool = True
@@ -144,6 +146,17 @@ class Model(Section):
     def head_size(self) -> int:
         """H."""
         return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def calls_per_loop(self) -> int:
+        """How often a loop calls a block."""
+        return self.core.inner_loops + 1 if isinstance(self.core, TwoSpeedCore) else 1
+
+    @property
+    def largest_block(self) -> int:
+        """Layers of the block that has most."""
+        high_layers = self.core.high_layers if isinstance(self.core, TwoSpeedCore) else None
+        return max(self.block_layers, high_layers or 0)
 
     def feed_forward_of(self, section: Place) -> FeedForward:
         """Of the prelude, the block or the coda."""
