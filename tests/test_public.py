@@ -24,6 +24,7 @@ SIGNATURES = {
         "num_detached": 0,
         "initial_state": None,
         "segments": None,
+        "ids": None,
     },
     LoadedLM.loss_and_grads: {
         "tokens_BS": REQUIRED,

@@ -10,7 +10,16 @@ import numpy as np
 from looplm.api.result import Result
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
-from looplm.config.schema import Distillation, ExpectedCrossEntropy, GateImprovement, Loop, Model, Objective, Run
+from looplm.config.schema import (
+    Distillation,
+    ExpectedCrossEntropy,
+    GateImprovement,
+    Loop,
+    Model,
+    Objective,
+    OwnCore,
+    Run,
+)
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
 from looplm.infer.continuation import Continuation, Continuations
@@ -21,6 +30,7 @@ from looplm.infer.options import check_step_size, make_sampling, parse_contrast
 from looplm.infer.prompt import Chat, Messages, ids_of_prompts
 from looplm.infer.stop import Listener
 from looplm.model.context import Context
+from looplm.model.core import State
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
@@ -65,8 +75,9 @@ class LoadedLM:
         tokens_BS: jax.Array,
         num_loops: int | None = None,
         num_detached: int = 0,
-        initial_state: jax.Array | None = None,
+        initial_state: State | None = None,
         segments: jax.Array | None = None,
+        ids: jax.Array | None = None,
     ) -> Result:
         """Runs the model and returns what every loop gives, float32.
 
@@ -74,19 +85,22 @@ class LoadedLM:
             tokens_BS: int ids (B, S).
             num_loops: loops in all; the run's when left out.
             num_detached: the first so many carry no gradient and are not returned.
-            initial_state: (B, S, D), overrides the first state.
+            initial_state: (B, S, D), overrides the first state; or what `Result.state` is, to go on from it.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
+            ids: (B,) ids of the sequences, for a model that has a table of them (`model.front.ids`).
 
         Raises UserError for ids or shapes that do not fit.
         """
         reporting = Reporting(routing=True, router_logits=True)
         forward = self._forward(
-            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, reporting=reporting
+            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, ids, reporting=reporting
         )
         model, output = forward.model, forward("all")
         log_exit_RBS, report = output.log_exit_RBS, output.reports.get("block", Report())
         return Result(
             at_least_fp32(output.read),
+            output.state,
+            output.sequence_gate_BQ,
             output.gate_logits_RBS,
             None if log_exit_RBS is None else jnp.exp(log_exit_RBS),
             _of_loops(report.experts),
@@ -103,7 +117,7 @@ class LoadedLM:
         labels_BS: jax.Array,
         num_loops: int | None = None,
         num_detached: int = 0,
-        initial_state: jax.Array | None = None,
+        initial_state: State | None = None,
         objective: Objective | None = None,
     ) -> tuple[jax.Array, Params]:
         """Returns (objective per scored token in nats, gradients in a tree like the parameters), float32.
@@ -277,14 +291,28 @@ class LoadedLM:
                 raise UserError(f"{name} hold {wrong[0]}, which is no id of the vocabulary of {self.model.vocab_size}")
         return ids_BS
 
+    def _sequence_ids(self, ids: jax.typing.ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+        """The ids of sequences as an array; raises UserError unless the model has a row for each."""
+        table = None if self.model.front is None else self.model.front.ids
+        if table is None:
+            raise UserError("ids are given, and this model has no table of them (model.front.ids); leave them out")
+        ids_B = jnp.asarray(ids)
+        _require_shape("ids", ids_B, shape)
+        if not isinstance(ids_B, jax.core.Tracer):
+            known_B = np.asarray(ids_B)
+            if (wrong := known_B[(known_B < 0) | (known_B >= table.num_ids)]).size:
+                raise UserError(f"ids hold {wrong[0]}, and the model has rows for {table.num_ids}")
+        return ids_B
+
     def _forward(
         self,
         params: Params,
         tokens_BS: jax.Array,
         num_loops: int | None,
         num_detached: int,
-        initial_state: jax.Array | None,
+        initial_state: State | None,
         segments: jax.Array | None,
+        ids: jax.Array | None = None,
         *,
         reporting: Reporting = WITH_ROUTING,
         with_capacity: bool = False,
@@ -294,7 +322,13 @@ class LoadedLM:
         if segments is not None:
             _require_shape("segments", segments, tokens_BS.shape)
         if initial_state is not None:
-            _require_shape("initial_state", initial_state, (*tokens_BS.shape, self.model.dim))
+            size, places = tokens_BS.shape[0], tokens_BS.shape[1] + self.model.front_places
+            for leaf in jax.tree.leaves(initial_state):
+                shape = (size, places, self.model.dim)
+                # A core of a user's own knows the shapes of its state.
+                own = isinstance(self.model.core, OwnCore)
+                _require_shape("initial_state", leaf, (*shape[:2], *jnp.shape(leaf)[2:]) if own else shape)
+        ids_B = None if ids is None else self._sequence_ids(ids, tokens_BS.shape[:1])
         if not 0 <= num_detached < num_loops:
             raise UserError(
                 f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"
@@ -307,6 +341,7 @@ class LoadedLM:
             self_mask(self.model, segments_BS),
             key=jax.random.key(0),
             sequence_B=jnp.arange(tokens_BS.shape[0]),
+            ids_B=ids_B,
             reporting=reporting,
             with_capacity=with_capacity,
         )

@@ -6,16 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from looplm.errors import UserError
+from looplm.model.core import State
 from looplm.ops.softcap import softcap
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Result:
-    """What a call of the model gives; R counts the loops after the detached ones. All float32."""
+    """What a call of the model gives; R counts the loops after the detached ones. All float32 but the state."""
 
     hidden_RBSD: jax.Array
     """What the head reads after each of these loops."""
+    state: State
+    """The state after the last loop, in the compute type: (B, S, D), or a tree of such arrays; with the places that the
+    model has in front of the tokens."""
+    sequence_gate_BQ: jax.Array | None
+    """Logits of its sequence gate: halt and, if there is a second, go on. None without such a gate."""
     gate_logits_RBS: jax.Array | None
     """None without a gate."""
     exit_RBS: jax.Array | None

@@ -101,12 +101,12 @@ def _predicted(program: Program, run: Run, per_layer: bool) -> float:
 
     rows = run.data.batch_tokens // S // run.data.accumulation_steps / _shards(mesh)
     scores = 3 * FLOAT32 * model.num_heads / mesh["tensor"] * (S / mesh["context"]) * S
-    window = int(program.depths.window)
+    window, layers_of_loop = int(program.depths.window), model.calls_per_loop * model.largest_block
     saved: dict[str, Callable[[], int]] = {
-        "none": lambda: 16 * window * model.block_layers,
-        "layer": lambda: window * model.block_layers,
+        "none": lambda: 16 * window * layers_of_loop,
+        "layer": lambda: window * layers_of_loop,
     }
-    kept = saved.get(run.loop.remat, lambda: window + model.block_layers)()
+    kept = saved.get(run.loop.remat, lambda: window + layers_of_loop)()
     states = kept * S / mesh["context"] / mesh["tensor"] * model.dim * itemsize
     return state + whole + rows * (scores + states)
 

@@ -1,11 +1,12 @@
 """The size of the cache of a generation, and which keys and values a loop sees (KV policies)."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from looplm.config.schema import Model
+from looplm.config.schema import ConvSwiGLU, Model, Place, SequenceMLP
 from looplm.errors import UserError
 from looplm.model.cache import Cache, Kept, KVCache
 
@@ -49,6 +50,22 @@ def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dt
 
     block = room(config.largest_block, policy.slots, policy.own, config.calls_per_loop)
     return Cache(room(config.prelude_layers), block, room(config.coda_layers))
+
+
+def check_writes(config: Model) -> None:
+    """Raise UserError for a model that cannot write: what a token needs of earlier ones is not in a cache."""
+    unkept = {
+        "model.front": config.front is not None,
+        "model.attention=sequence_mlp": isinstance(config.attention, SequenceMLP),
+        "model.feed_forward=conv_swiglu": any(
+            isinstance(config.feed_forward_of(place), ConvSwiGLU) for place in get_args(Place)
+        ),
+    }
+    for part in (name for name, there in unkept.items() if there):
+        raise UserError(
+            f"generation keeps keys and values of earlier tokens alone, and {part} needs more of them; score whole "
+            "sequences instead"
+        )
 
 
 def cache_bytes(config: Model, *, batch_size: int, length: int, policy: Policy, dtype: jax.typing.DTypeLike) -> int:

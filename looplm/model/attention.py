@@ -8,9 +8,10 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from looplm.config import schema
-from looplm.config.schema import MixtureAttention, Model, RotaryPositions
+from looplm.config.schema import DenseAttention, MixtureAttention, Model, RotaryPositions, SequenceMLP
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
+from looplm.model.feed_forward import SwiGLU
 from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import Init
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
@@ -90,6 +91,19 @@ class Attention(nnx.Module):
                 ("batch", "sequence", "kv_heads", "head_dim"),
             )
         )
+        gated = isinstance(config.attention, DenseAttention) and config.attention.output_gate
+        self.gate = (
+            Linear(
+                rngs,
+                init.matrix,
+                "BSD,DNH->BSNH",
+                (D, N, H),
+                ("embed", "heads", "head_dim"),
+                ("batch", "sequence", "heads", "head_dim"),
+            )
+            if gated
+            else None
+        )
         self.output: nnx.Module = (
             OutputExperts(config, mixture, init, rngs=rngs)
             if mixture
@@ -146,6 +160,8 @@ class Attention(nnx.Module):
             out_BSNH = cached_attention(q_BSNH, k_BKTH, v_BKTH, context.mask, bias_BNST)
         else:
             out_BSNH = attention(q_BSNH, k_BTKH, v_BTKH, context.mask, bias_BNST)
+        if self.gate is not None:
+            out_BSNH = out_BSNH * jax.nn.sigmoid(self.gate(read_BSD))
         routing = None
         if output_choice is not None and self.mixture and context.reporting.routing:
             choices = [choice for choice in (value_choice, output_choice) if choice is not None]
@@ -163,3 +179,22 @@ class Unrouted(Linear):
 
     def __call__(self, x: jax.Array, choice: None = None) -> jax.Array:
         return super().__call__(x)
+
+
+class OverPlaces(SwiGLU):
+    """A SwiGLU over the places of a sequence, which are its channels; called as attention is."""
+
+    def __init__(self, kind: SequenceMLP, init: Init, *, rngs: nnx.Rngs):
+        super().__init__(kind.length, kind.width, init, rngs=rngs)
+
+    def __call__(  # type: ignore[override]
+        self, x_BSD: jax.Array, read_BSD: jax.Array, routed_BSD: jax.Array, context: Context, *_: None
+    ) -> tuple[jax.Array, None, None]:
+        return jnp.swapaxes(super().__call__(jnp.swapaxes(read_BSD, 1, 2)), 1, 2), None, None
+
+
+def build_attention(config: Model, init: Init, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Make what the config names to carry numbers from place to place."""
+    if isinstance(config.attention, SequenceMLP):
+        return OverPlaces(config.attention, init, rngs=rngs)
+    return Attention(config, init, rngs=rngs)

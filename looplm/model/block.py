@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from looplm.config import schema
 from looplm.config.schema import FeedForward, Model, Place
-from looplm.model.attention import AddEmbedding, Attention
+from looplm.model.attention import AddEmbedding, build_attention
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
 from looplm.model.dropping import draw
@@ -37,7 +37,9 @@ class Layer(nnx.Module):
 
     def __init__(self, config: Model, feed_forward: FeedForward, init: Init, *, rngs: nnx.Rngs):
         residual = PLACEMENTS[config.norm_placement]
-        self.attention_residual, self.attention = residual(config, rngs=rngs), Attention(config, init, rngs=rngs)
+        over_places = isinstance(config.attention, schema.SequenceMLP)
+        self.attention_residual = residual(config, rngs=rngs, over_places=over_places)
+        self.attention = build_attention(config, init, rngs=rngs)
         self.feed_forward_residual = residual(config, rngs=rngs)
         self.feed_forward = (
             MoE(config, feed_forward, init, rngs=rngs)
@@ -72,7 +74,7 @@ class Layer(nnx.Module):
             if isinstance(self.feed_forward, MoE):
                 out_BSD, routing = self.feed_forward(gather_sequence(h_BSD), read_BSD, context)
             else:
-                out_BSD = self.feed_forward(gather_sequence(read_BSD))
+                out_BSD = self.feed_forward(gather_sequence(read_BSD), context.positions_BS)
             return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[1]), routing
 
         entered_BSD = jax.lax.stop_gradient(x_BSD) if context.reporting.memory else None

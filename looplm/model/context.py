@@ -31,6 +31,8 @@ class Context:
     sequence_B: jax.Array | None = None
     """Index of every sequence in the global batch, so that what is drawn for it does not depend on how the batch is
     split."""
+    ids_B: jax.Array | None = None
+    """Id of every sequence, int32, for `front.ids`; None where there are none."""
     counted_BS: jax.Array | None = None
     """True for tokens, False for padding, which uses no expert and is counted by no sum or statistic. None: all are
     tokens."""

@@ -103,7 +103,7 @@ class Forward:
             inputs,
             depth,
             per_loop=body.per_loop,
-            keep=self._keeper(wants_all, context),
+            keep=self._keeper(wants_all),
             remat=context.remat,
             unroll=context.unroll,
         )
@@ -124,29 +124,40 @@ class Forward:
             last.state,
             last.halt,
             None if gate_logits_RBS is None else lay_out(gate_logits_RBS, "loops", "batch", "sequence"),
+            model.sequence_gate(read(last.state), context.counted_BS) if model.sequence_gate else None,
             depth,
             readings.active_TB,
             said(prelude=entered.report, block=block_report, coda=readings.report),
-            statistics_R if self.statistics_of_all else statistics_of(read(last.state), last.trail, context.counted_BS),
+            statistics_R if self.statistics_of_all else self._statistics(last),
             Cache(entered.cache, last.cache, readings.cache),
         )
 
-    def _keeper(self, wants_all: bool, context: Context) -> Callable[[Carry], tuple]:
+    def _keeper(self, wants_all: bool) -> Callable[[Carry], tuple]:
         """Return what is kept of the carry after a loop: what the head reads, the gate's logit, the statistics."""
         model, read = self.model, self.model.core.read
 
         def keep(carry: Carry) -> tuple[jax.Array | None, jax.Array | None, LoopStatistics | None]:
             h_BSD = read(carry.state)
-            statistics = statistics_of(h_BSD, carry.trail, context.counted_BS) if self.statistics_of_all else None
-            return h_BSD if wants_all else None, model.gate(h_BSD) if model.gate else None, statistics
+            statistics = self._statistics(carry) if self.statistics_of_all else None
+            gate_BS = model.gate(model.of_tokens(h_BSD)) if model.gate else None
+            return h_BSD if wants_all else None, gate_BS, statistics
 
         return keep
 
     def _prepared_context(self) -> Context:
-        config = self.model.config
+        config, front = self.model.config, self.model.front
+        context = self.context if front is None else front.lengthened(self.context)
         biased = isinstance(config.positions, RelativePositions)
-        asked = Asked(self.tokens_BS.shape[1], self.dtype, config.head_size, biased)
-        return replace(self.context, mask=prepare(self.context.mask, asked))
+        asked = Asked(context.positions_BS.shape[1], self.dtype, config.head_size, biased)
+        return replace(context, mask=prepare(context.mask, asked))
+
+    def _statistics(self, carry: Carry) -> LoopStatistics | None:
+        """Measure what the last loop did to the state; None where the states before it were not remembered."""
+        if not carry.trail:
+            return None
+        seen = (self.model.core.read(carry.state), *carry.trail)
+        states = [gather_sequence(self.model.of_tokens(h_BSD)) for h_BSD in seen]
+        return loop_statistics(*states, counted_BS=self.context.counted_BS)
 
     def _first_state(self, inputs: Inputs, context: Context) -> Any:
         if self.start is None:
@@ -173,10 +184,3 @@ def said(*, prelude: Report, block: Report, coda: Report) -> dict[Place, Report]
     """Leave out the stacks that report nothing."""
     reports: dict[Place, Report] = {"prelude": prelude, "block": block, "coda": coda}
     return {place: report for place, report in reports.items() if not report.empty}
-
-
-def statistics_of(
-    h_BSD: jax.Array, trail: tuple[jax.Array, ...], counted_BS: jax.Array | None
-) -> LoopStatistics | None:
-    """Measure what the last loop did to the state; None where the states before it were not remembered."""
-    return loop_statistics(*map(gather_sequence, (h_BSD, *trail)), counted_BS=counted_BS) if trail else None

@@ -1,4 +1,4 @@
-"""The exit gate and the distribution over loops that it defines (arXiv 2510.25741)."""
+"""Gates: of tokens, with the distribution over loops that it defines (arXiv 2510.25741), and of whole sequences."""
 
 import math
 
@@ -10,7 +10,7 @@ from jax.nn.initializers import constant, zeros
 from looplm.config import schema
 from looplm.model.layers import parameter
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import per_channel, use
+from looplm.sharding.collective import gather_sequence, per_channel, use
 from looplm.sharding.rules import activation_spec
 
 
@@ -32,6 +32,39 @@ class ExitGate(nnx.Module):
             out_sharding=activation_spec("batch", "residual", "one"),
         )
         return per_channel(jnp.add, [use(self.bias, hidden_BSD.dtype)], logits_BS1)[..., 0]
+
+
+class SequenceGate(nnx.Module):
+    """Logits for a whole sequence: w . pooled(h) + b."""
+
+    def __init__(self, dim: int, kind: schema.SequenceGate, *, rngs: nnx.Rngs):
+        self.pool = kind.pool
+        self.kernel = parameter(rngs, zeros, (dim, kind.outputs), ("embed", "one"), wide=True)
+        self.bias = parameter(rngs, constant(kind.initial_bias), (kind.outputs,), ("one",), elementwise=True)
+
+    def __call__(self, h_BSD: jax.Array, counted_BS: jax.Array | None) -> jax.Array:
+        """Return logits (B, Q), float32 at least.
+
+        Args:
+            h_BSD: what `Core.read` gives of a state, with the places in front of the tokens.
+            counted_BS: False for padding; None where there is none.
+        """
+        pooled_BD = self._pooled(gather_sequence(at_least_fp32(h_BSD)), counted_BS)
+        kernel_DQ = use(self.kernel, pooled_BD.dtype)
+        logits_BQ = jnp.einsum("BD,DQ->BQ", pooled_BD, kernel_DQ, out_sharding=activation_spec("batch", "one"))
+        return per_channel(jnp.add, [use(self.bias, pooled_BD.dtype)], logits_BQ)
+
+    def _pooled(self, h_BSD: jax.Array, counted_BS: jax.Array | None) -> jax.Array:
+        if self.pool == "first":
+            return h_BSD[:, 0]
+        if counted_BS is None:
+            return h_BSD[:, -1] if self.pool == "last" else jnp.mean(h_BSD, axis=1)
+        weight_BS = counted_BS.astype(h_BSD.dtype)
+        if self.pool == "last":
+            later_BS = jnp.cumsum(weight_BS[:, ::-1], axis=1)[:, ::-1]
+            weight_BS = weight_BS * (later_BS == 1)
+        total_B1 = jnp.maximum(jnp.sum(weight_BS, axis=1, keepdims=True), 1)
+        return jnp.sum(h_BSD * (weight_BS / total_B1)[..., None], axis=1)
 
 
 def log_exit_distribution(gate_logits_RBS: jax.Array, active_RB: jax.Array | None = None) -> jax.Array:

@@ -15,7 +15,7 @@ from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
 
 Module = TypeVar("Module", bound=nnx.Module)
-Group = Literal["gate", "injection", "layers", "adapter"]
+Group = Literal["gate", "injection", "layers", "adapter", "ids"]
 """Groups of parameters that an optimizer or an objective may treat apart; all others have no group."""
 
 
@@ -157,18 +157,27 @@ class LayerNorm(nnx.Module):
 class UnitNorm(nnx.Module):
     """RMSNorm without a scale. eps: None for the machine epsilon."""
 
-    def __init__(self, eps: float | None = None):
-        self.eps = eps
+    def __init__(self, eps: float | None = None, *, over_places: bool = False):
+        self.eps, self.over_places = eps, over_places
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.over_places:
+            return jnp.swapaxes(rms_norm(jnp.swapaxes(x, -1, -2), eps=self.eps), -1, -2)
         return rms_norm(x, eps=self.eps)
 
 
-def build_norm(config: Model, *, rngs: nnx.Rngs, loops: int | None = None) -> RMSNorm | LayerNorm | UnitNorm:
-    """Make a norm of the residual stream, of the kind that the config names. loops: how many have a scale of their own;
-    None: all share one."""
+def build_norm(
+    config: Model, *, rngs: nnx.Rngs, loops: int | None = None, over_places: bool = False
+) -> RMSNorm | LayerNorm | UnitNorm:
+    """Make a norm of the residual stream, of the kind that the config names.
+
+    Args:
+        loops: how many have a scale of their own; None: all share one.
+        over_places: normalise every channel over the places of the sequence, for which there is no scale.
+    """
     if config.norm == "unit":
-        return UnitNorm(config.norm_eps)
+        return UnitNorm(config.norm_eps, over_places=over_places)
+    assert not over_places, "config.check refuses it"
     if config.norm == "layer":
         return LayerNorm(rngs, config.dim, config.norm_eps, loops=loops)
     return RMSNorm(rngs, config.dim, config.norm_eps, loops=loops)
@@ -197,10 +206,14 @@ class Embedding(nnx.Module):
 
         Ids must be below V: JAX would silently clamp larger ones (the loader checks them).
         """
-        table_VD = use(self.table, dtype)
-        if (spec := activation_spec("batch", "sequence", "embed")) is None:
-            return table_VD[tokens_BS]
-        # A gather cannot index a dim that is split over devices: make the rows whole, keep the `reduced` marking.
-        reduced = jax.typeof(table_VD).sharding.spec.reduced
-        rows_VD = jax.sharding.reshard(table_VD, jax.sharding.PartitionSpec(None, None, reduced=reduced))
-        return split_sequence(rows_VD.at[tokens_BS].get(out_sharding=spec))
+        return split_sequence(rows_of(use(self.table, dtype), tokens_BS, "batch", "sequence", "embed"))
+
+
+def rows_of(table: jax.Array, ids: jax.Array, *axes: str) -> jax.Array:
+    """Look rows of a whole table up: (*ids, D), laid out by these logical axes."""
+    if (spec := activation_spec(*axes)) is None:
+        return table[ids]
+    # A gather cannot index a dim that is split over devices: make the rows whole, keep the `reduced` marking.
+    reduced = jax.typeof(table).sharding.spec.reduced
+    rows = jax.sharding.reshard(table, jax.sharding.PartitionSpec(None, None, reduced=reduced))
+    return rows.at[ids].get(out_sharding=spec)

@@ -27,10 +27,11 @@ from looplm.model.context import Context
 from looplm.model.core import build_core
 from looplm.model.depth import Loop
 from looplm.model.dropping import draw
-from looplm.model.gates import ExitGate
+from looplm.model.front import Front
+from looplm.model.gates import ExitGate, SequenceGate
 from looplm.model.halting import Halting, build_halting
 from looplm.model.init import Init, identity
-from looplm.model.inputs import Inputs
+from looplm.model.inputs import Entered, Inputs
 from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
 from looplm.model.output import Carry
@@ -41,17 +42,6 @@ from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
 from looplm.sharding.collective import Whole, gather_sequence, per_channel
 from looplm.sharding.rules import activation_spec
-
-
-class Entered(NamedTuple):
-    """What `enter` gives beside the inputs of the loops."""
-
-    values: Embedded
-    """Value embeddings of all stacks."""
-    cache: KVCache | None
-    """The prelude's cache."""
-    report: Report
-    """The prelude's report, with T = 1 visits."""
 
 
 class Body(NamedTuple):
@@ -76,6 +66,7 @@ class LoopLM(nnx.Module):
 
         self.config = config
         self.embedding = Embedding(rngs, init.embedding, config.vocab_size, config.dim)
+        self.front = Front(config, init, rngs=rngs) if config.front else None
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
         self.position_table = (
             PositionTable(config.dim, config.positions, init, rngs=rngs)
@@ -86,6 +77,8 @@ class LoopLM(nnx.Module):
         self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
         self.core, self.halting = build_core(config, rngs=rngs), build_halting(config, rngs=rngs)
         self.gate = in_group("gate", ExitGate(config.dim, config.exit_gate, rngs=rngs)) if config.exit_gate else None
+        gated = config.sequence_gate
+        self.sequence_gate = in_group("gate", SequenceGate(config.dim, gated, rngs=rngs)) if gated else None
         D, out = config.dim, ("batch", "residual", "embed")
         first = identity if config.read_out and config.read_out.init == "identity" else init.matrix
         self.read_out = (
@@ -122,7 +115,10 @@ class LoopLM(nnx.Module):
     def embed(self, tokens_BS: jax.Array, context: Context, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, Embedded]:
         """Look up what belongs to tokens alone: (embeddings (B, S, D), value embeddings of all stacks)."""
         values = self.value_embedding(tokens_BS, dtype) if self.value_embedding else Embedded()
-        embedded_BSD = self.embedding(tokens_BS, dtype) * jnp.asarray(self.config.embedding_scale, dtype)
+        embedded_BSD = self.embedding(tokens_BS, dtype)
+        if self.front is not None:
+            embedded_BSD = self.front(embedded_BSD, context.ids_B)
+        embedded_BSD = embedded_BSD * jnp.asarray(self.config.embedding_scale, dtype)
         if self.position_table is not None:
             embedded_BSD += self.position_table(context.positions_BS, dtype)
         return embedded_BSD, values
@@ -160,7 +156,12 @@ class LoopLM(nnx.Module):
             x_BSD = self.final_norm(x_BSD)
         if self.coda:
             x_BSD, cache, report = self.coda(x_BSD, context, cache, entered.values.coda)
-        return gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD), cache, report
+        hidden_BSD = gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD)
+        return self.of_tokens(hidden_BSD), cache, report
+
+    def of_tokens(self, x_BSD: jax.Array) -> jax.Array:
+        """Cut off what stands in front of the tokens."""
+        return x_BSD if self.front is None else x_BSD[:, self.front.places :]
 
     def predictor(self, context: Context, entered: Entered, cache: KVCache | None) -> Callable[[jax.Array], jax.Array]:
         """Return the function by which halting rules ask for predictions: what is read of a state -> logits (B, S, V).

@@ -43,6 +43,8 @@ class Output:
     """The halting rule's accumulators after the last loop."""
     gate_logits_RBS: jax.Array | None
     """Logit of the probability of leaving after a loop, given that the token is in it; float32. None without a gate."""
+    sequence_gate_BQ: jax.Array | None
+    """Logits of the last state's sequence gate, halt and, if there is one, go on; float32. None without such a gate."""
     depth: Depth
     """How many loops ran."""
     read_active_TB: jax.Array | None

@@ -64,10 +64,13 @@ class PositionTable(nnx.Module):
 
     def __init__(self, dim: int, positions: LearnedPositions, init: Init, *, rngs: nnx.Rngs):
         self.table = parameter(rngs, init.embedding, (positions.length, dim), ("positions", "embed"))
+        self.scale = positions.scale
 
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """Look positions up: (B, S, D), laid out like the residual stream. Beyond the table: its last vector."""
         table_TD = use(self.table, dtype)
+        if self.scale != 1:
+            table_TD = table_TD * jnp.asarray(self.scale, dtype)
         # In the layout of the residual stream: every device looks up the positions that it adds, and the gradient of
         # the table is a partial sum on each.
         positions_BS = lay_out(jnp.minimum(positions_BS, table_TD.shape[0] - 1), "batch", "residual")

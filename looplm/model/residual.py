@@ -16,8 +16,8 @@ Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 class Pre(nnx.Module):
     """x + f(norm(x))."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        self.norm = build_norm(config, rngs=rngs, loops=config.norm_loops)
+    def __init__(self, config: Model, *, rngs: nnx.Rngs, over_places: bool = False):
+        self.norm = build_norm(config, rngs=rngs, loops=config.norm_loops, over_places=over_places)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)
@@ -28,9 +28,9 @@ class Pre(nnx.Module):
 class Sandwich(Pre):
     """x + norm(f(norm(x))): the second norm on the branch (arXiv 2510.25741)."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.out_norm = build_norm(config, rngs=rngs, loops=config.norm_loops)
+    def __init__(self, config: Model, *, rngs: nnx.Rngs, over_places: bool = False):
+        super().__init__(config, rngs=rngs, over_places=over_places)
+        self.out_norm = build_norm(config, rngs=rngs, loops=config.norm_loops, over_places=over_places)
 
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         h_BSD = self.norm(x_BSD)

@@ -7,19 +7,26 @@ from pathlib import Path
 GOLDEN = Path(__file__).parents[1] / "golden"
 SUPPORTED = (
     "ouro", "huginn", "parcae", "moeut", "nanbeige", "llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen3moe",
+    "hrm", "trm", "urm", "hrm_text",
 )  # fmt: skip
 
 
 def folders(*systems: str) -> list[Path]:
-    """All variants of these systems (the first part of a folder's name); of every supported one when none is named."""
+    """All variants of these systems (`SYSTEM_VARIANT`); of every supported one when none is named."""
     wanted = systems or SUPPORTED
     elsewhere = [Path(place) for place in os.environ.get("LOOPLM_GOLDEN", "").split(os.pathsep) if place]
     found: dict[str, Path] = {}
     for place in (GOLDEN, *elsewhere):
         for path in sorted(place.iterdir()):
-            if path.name.partition("_")[0] in wanted and (path / "config.json").is_file():
+            if system_of(path) in wanted and (path / "config.json").is_file():
                 found.setdefault(path.name, path)
     return list(found.values())
+
+
+def system_of(folder: Path) -> str | None:
+    """The supported system of a folder; None for another one."""
+    names = [system for system in SUPPORTED if folder.name.startswith(f"{system}_")]
+    return max(names, key=len, default=None)
 
 
 def config_of(folder: Path, name: str = "config.json") -> dict:

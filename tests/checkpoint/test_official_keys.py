@@ -27,6 +27,14 @@ CONDITIONAL = {
     ("qwen3_moe", "sliding_window"): "use_sliding_window is false",
     ("qwen3_moe", "use_sliding_window"): "sliding_window is null",
     ("qwen3_moe", "max_window_layers"): "use_sliding_window is false",
+    **{
+        (kind, key): reason
+        for kind in ("HierarchicalReasoningModel_ACTV1", "TinyRecursiveReasoningModel_ACTV1", "URM")
+        for key, reason in (
+            ("seq_len", "positions turn; those that are learned, and a mixture over places, have a size"),
+            ("expansion", "the inner width of so small a model is 256 either way"),
+        )
+    },
 }
 """Keys that matter in other configs than the fixtures'; those are in changes.npz, or below."""
 NEAR = {"use_sliding_window": True, "sliding_window": 4}

@@ -130,6 +130,31 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 ),
             )
         ),
+        *(
+            ({"model.front": {"zeros": 2}} | more, fault)
+            for more, fault in (
+                ({"model.front": {}}, "model.front has no places; give it ids, learned or zeros, or leave it out"),
+                (
+                    {"mesh.tensor": 2},
+                    "model.front needs whole sequences on a device, and mesh.tensor splits them; use mesh.tensor=1",
+                ),
+                (
+                    {"model.positions": {"kind": "learned", "length": 64}, "data.sequence_length": 64},
+                    "model.positions.length=64 is less than data.sequence_length=64 and the 2 places of model.front; "
+                    "use at least 66",
+                ),
+                (
+                    {"model.value_embedding": {"gate_channels": 1}},
+                    "model.value_embedding.every=2 is of tokens, and places of model.front are none; leave one of them "
+                    "out",
+                ),
+            )
+        ),
+        (
+            {"model.feed_forward": {"kind": "conv_swiglu"}, "mesh.context": 2},
+            "model.feed_forward=conv_swiglu needs whole sequences on a device, and mesh.context splits them; use "
+            "mesh.context=1",
+        ),
         (
             {"model.coda_feed_forward": EXPERTS},
             "model.coda_feed_forward=moe has no layer to apply to: model.coda_layers=0; leave it at null",
@@ -315,6 +340,45 @@ def test_what_does_not_fit_comes_with_its_remedy(tiny_run: Callable[..., Run], c
     with pytest.raises(UserError) as error:
         check(tiny_run(**changes))
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.attention.length": 60},
+            "model.attention.length=60 must be the 64 places of data.sequence_length; use 64",
+        ),
+        (
+            {"model.attention_mask": "causal"},
+            "model.attention=sequence_mlp lets every token see all; set model.attention_mask=full and no "
+            "model.attention_window",
+        ),
+        (
+            {"model.norm": "rms"},
+            "model.norm=rms has a scale for every channel, and norms around model.attention=sequence_mlp are over "
+            "places; use model.norm=unit",
+        ),
+        (
+            {"model.qk_norm": True},
+            "model.qk_norm has no part in model.attention=sequence_mlp, which has no heads; leave it out",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_mixture_over_places(tiny_run: Callable[..., Run], changes: dict, message: str) -> None:
+    """Beside what is wrong with tokens that see all."""
+    fits = {
+        "model.attention": {"kind": "sequence_mlp", "length": 64},
+        "data.sequence_length": 64,
+        "model.norm": "unit",
+        "model.attention_mask": "full",
+    }
+    with pytest.raises(UserError) as error:
+        check(tiny_run(**fits))
+    assert "sequence_mlp" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        check(tiny_run(**fits | changes))
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def forward(
     embedded = params["embedding"]["table"][tokens_S] * config.embedding_scale
     xp = embedded.__array_namespace__()
     if "position_table" in params:
-        embedded = embedded + params["position_table"]["table"][: len(tokens_S)]
+        embedded = embedded + config.positions.scale * params["position_table"]["table"][: len(tokens_S)]
     tables = params.get("value_embedding", {})
     e = layers(config, params.get("prelude"), embedded, tables.get("prelude"), tokens_S)
     if config.prelude_norm:
@@ -177,6 +177,12 @@ def feed_forward(kind: schema.FeedForward, p: Params, x: Array, routed: Array, l
     match kind:
         case schema.SwiGLU():
             return (silu(routed @ p["gate"]["kernel"]) * up) @ down
+        case schema.ConvSwiGLU():
+            inner = silu(routed @ p["gate"]["kernel"]) * up
+            padded = xp.concatenate([xp.zeros((kind.kernel - 1, inner.shape[1]), inner.dtype), inner], axis=0)
+            rows = p["conv"]["kernel"]
+            mixed = sum(rows[k] * padded[k : k + len(inner)] for k in range(kind.kernel))
+            return silu(mixed + p["conv"]["bias"]) @ down
         case schema.GELU():
             return (up / 2 * (1 + xp.tanh((2 / np.pi) ** 0.5 * (up + 0.044715 * up**3)))) @ down
         case schema.SquaredReLU():
@@ -239,7 +245,10 @@ def attention(config: Model, p: Params, x_SD: Array, read_SD: Array, embedded: t
                 [by_distance[s, np.maximum(distance[s], 0)] for s in range(length)]
             )
         weights = softmax(xp.where(seen, scores / H**0.5, -np.inf))
-        out = out + project(config, p, "output", n, weights @ v, read_SD)
+        given = weights @ v
+        if "gate" in p:
+            given = given * sigmoid(read_SD @ p["gate"]["kernel"][:, n])
+        out = out + project(config, p, "output", n, given, read_SD)
     return out
 
 

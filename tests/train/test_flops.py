@@ -258,6 +258,25 @@ def test_a_part_of_a_users_own_is_counted() -> None:
     assert counted(own).at(0) == pytest.approx(counted(shipped).at(0))
 
 
+@pytest.mark.parametrize(
+    ("core", "loops", "calls"),
+    [
+        (schema.TwoSpeedCore(inner_loops=2), (2, 2), (6, 6)),
+        (schema.TwoSpeedCore(inner_loops=3, inner_backprop=1, high_layers=2), (2, 1), (8, 2)),
+        (schema.TwoSpeedCore(inner_loops=3, inner_backprop=(1, 2), high_layers=2), (2, 2), (8, 5)),
+    ],
+    ids=["one block", "cut", "cut by a table"],
+)
+def test_every_call_of_a_block_counts_as_a_loop_of_one_state(core: Any, loops: tuple, calls: tuple) -> None:
+    """(loops, those with gradient), and the same of the calls of a block in them."""
+
+    def cost(core: Any, num_loops: int, backprop_loops: int) -> Flops:
+        fields = dict(core=core, injection=schema.AddInjection(), state_init=schema.VectorState())
+        return counted(run_of(Case(fields), num_loops=num_loops, backprop_loops=backprop_loops)).at(0)
+
+    assert cost(core, *loops) == pytest.approx(cost(schema.SingleCore(), *calls))
+
+
 X, W = jnp.ones((8, 3)), jnp.ones((3, 5))
 PRODUCT = 2 * 8 * 3 * 5
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from looplm.checkpoint.adapters import dense, huginn, moe, moeut, ouro, parcae
+from looplm.checkpoint.adapters import dense, hrm_text, huginn, moe, moeut, ouro, parcae, puzzles
 from looplm.checkpoint.adapters.base import Official
 from looplm.checkpoint.adapters.config import OfficialConfig
 from looplm.config.schema import Loop, Model, Objective
@@ -65,15 +65,27 @@ ADAPTERS: dict[str, Adapter[Any]] = {
     "qwen3_moe": Adapter(
         moe.Qwen3MoeConfig, moe.qwen3_moe, moe.loop, moe.hf_tensors, moe.OBJECTIVE, describe=moe.describe_qwen3_moe
     ),
+    "HierarchicalReasoningModel_ACTV1": Adapter(
+        puzzles.HRMConfig, puzzles.hrm, puzzles.loop, puzzles.tensors, puzzles.OBJECTIVE
+    ),
+    "TinyRecursiveReasoningModel_ACTV1": Adapter(
+        puzzles.TRMConfig, puzzles.trm, puzzles.loop, puzzles.tensors, puzzles.OBJECTIVE
+    ),
+    "URM": Adapter(puzzles.URMConfig, puzzles.urm, puzzles.urm_loop, puzzles.tensors, puzzles.OBJECTIVE),
+    "hrm_text": Adapter(
+        hrm_text.HrmTextConfig, hrm_text.model, hrm_text.loop, hrm_text.tensors, hrm_text.OBJECTIVE
+    ),
 }  # fmt: skip
 """By the kind that the official config.json names."""
-KIND_KEYS = ("model_type", "_class_name", "repo")
-"""Where it does so: Hugging Face's key; Parcae's own; MoEUT's repository, whose code writes no config."""
+KIND_KEYS = ("model_type", "_class_name", "repo", "arch")
+"""Where it does so: Hugging Face's key; Parcae's own; MoEUT's repository, whose code writes no config; the place of the
+class of HRM and its followers, `file@class`."""
 
 
 def kind_of(config: dict[str, Any]) -> str | None:
     """None for a config.json that is no official one."""
-    return next((config[key] for key in KIND_KEYS if key in config), None)
+    kind = next((config[key] for key in KIND_KEYS if key in config), None)
+    return kind.rpartition("@")[2] if isinstance(kind, str) else kind
 
 
 def find(config: dict[str, Any]) -> Adapter[Any]:

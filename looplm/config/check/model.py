@@ -112,9 +112,12 @@ def _input(run: Run) -> Iterator[str]:
 
 def _positions(run: Run) -> Iterator[str]:
     positions, length = run.model.positions, run.data.sequence_length
-    if isinstance(positions, LearnedPositions) and positions.length < length:
+    places = length + run.model.front_places
+    if isinstance(positions, LearnedPositions) and positions.length < places:
+        front = f" and the {run.model.front_places} places of model.front" if run.model.front_places else ""
         yield (
-            f"model.positions.length={positions.length} is less than data.sequence_length={length}; use at least that"
+            f"model.positions.length={positions.length} is less than data.sequence_length={length}{front}; use at "
+            f"least {places if front else 'that'}"
         )
     if isinstance(positions, RelativePositions) and run.model.attention_mask != "causal":
         yield (

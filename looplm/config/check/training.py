@@ -95,7 +95,7 @@ def _rates(run: Run) -> Iterator[str]:
     optim, injection = run.optim, run.model.injection
     default = Optim(learning_rate=1.0)
     gate_only = isinstance(run.objective, GateImprovement)
-    if run.model.exit_gate is None and optim.gate_rate != default.gate_rate:
+    if run.model.exit_gate is run.model.sequence_gate is None and optim.gate_rate != default.gate_rate:
         yield (
             f"optim.gate_rate={optim.gate_rate} has no exit gate to apply to; "
             f"set model.exit_gate={{}}, or leave it at {default.gate_rate}"

@@ -28,6 +28,7 @@ from looplm.config.schema.moe import FeedForward as FeedForward
 from looplm.config.schema.moe import GroupedBackend as GroupedBackend
 from looplm.config.schema.moe import MixtureAttention as MixtureAttention
 from looplm.config.schema.moe import MoE as MoE
+from looplm.config.schema.moe import SequenceMLP as SequenceMLP
 from looplm.config.schema.objective import Distillation as Distillation
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy
@@ -49,6 +50,7 @@ from looplm.config.schema.own import OwnObjective as OwnObjective
 from looplm.config.schema.parts import GELU as GELU
 from looplm.config.schema.parts import AddInjection as AddInjection
 from looplm.config.schema.parts import ConcatInjection as ConcatInjection
+from looplm.config.schema.parts import ConvSwiGLU as ConvSwiGLU
 from looplm.config.schema.parts import Core as Core
 from looplm.config.schema.parts import DampedCore as DampedCore
 from looplm.config.schema.parts import DepthScaledInit as DepthScaledInit
@@ -56,8 +58,10 @@ from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import EmbeddingState as EmbeddingState
 from looplm.config.schema.parts import ExitGate as ExitGate
 from looplm.config.schema.parts import FanInInit as FanInInit
+from looplm.config.schema.parts import Front as Front
 from looplm.config.schema.parts import GateInjection as GateInjection
 from looplm.config.schema.parts import Halting as Halting
+from looplm.config.schema.parts import Ids as Ids
 from looplm.config.schema.parts import Init as Init
 from looplm.config.schema.parts import Injection as Injection
 from looplm.config.schema.parts import InputState as InputState
@@ -77,6 +81,7 @@ from looplm.config.schema.parts import RelativePositions as RelativePositions
 from looplm.config.schema.parts import Rope as Rope
 from looplm.config.schema.parts import RotaryPositions as RotaryPositions
 from looplm.config.schema.parts import Scaling as Scaling
+from looplm.config.schema.parts import SequenceGate as SequenceGate
 from looplm.config.schema.parts import SingleCore as SingleCore
 from looplm.config.schema.parts import SquaredReLU as SquaredReLU
 from looplm.config.schema.parts import StateInit as StateInit

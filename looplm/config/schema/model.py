@@ -11,6 +11,7 @@ from looplm.config.schema.parts import (
     Conditioning,
     Core,
     ExitGate,
+    Front,
     Halting,
     Init,
     Injection,
@@ -23,6 +24,7 @@ from looplm.config.schema.parts import (
     ReadOut,
     Rope,
     RotaryPositions,
+    SequenceGate,
     SingleCore,
     StateInit,
     SwiGLU,
@@ -49,6 +51,8 @@ class Model(Section):
     """Size of a head (H); None means dim / num_heads."""
     hidden_dim: PositiveInt
     """Inner width of the feed-forward (F)."""
+    front: Front | None = None
+    """Places in front of the tokens."""
     prelude_layers: NonNegativeInt = 0
     """Layers before the loops."""
     block_layers: PositiveInt
@@ -120,6 +124,8 @@ class Model(Section):
     """What the first loop starts from."""
     exit_gate: ExitGate | None = None
     """What says, for every token and loop, how probable it is to leave; None means no gate."""
+    sequence_gate: SequenceGate | None = None
+    """What says, for every sequence, whether it may halt; None means no such gate."""
     read_out: ReadOut | None = None
     """A map between the loops and the coda; None means the state itself."""
     tie_embeddings: bool = False
@@ -127,7 +133,7 @@ class Model(Section):
     head_bias: bool = False
     """A learned bias per token of the vocabulary on the logits."""
     embedding_scale: PositiveFloat = 1.0
-    """Embeddings are multiplied with this."""
+    """Embeddings, and what is in front of them, are multiplied with this."""
     logit_softcap: PositiveFloat | None = None
     """c * tanh(logits / c); None means no cap."""
     init: Init = NormalInit()
@@ -146,6 +152,11 @@ class Model(Section):
     def head_size(self) -> int:
         """H."""
         return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def front_places(self) -> int:
+        """Places in front of the tokens (P)."""
+        return 0 if self.front is None else self.front.places(self.dim)
 
     @property
     def calls_per_loop(self) -> int:

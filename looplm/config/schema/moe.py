@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import NonNegativeFloat, Section
-from looplm.config.schema.parts import GELU, SquaredReLU, SwiGLU
+from looplm.config.schema.parts import GELU, ConvSwiGLU, SquaredReLU, SwiGLU
 
 GroupedBackend = Literal["auto", "reference", "ragged", "blocks", "tokamax"]
 """What multiplies the rows of every expert with its matrix."""
@@ -67,13 +67,16 @@ class MoE(Section):
     """How the load of the experts is kept even."""
 
 
-FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | MoE, Field(discriminator="kind")]
+FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | ConvSwiGLU | MoE, Field(discriminator="kind")]
 
 
 class DenseAttention(Section):
     """One value and one output projection a head."""
 
     kind: Literal["dense"] = "dense"
+    output_gate: bool = False
+    """Every channel of a head's output is multiplied with the sigmoid of a linear map of what queries read (arXiv
+    2505.06708)."""
 
 
 class MixtureAttention(Section):
@@ -96,4 +99,20 @@ class MixtureAttention(Section):
         return self.num_experts > 1
 
 
-Attention = Annotated[DenseAttention | MixtureAttention, Field(discriminator="kind")]
+class SequenceMLP(Section):
+    """A SwiGLU over the places of a sequence in place of attention, the same for all channels; the norms of its branch
+    are over places too. All sequences have one length, and every token sees all (arXiv 2510.04871)."""
+
+    kind: Literal["sequence_mlp"] = "sequence_mlp"
+    length: PositiveInt
+    """Places of a sequence, those in front of the tokens included."""
+    hidden_dim: PositiveInt | None = None
+    """Inner width; None means 8/3 of the length, up to a multiple of 256."""
+
+    @property
+    def width(self) -> int:
+        """The inner width."""
+        return self.hidden_dim or -(-round(4 * self.length * 2 / 3) // 256) * 256
+
+
+Attention = Annotated[DenseAttention | MixtureAttention | SequenceMLP, Field(discriminator="kind")]

@@ -148,6 +148,15 @@ class GELU(Section):
     kind: Literal["gelu"] = "gelu"
 
 
+class ConvSwiGLU(Section):
+    """silu(conv(silu(x W_gate) * (x W_up))) W_down: a causal convolution over positions of every inner channel by
+    itself, with a bias (arXiv 2512.14693)."""
+
+    kind: Literal["conv_swiglu"] = "conv_swiglu"
+    kernel: PositiveInt = 2
+    """A token sees so many of the last tokens of its document, itself included."""
+
+
 class SquaredReLU(Section):
     """scale * relu(x W_up)^2 W_down."""
 
@@ -249,7 +258,9 @@ class LearnedPositions(Section):
 
     kind: Literal["learned"] = "learned"
     length: PositiveInt
-    """Positions that have one; a document is no longer than this."""
+    """Positions that have one, places in front of the tokens included; a document is no longer than this."""
+    scale: PositiveFloat = 1.0
+    """The vectors are multiplied with this."""
 
 
 class NoPositions(Section):
@@ -330,6 +341,44 @@ class ValueEmbedding(Section):
     """The last layer of prelude, block and coda has one, and every so many-th before it."""
     gate_channels: PositiveInt = 32
     """The gate reads so many of the first channels of what the attention reads."""
+
+
+class Ids(Section):
+    """A table with a row for every number that a sequence may have, such as that of its puzzle; 0 at first (arXiv
+    2506.21734)."""
+
+    num_ids: PositiveInt
+    """Rows; ids count from 0."""
+    dim: PositiveInt
+    """Numbers in a row; they fill as many places of the model's width as they need, the rest is 0."""
+
+
+class Front(Section):
+    """Places in front of the tokens, which layers see as they see tokens and the head does not: first those of the
+    sequence's id, then learned ones, then zeros."""
+
+    ids: Ids | None = None
+    """The table of ids; None means there is none."""
+    learned: NonNegativeInt = 0
+    """Places with a learned vector each (arXiv 2604.21999)."""
+    zeros: NonNegativeInt = 0
+    """Places that begin with nothing (arXiv 2510.04871)."""
+
+    def places(self, dim: int) -> int:
+        """How many there are in a model of a width."""
+        return (0 if self.ids is None else -(-self.ids.dim // dim)) + self.learned + self.zeros
+
+
+class SequenceGate(Section):
+    """Linear units per sequence on the state after the last loop, in float32: whether the sequence may halt, and
+    whether it should go on (arXiv 2506.21734)."""
+
+    outputs: Literal[1, 2] = 1
+    """Halt alone, or halt and go on."""
+    pool: Literal["first", "last", "mean"] = "first"
+    """Whether they read the first place (in front of the tokens, if there are such), the last token, or the mean."""
+    initial_bias: float = -5.0
+    """Of logits that are 0 without it at first."""
 
 
 class ReadOut(Section):
