@@ -156,7 +156,7 @@ def assert_all_gradients(folder, step, lm, grads, relative):
         np.testing.assert_allclose(np.asarray(named[name]) / scale, theirs / scale, atol=relative, err_msg=name)
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_loss_and_all_gradients(folder, step):
     with jax.enable_x64(True):  # the official loss is float64
         lm, loss = training_loss(folder, step, "float32")

@@ -69,7 +69,7 @@ def assert_equal(ours, theirs, *, atol=2e-5):
 @pytest.mark.parametrize(
     "fields",
     [
-        dict(core=TwoSpeedCore(inner_loops=2, low_init=LEARNED)),
+        pytest.param(dict(core=TwoSpeedCore(inner_loops=2, low_init=LEARNED)), marks=pytest.mark.slow),
         dict(
             core=TwoSpeedCore(inner_loops=2, high_layers=2, damping=0.7, low_init=LEARNED), norm="rms",
             norm_placement="pre", norm_at_loop_end=True, state_init=InputState(), injection=NoInjection(),
@@ -140,6 +140,18 @@ def test_without_inner_loops_a_low_state_that_is_the_input_is_an_injection(built
         loss_and_grads(lambda params, lm=lm: logits(lm, params, tokens_BS, Depth(3)), params) for lm in (two, one)
     )
     assert_equal(ours, theirs)
+
+
+def test_without_damping_noise_and_drawn_states_it_is_the_plain_core(built, tokens_BS):
+    """The states that a drawn model is given in place of its own are the other's vectors."""
+    plain_core = TwoSpeedCore(inner_loops=2)
+    drawn = plain_core.model_copy(update={"low_init": NormalState(std=1.0)})
+    (one, params), (other, _) = built(core=plain_core), built(core=drawn, state_init=NormalState(std=1.0))
+    first = one.bind(params).core.init_state(*first_inputs(one, tokens_BS))
+    block = {**params, "core": {"block": params["core"]["block"]}}
+    given = forward(other, block, tokens_BS, Depth(2), start=first).read
+    np.testing.assert_allclose(given, forward(one, params, tokens_BS, Depth(2)).read, atol=1e-5)
+    assert np.any(np.abs(forward(other, block, tokens_BS, Depth(2)).read - given) > 0.1)
 
 
 def test_one_program_serves_all_depths_and_detached_loops_give_no_gradient(built, tokens_BS):
