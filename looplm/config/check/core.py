@@ -44,7 +44,7 @@ def _parts(run: Run) -> Iterator[str]:
         )
     if model.value_embedding is not None:
         yield (
-            f"model.value_embedding.every={model.value_embedding.every} counts layers of one block, and "
+            "model.value_embedding counts layers of one block, and "
             "model.core=two_speed may have two; leave model.value_embedding out"
         )
     if model.residual_step != "one":

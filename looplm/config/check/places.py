@@ -31,10 +31,7 @@ def _front(run: Run) -> Iterator[str]:
     if model.attention_mask == "prefix":
         yield "model.attention_mask=prefix has a prefix of its own; use full or causal with model.front"
     if model.value_embedding is not None:
-        yield (
-            f"model.value_embedding.every={model.value_embedding.every} is of tokens, and places of model.front are "
-            "none; leave one of them out"
-        )
+        yield ("model.value_embedding is of tokens, and places of model.front are none; leave one of them out")
     if not isinstance(model.halting, NeverHalting):
         yield (
             f"model.halting={model.halting.kind} is of tokens, and places of model.front are none; use never, or leave "
