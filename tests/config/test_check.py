@@ -120,7 +120,7 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 (
                     {},
                     {"model.value_embedding": {"gate_channels": 1}},
-                    "model.value_embedding.every=2 counts layers of one block, and model.core=two_speed may have two; "
+                    "model.value_embedding counts layers of one block, and model.core=two_speed may have two; "
                     "leave model.value_embedding out",
                 ),
                 (
@@ -145,8 +145,7 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 ),
                 (
                     {"model.value_embedding": {"gate_channels": 1}},
-                    "model.value_embedding.every=2 is of tokens, and places of model.front are none; leave one of them "
-                    "out",
+                    "model.value_embedding is of tokens, and places of model.front are none; leave one of them out",
                 ),
             )
         ),
