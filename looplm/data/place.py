@@ -27,8 +27,8 @@ class Place(Protocol):
     def read(self, name: str) -> bytes | None:
         """Return a whole file; None if there is none."""
 
-    def read_end(self, name: str, size: int) -> bytes:
-        """Return the last bytes of a file."""
+    def read_end(self, name: str, size: int) -> bytes | None:
+        """Return the last bytes of a file, all if it has no more; None if there is none."""
 
     def read_into(self, spans: Sequence[tuple[str, int, np.ndarray]]) -> None:
         """Fill arrays from files, each from a byte on. Raises UserError for a file that is missing or too short."""
@@ -36,8 +36,8 @@ class Place(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a file at once, and durably."""
 
-    def names(self, folder: str = "") -> set[str]:
-        """Return the files below a folder, relative to it; none if it is not there."""
+    def names(self) -> set[str]:
+        """Return all files, also of folders in it; none if it is not there."""
 
     def close(self) -> None:
         """Let go of open files; they are opened again when they are read."""
@@ -72,10 +72,13 @@ class DiskFolder:
         except OSError as error:
             raise UserError(f"cannot read {self.location}/{name}: {error.strerror}; mend its permissions") from None
 
-    def read_end(self, name: str, size: int) -> bytes:
-        with (self.path / name).open("rb") as file:
-            file.seek(-size, os.SEEK_END)
-            return file.read()
+    def read_end(self, name: str, size: int) -> bytes | None:
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
+                return file.read()
+        except FileNotFoundError:
+            return None
 
     def read_into(self, spans: Sequence[tuple[str, int, np.ndarray]]) -> None:
         for name, start, array in spans:
@@ -97,13 +100,9 @@ class DiskFolder:
         partial.replace(path)
         sync_folder(path.parent)
 
-    def names(self, folder: str = "") -> set[str]:
-        root = self.path / folder
-        return {
-            Path(parent, name).relative_to(root).as_posix()
-            for parent, _, names in os.walk(root, followlinks=True)
-            for name in names
-        }
+    def names(self) -> set[str]:
+        walked = os.walk(self.path, followlinks=True)  # parts may be gathered by links
+        return {Path(parent, name).relative_to(self.path).as_posix() for parent, _, names in walked for name in names}
 
     def close(self) -> None:
         while self._open:

@@ -120,9 +120,10 @@ class RemoteFolder:
             results = [future.result() for future in futures]
         return [bytes(result.value) if result.state == "value" else None for result in results]
 
-    def read_end(self, name: str, size: int) -> bytes:
-        """Return the last bytes of a file. Raises UserError when it is not there."""
-        return self._there(name, self.read_ranges([(name, -size, None)])[0])
+    def read_end(self, name: str, size: int) -> bytes | None:
+        """Return the last bytes of a file, all if it has no more; None if there is none."""
+        data = self.read(name)  # not every server knows ranges from the end
+        return None if data is None else data[-size:]
 
     def read_into(self, spans: Sequence[tuple[str, int, np.ndarray]]) -> None:
         """Fill arrays from files, each from a byte on. Raises UserError for a file that is missing or too short."""
@@ -143,10 +144,10 @@ class RemoteFolder:
         with self._refused("write"):
             self._store().write(name, None).result()
 
-    def names(self, folder: str = "") -> set[str]:
-        """Return the files below a folder, relative to it; none if it is not there."""
+    def names(self) -> set[str]:
+        """Return all files, also of folders in it; none if it is not there."""
         with self._refused("list"):
-            return {key.decode() for key in (self._store() / f"{folder}/" if folder else self._store()).list().result()}
+            return {key.decode() for key in self._store().list().result()}
 
     def close(self) -> None:
         """Let go of the connection; it is made again when it is needed."""

@@ -1,6 +1,7 @@
-"""A bucket of a local server that speaks S3."""
+"""A bucket of a local server that speaks S3, and one of a server that speaks as Google's."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,18 @@ def bucket() -> Iterator[Server]:
         made.client.create_bucket(Bucket=BUCKET)
         yield made
         moto.stop()
+
+
+@contextmanager
+def google_bucket() -> Iterator[None]:
+    """Start the server; inside, the environment names it."""
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="pip install gcp-storage-emulator")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
+        server.start()
+        yield
+        server.stop()

@@ -136,8 +136,8 @@ class _Waiting:
 
     group: Group
     block: Block | None = None
-    future: "Future[UnitInfo] | None" = None
-    info: UnitInfo | None = None
+    made: "Future[tuple[UnitInfo, bool]] | None" = None
+    """The unit, and whether it is new."""
     sources: list[Source] = field(default_factory=list)
     account: Account = field(default_factory=Account)
 
@@ -173,8 +173,9 @@ def _encode(
 
     def finish(item: _Waiting) -> None:
         if item.block is not None:
-            units.append(item.info or item.future.result())  # type: ignore[union-attr]
-            tell(item.block.num_bytes, item.block.num_files, units[-1].num_tokens, is_new=item.info is None)
+            info, is_new = item.made.result()  # type: ignore[union-attr]
+            units.append(info)
+            tell(item.block.num_bytes, item.block.num_files, info.num_tokens, is_new=is_new)
             return
         done = finished[item.group.folder] = Done(item.group.folder, tuple(units), tuple(item.sources), item.account)
         item.group.write_done(place, done)
@@ -185,20 +186,17 @@ def _encode(
             finished[group.folder] = done
             tell(group.size, len(group.files), sum(unit.num_tokens for unit in done.units), is_new=False)
             continue
-        account, there = Account(), place.names(group.folder)
+        account = Account()
         sources: list[Source] = []
         names = [file.name for file in group.files]
         for block in read_blocks(group.files, encoder.reader.reading, account, sources):
             unit = group.unit(block.number)
-            item = _Waiting(group, block)
-            if unit.rpartition("/")[2] in there:
-                item.info = read_info(place, unit)
-            elif pool is None:
-                item.future = Future()
-                item.future.set_result(encoder.write(block, names, place, unit))
+            if pool is None:
+                made: Future[tuple[UnitInfo, bool]] = Future()
+                made.set_result(_made(encoder, block, names, place, unit))
             else:
-                item.future = pool.submit(_write, block, names, place, unit)
-            waiting.append(item)
+                made = pool.submit(_made_in_pool, block, names, place, unit)
+            waiting.append(_Waiting(group, block, made))
             while len(waiting) > (0 if pool is None else most_waiting):
                 finish(waiting.popleft())
         waiting.append(_Waiting(group, sources=sources, account=account))
@@ -251,9 +249,15 @@ def _start(rest: Encoder, folder: Path) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _write(block: Block, names: Sequence[str], place: Place, unit: str) -> UnitInfo:
+def _made_in_pool(block: Block, names: Sequence[str], place: Place, unit: str) -> tuple[UnitInfo, bool]:
     assert _encoder is not None
-    return _encoder.write(block, names, place, unit)
+    return _made(_encoder, block, names, place, unit)
+
+
+def _made(encoder: Encoder, block: Block, names: Sequence[str], place: Place, unit: str) -> tuple[UnitInfo, bool]:
+    """Return the unit that an earlier start has made, or make it; and whether it is new."""
+    info = read_info(place, unit)
+    return (info, False) if info is not None else (encoder.write(block, names, place, unit), True)
 
 
 def reader_of(reading: Reading, tokenizer: Tokenizer | None) -> DocumentReader:

@@ -25,6 +25,8 @@ ROW = np.dtype(
 )
 """A document: the start of its SHA-256, its place in the tokens of the unit, bytes of its text, file and record."""
 _SIZE_BYTES = 8
+_MOSTLY_ENOUGH = 4096
+"""For what is known of a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,15 @@ def write_unit(
     return info
 
 
-def read_info(place: Place, name: str) -> UnitInfo:
-    """Read what is known of a unit."""
-    size = int.from_bytes(place.read_end(name, _SIZE_BYTES), "little")
-    return UnitInfo.of(json.loads(place.read_end(name, size + _SIZE_BYTES)[:size]))
+def read_info(place: Place, name: str) -> UnitInfo | None:
+    """Read what is known of a unit; None if it is not there."""
+    end = place.read_end(name, _MOSTLY_ENOUGH)
+    if end is None:
+        return None
+    size = int.from_bytes(end[-_SIZE_BYTES:], "little") + _SIZE_BYTES
+    if len(end) < size:
+        end = place.read_end(name, size) or b""
+    return UnitInfo.of(json.loads(end[-size:-_SIZE_BYTES]))
 
 
 def mask_start(info: UnitInfo, dtype: np.dtype) -> int:

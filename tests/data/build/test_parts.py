@@ -24,7 +24,7 @@ from looplm.data.source import SourceFile
 from looplm.data.tokenizer import Tokenizer, train_tokenizer
 from looplm.data.writer import build_dataset
 from looplm.errors import UserError
-from tests.data.bucket import BUCKET, bucket
+from tests.data.bucket import BUCKET, bucket, google_bucket
 
 ALL = {"shuffle_seed": 5, "dedup": True, "validation_fraction": 0.3}
 
@@ -147,29 +147,30 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, num_units: int) -> None:
     monkeypatch.setattr(Encoder, "write", dying)
 
 
-@pytest.mark.parametrize("place", ["disk", "s3"])
-@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize(
+    ("place", "shuffled"), [("disk", True), ("s3", True), ("s3", False), ("gs", True), ("gs", False)]
+)
 def test_killed_parts_go_on(
-    server: str, lines: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str,
-    shuffled: bool,
+    request: pytest.FixtureRequest, lines: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    place: str, shuffled: bool,
 ) -> None:  # fmt: skip
     options = ALL | {"shuffle_seed": 5 if shuffled else None}
-    where = str(tmp_path / "parts") if place == "disk" else f"{server}/{shuffled}"
-    request = make_request([lines], tokenizer.path, **options)
+    where = f"{tmp_path}/parts" if place == "disk" else f"{request.getfixturevalue(place)}-{shuffled}"
+    asked = make_request([lines], tokenizer.path, **options)
     for _ in range(2):
         with monkeypatch.context() as patch:
             kill_after(patch, 3)
             with pytest.raises(Killed):
-                build_part(request, Part(2, 2), where, 1)
+                build_part(asked, Part(2, 2), where, 1)
         with pytest.raises(UserError, match=r"part 2/2 in .* is not finished; .*it goes on"):
             join_parts(where, tmp_path / "joined")
     seen: list[Progress] = []
-    build_part(request, Part(2, 2), where, 1, seen.append)
+    build_part(asked, Part(2, 2), where, 1, seen.append)
     assert 0 < seen[-1].new_bytes < seen[-1].num_bytes == seen[-1].total_bytes
     with pytest.raises(UserError, match=r"part 1/2 is missing in .*; build it with .* --part 1/2"):
         join_parts(where, tmp_path / "joined")
-    assert not build_part(request, Part(1, 2), where, 1).was_there
-    assert build_part(request, Part(1, 2), where, 1).was_there
+    assert not build_part(asked, Part(1, 2), where, 1).was_there
+    assert build_part(asked, Part(1, 2), where, 1).was_there
     join_parts(where, tmp_path / "joined")
     build_dataset([lines], tokenizer.path, tmp_path / "one", num_workers=1, **options)
     assert contents(tmp_path / "joined") == contents(tmp_path / "one")
@@ -177,17 +178,23 @@ def test_killed_parts_go_on(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def s3() -> Iterator[str]:
     with bucket():
         yield f"s3://{BUCKET}/parts"
 
 
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    with google_bucket():
+        yield f"gs://{BUCKET}/parts"
+
+
 def test_the_whole_may_be_written_to_an_address(
-    server: str, lines: Path, tokenizer: Tokenizer, parts: Path, whole: Path, tmp_path: Path,
+    s3: str, lines: Path, tokenizer: Tokenizer, parts: Path, whole: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    out, written = f"{server}/whole", RemoteFolder(f"{server}/whole")
+    out, written = f"{s3}/whole", RemoteFolder(f"{s3}/whole")
 
     def stop(self: RemoteFolder, name: str, data: bytes) -> None:
         if name == "validation/manifest.json":
