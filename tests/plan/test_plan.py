@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -184,3 +185,16 @@ def test_rules_give_what_their_authors_chose() -> None:
 
 def test_tokens_are_read_as_people_write_them() -> None:
     assert [parse_tokens(words) for words in ("3e12", "40B", "1.5T", "200M")] == [3e12, 40e9, 1.5e12, 200e6]
+
+
+@pytest.mark.slow
+def test_the_first_recipe_can_be_compiled(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("looplm.plan.command.described_devices", lambda words: jax.devices()[:4])
+    found = make_plan("small", small, "v5e:2x2", Wish(compile=True))
+    assert found.compiled is not None
+    assert found.compiled.mesh == {axis: size for axis, size in found.best.recipe.mesh.items() if size > 1}
+    assert found.compiled.remat == found.best.recipe.form.remat
+    assert json.loads(json.dumps(found.as_json()))["compiled"]["num_params"] == found.num_params
+    console = Console(file=io.StringIO())
+    print_plan(found, console)
+    assert "compiled: " in console.file.getvalue()  # type: ignore[attr-defined]
