@@ -35,6 +35,22 @@ class Operation:
     inside: "list[Level]"
     """Of a loop: its body. Of a condition: the branches. Of a `shard_map`: what one device does."""
     scopes: str
+    consts: int = 0
+    """Of a loop: the first so many inputs are the same in every turn."""
+    carry: int = 0
+    """Of a loop: so many follow, and every turn gives new ones; they are its first results."""
+
+    @property
+    def body(self) -> "Level":
+        """What a loop does in a turn."""
+        return self.inside[-1]
+
+    @property
+    def carried_inside(self) -> "list[Value]":
+        """What a turn gets from the one before."""
+        xs = len(self.inputs) - self.consts - self.carry
+        last = len(self.body.inputs) - xs
+        return self.body.inputs[last - self.carry : last]
 
 
 @dataclass(eq=False, slots=True)
@@ -81,12 +97,12 @@ def _write_out(
             )
             into_body |= {variable: Value(variable.aval) for variable in body.constvars}
             results = _write_out(body, into_body, into, once, scopes)
-            known.update(zip(equation.outvars, _of_loop(equation, results, into), strict=True))
+            known.update(zip(equation.outvars, _of_loop(equation, body, results, into), strict=True))
             continue
         outputs = [Value(variable.aval) for variable in equation.outvars]
         kept = name in ("scan", "while", "cond", "shard_map")
         levels = [flatten(body, once) for body in inner] if kept else []
-        into.append(Operation(name, equation.params, inputs, outputs, levels, scopes))
+        into.append(Operation(name, equation.params, inputs, outputs, levels, scopes, *_loop_parts(equation, inner)))
         known.update(zip(equation.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
 
@@ -97,15 +113,36 @@ def _of_body(
     """What a body gets: of a loop that turns once, its slices are views."""
     if equation.primitive.name != "scan":
         return inputs
-    first = equation.params["num_consts"] + equation.params["num_carry"]
+    first = sum(_loop_parts(equation, [body]))
     return [*inputs[:first], *_views(inputs[first:], body.invars[first:], into)]
 
 
-def _of_loop(equation: JaxprEqn, results: Sequence[Value | None], into: list[Operation]) -> Iterable[Value | None]:
+def _of_loop(
+    equation: JaxprEqn, body: Jaxpr, results: Sequence[Value | None], into: list[Operation]
+) -> Iterable[Value | None]:
     if equation.primitive.name != "scan":
         return results
-    first = equation.params["num_carry"]
+    _, first = _loop_parts(equation, [body])
     return [*results[:first], *_views(results[first:], equation.outvars[first:], into)]
+
+
+def _loop_parts(equation: JaxprEqn, inner: Sequence[Jaxpr]) -> tuple[int, int]:
+    """(inputs of a loop that are the same in every turn, those that it carries). By shapes: what a scan cuts into
+    slices, or stacks, has one dim more than its body sees, and JAX 0.10 and 0.12 say it in ways of their own."""
+    if equation.primitive.name == "while":
+        consts = equation.params["cond_nconsts"] + equation.params["body_nconsts"]
+        return consts, len(equation.invars) - consts
+    if equation.primitive.name != "scan":
+        return 0, 0
+    (body,) = inner
+    num_xs = _num_longer(equation.invars, body.invars)
+    num_ys = _num_longer(equation.outvars, body.outvars)
+    carry = len(equation.outvars) - num_ys
+    return len(equation.invars) - num_xs - carry, carry
+
+
+def _num_longer(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(len(x.aval.shape) > len(y.aval.shape) for x, y in zip(outside, inside, strict=True))
 
 
 def _views(values: Sequence[Value | None], like: Sequence[Any], into: list[Operation]) -> list[Value | None]:

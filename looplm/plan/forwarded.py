@@ -20,8 +20,7 @@ def forwarded(operation: Operation) -> dict[Value, Value]:
         case "cond":
             inputs, levels, first = operation.inputs[1:], operation.inside, 0
         case "scan":
-            count = operation.parameters["num_consts"]
-            inputs, levels, first = operation.inputs[:count], operation.inside[:1], operation.parameters["num_carry"]
+            inputs, levels, first = operation.inputs[: operation.consts], operation.inside, operation.carry
         case _:
             return {}
     found = {}

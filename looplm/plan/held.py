@@ -92,16 +92,10 @@ def held(level: Level, owned: Iterable[Value], sizes: Sizes, turns: Turns, alone
 
 def _inside(operation: Operation, sizes: Sizes, turns: Turns, alone: float | None) -> Held:
     alone = sizes.alone(operation) if operation.name == "shard_map" else alone
-    match operation.name:
-        case "scan":
-            body, first = operation.inside[0], operation.parameters["num_consts"]
-            own = body.inputs[first : first + operation.parameters["num_carry"]]
-        case "while":
-            body, own = operation.inside[-1], operation.inside[-1].inputs[operation.parameters["body_nconsts"] :]
-        case _:
-            found = [held(level, (), sizes, turns, alone) for level in operation.inside]
-            return Held(*map(max, zip(*found, strict=True)))
-    return held(body, own, sizes, turns, alone)
+    if operation.name in ("scan", "while"):
+        return held(operation.body, operation.carried_inside, sizes, turns, alone)
+    found = [held(level, (), sizes, turns, alone) for level in operation.inside]
+    return Held(*map(max, zip(*found, strict=True)))
 
 
 def _moved(step: Step, travels: Callable[[Value], float]) -> float:

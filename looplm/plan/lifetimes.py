@@ -85,15 +85,9 @@ def _is_view(operation: Operation) -> bool:
 
 def _loop(operation: Operation) -> tuple[list[Value | None], list[Value]]:
     """(what a loop carries at its beginning, results that have a place inside)."""
-    parameters, outputs = operation.parameters, operation.outputs if operation.inside else []
-    match operation.name:
-        case "scan":
-            first, count = parameters["num_consts"], parameters["num_carry"]
-            return operation.inputs[first : first + count], outputs[:count]
-        case "while":
-            return operation.inputs[parameters["cond_nconsts"] + parameters["body_nconsts"] :], outputs
-        case _:
-            return [], outputs
+    if operation.name in ("scan", "while"):
+        return operation.inputs[operation.consts :][: operation.carry], operation.outputs[: operation.carry]
+    return [], operation.outputs if operation.inside else []
 
 
 def _sums_first(operations: list[Operation], outputs: list[Value | None]) -> list[Operation]:
