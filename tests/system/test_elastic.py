@@ -1,5 +1,6 @@
 """An elastic job loses a process and goes on without it, with the losses of a run that nothing happened to."""
 
+import json
 import socket
 import subprocess
 import time
@@ -86,16 +87,26 @@ def test_those_that_are_left_go_on(
 
 
 def test_a_process_that_comes_back_is_taken_in(
-    tiny_run: Callable[..., Run], config_file, program, train_on, tmp_path: Path
+    tiny_run: Callable[..., Run], config_file, program, tmp_path: Path
 ) -> None:
-    run = tiny_run(**(changes(2, num_steps=3000) | {"checkpoint.every_steps": 1000}))
-    job = Job(program, config_file(run), tmp_path / "run", 2)
+    endless = {"num_steps": 10**6, "checkpoint.every_steps": 50, "log.every_steps": 10**6}
+    job = Job(program, config_file(tiny_run(**changes(2, 1) | endless)), tmp_path / "run", 2)
     job.wait_for(4)
     job.running[0].kill()
     job.running[0].wait()
-    job.wait_for(1100)
+    job.wait_for(100)
     job.running[0] = job.start(0)
+    plan = tmp_path / "run" / ".group" / "plan.json"
+    while len(json.loads(plan.read_text())["members"]) < 2:
+        assert job.running[1].poll() is None, job.said()
+        time.sleep(0.1)
+    last = max(losses(tmp_path / "run"))
+    while max(losses(tmp_path / "run")) < last + 5:
+        assert job.running[1].poll() is None, job.said()
+        time.sleep(0.1)
+    for process in job.running:
+        process.terminate()
     said = "".join(job.said())
-    assert job.codes() == [0, 0], said
+    assert job.codes() == [75, 75], said
     assert "note: process 0 came back: the run is saved and goes on with all" in said
-    assert len(losses(tmp_path / "run")) == 3000
+    assert sorted(losses(tmp_path / "run")) == list(range(1, max(losses(tmp_path / "run")) + 1))
