@@ -69,12 +69,11 @@ class PositionTable(nnx.Module):
     def __call__(self, positions_BS: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         """Look positions up: (B, S, D), laid out like the residual stream. Beyond the table: its last vector."""
         table_TD = use(self.table, dtype)
-        if self.scale != 1:
-            table_TD = table_TD * jnp.asarray(self.scale, dtype)
         # In the layout of the residual stream: every device looks up the positions that it adds, and the gradient of
         # the table is a partial sum on each.
         positions_BS = lay_out(jnp.minimum(positions_BS, table_TD.shape[0] - 1), "batch", "residual")
-        return table_TD.at[positions_BS].get(out_sharding=activation_spec("batch", "residual", "embed"))
+        rows_BSD = table_TD.at[positions_BS].get(out_sharding=activation_spec("batch", "residual", "embed"))
+        return rows_BSD if self.scale == 1 else rows_BSD * jnp.asarray(self.scale, dtype)
 
 
 def sinusoids(length: int, dim: int) -> jax.Array:

@@ -35,7 +35,8 @@ MODELS = {
     ),
     "over places": Model(
         attention=schema.SequenceMLP(length=S + 1, hidden_dim=16), feed_forward=schema.ConvSwiGLU(),
-        state_init=schema.VectorState(), front=schema.Front(ids=schema.Ids(num_ids=8, dim=8)), **COMMON,
+        state_init=schema.VectorState(), front=schema.Front(ids=schema.Ids(num_ids=8, dim=8)),
+        positions=schema.LearnedPositions(length=S + 1, scale=0.5), **COMMON,
     ),
 }  # fmt: skip
 

@@ -107,10 +107,14 @@ class Draw:
         self.chosen.clear()
         tree = self.section(Run, "")
         tree["mesh"], data = self.mesh(num_devices), tree["data"]
-        # The one size that hardly any draw would hit.
+        # The sizes that hardly any draw would hit.
         places = math.prod(self.sizes(num_devices)[axis] for axis in BATCH_AXES)
         sequences = places * data.get("accumulation_steps", 1) * self.random("data.batch_tokens").choice((1, 1, 2, 3))
         data["batch_tokens"] = sequences * data["sequence_length"]
+        if (attention := tree["model"].get("attention", {})).get("kind") == "sequence_mlp":
+            front = tree["model"].get("front") or {}
+            of_id = -(-(front.get("ids") or {"dim": 0})["dim"] // max(tree["model"]["dim"], 1))
+            attention["length"] = data["sequence_length"] + of_id + front.get("learned", 0) + front.get("zeros", 0)
         return tree
 
     def sizes(self, num_devices: int) -> Counter[str]:
