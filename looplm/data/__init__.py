@@ -14,6 +14,8 @@ remote      read and write files at addresses: byte ranges, a local cache
 place       the folder of a build on a disk or at an address
 window      window number -> tokens, labels, segments, positions
 packing     windows of whole documents, by best fit
+records     examples with answers in files, as recursive reasoners read them
+grids       puzzles on grids, made into such files
 synthetic   tasks whose right answers are computed, as windows without files
 index       the order of a source's windows, by arithmetic
 schedule    which source every example of a mixture is from, by arithmetic

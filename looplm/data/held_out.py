@@ -1,4 +1,4 @@
-"""Held-out data: what a depth sweep reads, from a token dataset or a task."""
+"""Held-out data: what a depth sweep reads, from a token dataset, records or a task."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 from looplm.config.schema import Data
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import eval_batches
-from looplm.data.mixture import open_dataset
-from looplm.data.synthetic import TaskWindows, build_task
+from looplm.data.mixture import open_dataset, open_examples
+from looplm.data.synthetic import TaskWindows
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.window import IGNORED, AllWindows, Windows
 from looplm.errors import UserError
@@ -23,7 +23,7 @@ class HeldOut:
     windows: Windows
     num_documents: int
     dataset: TokenDataset | None
-    """None for a task."""
+    """None for records or a task."""
 
     @classmethod
     def of(cls, dataset: TokenDataset, sequence_length: int) -> "HeldOut":
@@ -74,9 +74,10 @@ class HeldOut:
 
 
 def open_held_out(where: object, data: Data) -> HeldOut:
-    """Open a folder, an address or a task as windows of data.sequence_length. Raises UserError when it cannot be."""
+    """Open a folder, an address, records or a task as windows of data.sequence_length. Raises UserError."""
     if isinstance(where, str | Path):
         return HeldOut.of(open_dataset(str(where), data), data.sequence_length)
-    task = build_task(where)
-    windows = TaskWindows(task, data.sequence_length, with_documents=True)
-    return HeldOut(str(getattr(where, "kind", where)), windows, task.num_examples, None)
+    windows = open_examples(where, data, with_documents=True)
+    if isinstance(windows, TaskWindows):
+        return HeldOut(str(getattr(where, "kind", where)), windows, windows.task.num_examples, None)
+    return HeldOut(f"{windows.location.parent.name}/{windows.location.name}", windows, len(windows), None)

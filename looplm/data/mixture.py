@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from looplm.config.schema import Data
+from looplm.config.schema import Data, Records
 from looplm.data.dataset import TokenDataset, default_cache
 from looplm.data.index import shuffled
 from looplm.data.packing import PackedWindows
+from looplm.data.records.windows import RecordWindows
 from looplm.data.schedule import Schedule
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
@@ -52,8 +53,17 @@ class Mixture:
     """Batches of all steps. Pickles, so that they can be read by other processes."""
 
     def __init__(self, parts: Sequence[Part], *, batch_size: int, sequence_length: int) -> None:
-        """`batch_size` is global. All parts have weights for the same steps, the first of which is 0."""
+        """`batch_size` is global. All parts have weights for the same steps, the first of which is 0.
+
+        Raises UserError where some parts have puzzle ids and others have none.
+        """
         self.parts, self.batch_size, self.sequence_length = tuple(parts), batch_size, sequence_length
+        with_ids = {bool(part.windows.num_ids): part.name for part in parts}
+        if len(with_ids) > 1:
+            raise UserError(
+                f"data.train mixes {with_ids[True]}, whose examples have puzzle ids, with {with_ids[False]}, whose "
+                "have none; a batch has ids of all rows or of none: write both as records, or train on one of them"
+            )
         steps = sorted(parts[0].weights)
         weights = {step * batch_size: [part.weights[step] for part in parts] for step in steps}
         self._schedule = Schedule(weights, [part.limit for part in parts])
@@ -79,12 +89,18 @@ class Mixture:
     @property
     def location(self) -> str:
         """Where its datasets are, for people."""
-        return ", ".join(dataset.location for dataset in self.datasets) or "data.train"
+        records = (str(part.windows.location) for part in self.parts if isinstance(part.windows, RecordWindows))
+        return ", ".join((*(dataset.location for dataset in self.datasets), *records)) or "data.train"
 
     @property
     def vocab_size(self) -> int:
         """Every token is below this."""
         return max(part.windows.vocab_size for part in self.parts)
+
+    @property
+    def num_ids(self) -> int:
+        """Every id of a puzzle is below this; 0 where there are none."""
+        return max(part.windows.num_ids for part in self.parts)
 
     @property
     def datasets(self) -> list[TokenDataset]:
@@ -232,13 +248,20 @@ def open_mixture(data: Data, *, seed: int) -> Mixture:
 
 
 def open_windows(where: object, data: Data) -> Windows:
-    """Open the training windows of a folder, an address or a task."""
+    """Open the training windows of a folder, an address, records or a task."""
     if not isinstance(where, str):
-        return TaskWindows(build_task(where), data.sequence_length)
+        return open_examples(where, data)
     dataset = open_dataset(where, data)
     if data.packing == "best_fit":
         return PackedWindows(dataset, data.sequence_length, cache_folder(data))
     return SplitWindows(dataset, data.sequence_length)
+
+
+def open_examples(where: object, data: Data, *, with_documents: bool = False) -> RecordWindows | TaskWindows:
+    """Open records or a task as windows of data.sequence_length; `with_documents`: also give the number of examples."""
+    if isinstance(where, Records):
+        return RecordWindows(where, data.sequence_length, with_documents=with_documents)
+    return TaskWindows(build_task(where), data.sequence_length, with_documents=with_documents)
 
 
 def open_dataset(where: str, data: Data) -> TokenDataset:

@@ -35,14 +35,23 @@ class Windows(Protocol):
     def padding(self) -> float:
         """Share of positions that hold no token, over all windows."""
 
+    @property
+    def num_ids(self) -> int:
+        """Every id of a puzzle is below this; 0 where windows have none."""
+
     def __len__(self) -> int: ...
 
     def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
-        """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`."""
+        """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`.
+
+        With `num_ids` also `ids`, (B,): which puzzle each is of.
+        """
 
 
 class DatasetWindows(ABC):
     """What all windows of a token dataset have in common."""
+
+    num_ids = 0
 
     def __init__(self, dataset: TokenDataset, sequence_length: int) -> None:
         self.dataset, self.sequence_length = dataset, sequence_length

@@ -63,9 +63,10 @@ class BatchLayout:
         """rows: PER_TOKEN of this process, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
         count = self.batch_size // self.num_parts
         mine = slice(self.part * count, (self.part + 1) * count)
+        per_token = {name: rows[name] for name in PER_TOKEN}
         if self._order is not None:
-            rows = {name: array[:, self._order] for name, array in rows.items()}
-        leaves = dict(rows) | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
+            per_token = {name: array[:, self._order] for name, array in per_token.items()}
+        leaves = per_token | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
         if self.per_sequence:
             leaves["depth"] = drawn[mine]
         return Batch(**{name: self._place(name, value) for name, value in leaves.items()})

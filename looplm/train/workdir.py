@@ -17,8 +17,8 @@ from looplm.train.lock import only_one
 FREE_TO_CHANGE = (
     "model.feed_forward.backend", "model.prelude_feed_forward.backend", "model.coda_feed_forward.backend",
     "mesh.", "sharding.", "recipes", "loop.remat", "loop.unroll", "data.accumulation_steps", "data.prefetch_batches",
-    "data.cache_dir", "data.cache_gb", "data.validation", "init_allow_keys", "init_resize", "optim.guard.",
-    "checkpoint.", "eval.", "log.",
+    "data.cache_dir", "data.cache_gb", "data.validation", "data.train.folder", "init_allow_keys", "init_resize",
+    "optim.guard.", "checkpoint.", "eval.", "log.",
 )  # fmt: skip
 """Where and how often, not what is computed: these may differ when a run is resumed."""
 

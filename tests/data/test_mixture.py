@@ -24,7 +24,7 @@ HOSTS = (1, 2, 3, 4, 8)
 class Numbered:
     """Windows that say which source and number they have."""
 
-    vocab_size, padding = 1 << 30, 0.0
+    vocab_size, padding, num_ids = 1 << 30, 0.0, 0
 
     def __init__(self, source: int, size: int) -> None:
         self.source, self.size, self.fingerprint = source, size, f"{source} {size}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from looplm.config.check.divisors import divisors
 from looplm.config.check.rule import Rules
-from looplm.config.schema import Chains, Maze, Run
+from looplm.config.schema import Chains, Maze, Records, Run
 
 
 def _batch(run: Run) -> Iterator[str]:
@@ -49,7 +49,9 @@ def _place(folder: str) -> object:
 
 
 def _examples(task: Any) -> Any:
-    """Which examples a task has, but for how many."""
+    """Which examples a task or records have, but for how many."""
+    if isinstance(task, Records):
+        return Path(task.folder).expanduser().resolve(), task.part
     return task.model_copy(update={"num_examples": 1}) if hasattr(task, "num_examples") else task
 
 

@@ -10,6 +10,7 @@ from looplm.config.schema.base import Fraction as Fraction
 from looplm.config.schema.base import NonNegativeFloat as NonNegativeFloat
 from looplm.config.schema.base import Section as Section
 from looplm.config.schema.data import Data as Data
+from looplm.config.schema.data import Records as Records
 from looplm.config.schema.data import Source as Source
 from looplm.config.schema.loop import Depth as Depth
 from looplm.config.schema.loop import FixedDepth as FixedDepth

@@ -9,6 +9,19 @@ from looplm.config.schema.base import NonNegativeFloat, Section
 from looplm.config.schema.task import AnyTask
 
 
+class Records(Section):
+    """Examples of one length with their answers, in files: the records of HRM, TRM, URM and EqR; see docs/reasoners.md.
+
+    Every example is a row of its own, and comes with the id of its puzzle.
+    """
+
+    kind: Literal["records"] = "records"
+    folder: str
+    """Holds `train/` and `test/`; `looplm data grids` makes such folders, and so do the authors' programs."""
+    part: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "train"
+    """Folder within it: `train`, or `test` for what is held out."""
+
+
 def _form(value: Any) -> str:
     """Marks in angle brackets, which no key has; `load` leaves them out of what it says."""
     if isinstance(value, Mapping | Section):
@@ -20,8 +33,9 @@ def _constant_or_staged(value: Any) -> str:
     return "<staged>" if isinstance(value, Mapping) else "<constant>"
 
 
+Examples = Annotated[AnyTask | Records, Field(discriminator="kind")]
 FolderOrTask = Annotated[
-    Annotated[str, Tag("<folder>")] | Annotated[AnyTask, Tag("<task>")],
+    Annotated[str, Tag("<folder>")] | Annotated[Examples, Tag("<task>")],
     Discriminator(_form),
 ]
 
@@ -32,7 +46,7 @@ class Source(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Names its counters, and seeds its order: another name is another order."""
     data: FolderOrTask
-    """Folder or address of a token dataset, or a task."""
+    """Folder or address of a token dataset, records, or a task."""
     weight: Annotated[
         Annotated[NonNegativeFloat, Tag("<constant>")]
         | Annotated[dict[NonNegativeInt, NonNegativeFloat], Tag("<staged>")],
@@ -50,6 +64,13 @@ class Source(Section):
         return self.weight[max(begun)] if begun else 0.0
 
     @property
+    def place(self) -> Any:
+        """The field that says where its files lie, as pydantic excludes it; None where there are none."""
+        if isinstance(self.data, str):
+            return {"data"}
+        return {"data": {"folder"}} if isinstance(self.data, Records) else None
+
+    @property
     def changes(self) -> set[int]:
         """The steps at which the weight may change."""
         return {0} if isinstance(self.weight, float) else {0, *self.weight}
@@ -60,14 +81,14 @@ class Data(Section):
 
     train: Annotated[
         Annotated[str, Tag("<folder>")]
-        | Annotated[AnyTask, Tag("<task>")]
+        | Annotated[Examples, Tag("<task>")]
         | Annotated[tuple[Source, ...], Tag("<sources>")],
         Discriminator(_form),
     ]
     """Folder of the token dataset to train on (made by `looplm data build`), or its address (s3://, gs://, http://);
-    a synthetic task; or several sources with weights."""
+    records; a synthetic task; or several sources with weights."""
     validation: FolderOrTask | None = None
-    """Folder or address of the held-out token dataset, or a task."""
+    """Folder or address of the held-out token dataset, records, or a task."""
     sequence_length: PositiveInt
     """Tokens a window (S)."""
     batch_tokens: PositiveInt
@@ -102,8 +123,7 @@ class Data(Section):
         starts = sorted({begin for source in self.train for begin in source.changes if begin < step})
         weights = {source.name: {start: source.weight_at(start) for start in starts} for source in self.train}
         return {
-            source.name: source.model_dump(mode="json", exclude={"data"} if isinstance(source.data, str) else None)
-            | {"weight": weights[source.name]}
+            source.name: source.model_dump(mode="json", exclude=source.place) | {"weight": weights[source.name]}
             for source in sorted(self.train, key=lambda source: source.name)
             if any(weights[source.name].values())
         }

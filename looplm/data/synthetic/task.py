@@ -43,6 +43,8 @@ class Task(Protocol):
 class TaskWindows:
     """Windows of S tokens; each holds S div L examples in places of equal length."""
 
+    num_ids = 0
+
     def __init__(self, task: Task, sequence_length: int, *, with_documents: bool = False) -> None:
         """`with_documents`: also give the number of every token's example. Raises UserError when none fits."""
         self.task, self.sequence_length, self.with_documents = task, sequence_length, with_documents
