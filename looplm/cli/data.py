@@ -1,10 +1,11 @@
-"""`looplm data`: train a tokenizer, make and look at token datasets."""
+"""`looplm data`: train a tokenizer, make and look at token datasets; make puzzles on grids."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from looplm.cli import grids
 from looplm.cli.output import console, messages, write_result
 from looplm.errors import UserError
 from looplm.masking import mask
@@ -12,7 +13,8 @@ from looplm.masking import mask
 if TYPE_CHECKING:
     from looplm.data.build.report import BuildReport
 
-app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset.")
+app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; turn text into a token dataset; make puzzles.")
+app.add_typer(grids.app, name="grids")
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="Text files or folders; may be given several times.")]
 Field = Annotated[str, typer.Option(help="Field or column of files with records that holds the text.")]

@@ -252,7 +252,7 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         (
             {"model.attention_mask": "full"},
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal, or tasks with in_place=true only",
+            "use model.attention_mask=causal, or records, or tasks with in_place=true, only",
         ),
         (
             {"objective": "gate", "loop.backprop_loops": 1},

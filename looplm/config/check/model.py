@@ -11,6 +11,7 @@ from looplm.config.schema import (
     NoInjection,
     OwnCore,
     RampScaling,
+    Records,
     RelativePositions,
     RotaryPositions,
     Run,
@@ -73,10 +74,12 @@ def _model(run: Run) -> Iterator[str]:
             "use model.attention_mask=causal, which is the same without one"
         )
     data = [source.data for source in run.data.sources] + [run.data.validation] * (run.data.validation is not None)
-    if model.attention_mask == "full" and not all(getattr(part, "in_place", False) for part in data):
+    if model.attention_mask == "full" and not all(
+        getattr(part, "in_place", isinstance(part, Records)) for part in data
+    ):
         yield (
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal, or tasks with in_place=true only"
+            "use model.attention_mask=causal, or records, or tasks with in_place=true, only"
         )
 
 

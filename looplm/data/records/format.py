@@ -14,29 +14,30 @@ from looplm.errors import UserError
 
 METADATA_FILE, IDENTIFIERS_FILE = "dataset.json", "identifiers.json"
 FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+_OF_PUZZLES = FIELDS[2:]
 _CHUNK = 1 << 24
 """Bytes that are looked at together."""
 
 
 class Metadata(BaseModel):
-    """The contents of dataset.json. What else is in it is passed over, as by the programs that made it."""
+    """The contents of dataset.json; the sizes are enough. What else is in it is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     seq_len: PositiveInt
     vocab_size: PositiveInt
     """Every token is below this."""
-    pad_id: NonNegativeInt
-    ignore_label_id: int | None
+    pad_id: NonNegativeInt = 0
+    ignore_label_id: int | None = None
     """Label of cells that are not scored; None: all are."""
-    blank_identifier_id: NonNegativeInt
+    blank_identifier_id: NonNegativeInt = 0
     """The id that stands for no puzzle."""
-    num_puzzle_identifiers: PositiveInt
+    num_puzzle_identifiers: PositiveInt = 1
     """Every id is below this, in all parts."""
-    total_groups: NonNegativeInt
-    mean_puzzle_examples: float
+    total_groups: NonNegativeInt | None = None
+    mean_puzzle_examples: float | None = None
     total_puzzles: int | None = None
     """TRM's programs ask for it, HRM's know nothing of it."""
-    sets: list[str] = Field(min_length=1)
+    sets: list[str] = Field(default=["all"], min_length=1)
 
 
 def file_name(set_name: str, field: str) -> str:
@@ -58,8 +59,15 @@ class RecordSet:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Self:
-        """Raises UserError for a file that is not there or holds no array of integers."""
-        return cls(folder, name, *(_load(folder / file_name(name, field)) for field in FIELDS))
+        """Open the files of a set; where those of puzzles are all missing, every example is one, with id 0.
+
+        Raises UserError for a file that is not there or holds no array of integers.
+        """
+        inputs, labels = (_load(folder / file_name(name, field)) for field in ("inputs", "labels"))
+        if any((folder / file_name(name, field)).exists() for field in _OF_PUZZLES):
+            return cls(folder, name, inputs, labels, *(_load(folder / file_name(name, field)) for field in _OF_PUZZLES))
+        every = np.arange(len(inputs) + 1)
+        return cls(folder, name, inputs, labels, np.zeros(len(inputs), np.int64), every, every)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return type(self).open, (self.folder, self.name)  # a memory map would be sent with its contents
@@ -139,7 +147,8 @@ def open_part(folder: Path, part: str) -> tuple[Metadata, list[RecordSet]]:
         each.check(metadata)
     if not sum(map(len, sets)):
         raise UserError(f"{place} holds no example; write it again")
-    if (groups := sum(len(each.group_indices) - 1 for each in sets)) != metadata.total_groups:
+    groups = sum(len(each.group_indices) - 1 for each in sets)
+    if metadata.total_groups not in (None, groups):
         raise UserError(
             f"{place / METADATA_FILE} says total_groups={metadata.total_groups}, and the files hold {groups} groups; "
             "they are not of one making: write the folder again"

@@ -191,3 +191,16 @@ def test_what_is_changed_after_it_was_opened_is_noticed(folder: Path) -> None:
     windows.read(np.array([0, 1, 2]))
     with pytest.raises(UserError, match="holds token 200 in example 3"):
         windows.read(np.array([5, 3]))
+
+
+def test_sizes_inputs_and_labels_are_enough(folder: Path) -> None:
+    for field in ("puzzle_identifiers", "puzzle_indices", "group_indices"):
+        (folder / "train" / f"all__{field}.npy").unlink()
+    (folder / "train" / "dataset.json").write_text('{"seq_len": 4, "vocab_size": 9}')
+    windows = RecordWindows(Records(folder=str(folder)), S)
+    batch = windows.read(np.arange(6))
+    assert (windows.num_ids, batch["ids"].tolist()) == (1, [0] * 6)
+    np.testing.assert_array_equal(batch["labels"], array(folder, "labels"))
+    save(folder, "group_indices", np.arange(7))
+    with pytest.raises(UserError, match=r"puzzle_identifiers\.npy is not there"):
+        RecordWindows(Records(folder=str(folder)), S)
