@@ -54,8 +54,12 @@ def train_with_those_left(place: Place, workdir: Path, newest: Callable[[], int]
     """Let this command train in one group after the other until the run has ended. Returns the exit code.
 
     newest: the step of the newest checkpoint. After SIGTERM or SIGUSR1 this host leaves, with code 75 once all is
-    saved; the others go on without it.
+    saved; the others go on without it. Raises UserError when the run directory cannot be made.
     """
+    try:
+        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be made ({error.strerror}); give another --workdir") from error
     with _heard() as heard:
         meeting = Meeting(workdir / FOLDER, place, lambda: bool(heard))
         fruitless = 0

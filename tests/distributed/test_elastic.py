@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import looplm
+from looplm.distributed.elastic import train_with_those_left
+from looplm.distributed.slurm import Place
+from looplm.errors import UserError
 
 HOST = """
 import json, os, signal, sys, time
@@ -93,3 +96,9 @@ def test_who_is_asked_to_stop_leaves_and_the_others_go_on(start: Start, tmp_path
 def test_ends_that_are_final_and_crashes_that_come_again(code: int, starts: int, start: Start, tmp_path: Path) -> None:
     assert start(0, 1, code).wait(timeout=20) == code
     assert len(list(tmp_path.glob("0-in-1-*"))) == starts
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="run cannot be made \\(Not a directory\\); give another --workdir"):
+        train_with_those_left(Place("127.0.0.1:9", 1, 0), tmp_path / "file" / "run", lambda: 0)
