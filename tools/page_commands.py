@@ -138,8 +138,7 @@ if __name__ == "__main__":
         all: Annotated[bool, typer.Option(help="Also what needs something that not every machine has.")] = False,
     ) -> None:
         """Run the commands of a page as they are written."""
-        took = [(seconds, cores, command.text.splitlines()[0]) for command, seconds, cores in walk(page, folder, all)]
-        print("seconds, seconds of all cores, command")
-        print("\n".join(f"{seconds:7.1f} {cores:7.1f}   {text}" for seconds, cores, text in took))
+        for command, seconds, cores in walk(page, folder, all):
+            print(f"{seconds:.1f} s ({cores:.1f} s of all cores): {command.text.splitlines()[0]}", flush=True)
 
     typer.run(main)

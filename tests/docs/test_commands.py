@@ -36,7 +36,8 @@ def test_there_are_commands_to_look_at() -> None:
 @pytest.mark.parametrize("command", EVERY)
 def test_a_command_is_taken(command: Command) -> None:
     files_exist(command.text)
-    words = shlex.split(command.text.splitlines()[0].partition(" | kubectl")[0])
+    first = re.split(r" \| kubectl| \|\| ", command.text.splitlines()[0])[0]
+    words = shlex.split(re.sub(r"^timeout( --\S+)* \d+ ", "", first))
     while re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
     if words[0] == "looplm":
