@@ -30,7 +30,7 @@ PROGRAMS = (
     "launch/",
     "mkdir",
     "cat",
-    "source",
+    "timeout",
 )
 LINKED = (
     "configs",
