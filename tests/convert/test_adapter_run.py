@@ -39,6 +39,19 @@ def test_a_merged_run_computes_what_the_adapted_one_did(adapted, merged):
     assert np.abs(found - base).max() > 1e-3 * np.abs(base).max()
 
 
+def test_every_expert_gets_its_own_product(tmp_path, command):
+    run = adapter_run(GOLDEN / "mixtral_a", tmp_path / "run", targets=("feed_forward",))
+    assert command("adapter", "merge", run, tmp_path / "merged").code == 0
+    before, pairs, after = (looplm.load(place).params for place in (GOLDEN / "mixtral_a", run, tmp_path / "merged"))
+    old, new = (tree["core"]["block"]["layers"]["feed_forward"]["experts"] for tree in (before, after))
+    adapter = pairs["core"]["block"]["layers"]["feed_forward"]["experts"]["adapter"]
+    for name in ("up", "gate", "down"):
+        a, b = (np.asarray(adapter[name][side], np.float64) for side in "ab")
+        for expert in np.ndindex(old[name].shape[:2]):
+            expected = old[name][expert] + a[expert] @ b[expert] / 3  # alpha 1, rank 3
+            np.testing.assert_allclose(new[name][expert], expected, atol=1e-6)
+
+
 def test_it_is_merged_once(merged, tmp_path, command):
     shown = command("adapter", "merge", merged, tmp_path / "again")
     assert shown.code == 2
@@ -85,6 +98,7 @@ def test_the_base_is_where_the_run_began(tmp_path, command):
             "export",
             "each with a pair of its own, and PEFT has one pair for it",
         ),
+        ("mixtral_a", {"targets": ("feed_forward",)}, "export", "is one of many experts, which transformers holds as"),
         ("parcae_a", {"targets": ("query",)}, "export", "cannot be exported for PEFT: a folder of kind"),
     ],
 )
