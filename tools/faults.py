@@ -40,10 +40,10 @@ def _spoil(is_bad: Callable[[Any, Any], Any], factor: float, patch: Patch) -> No
     def build_badly(*arguments: Any, **named: Any) -> Any:
         sums = build(*arguments, **named)
 
-        def bad_sums(stand_ins: Any, whole: Any, micro_batch: Any, drawn: Any, number: Any) -> Any:
-            objective, result = sums(stand_ins, whole, micro_batch, drawn, number)
+        def bad_sums(stand_ins: Any, whole: Any, micro_batch: Any, carry: Any, drawn: Any, number: Any) -> Any:
+            objective, (result, carry) = sums(stand_ins, whole, micro_batch, carry, drawn, number)
             scale = jnp.where(is_bad(micro_batch, number), factor, 1.0)
-            return objective * scale, result._replace(loss=result.loss * scale)
+            return objective * scale, (result._replace(loss=result.loss * scale), carry)
 
         return bad_sums
 

@@ -19,7 +19,7 @@ FIRST = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0xD3A2646D,
 SECOND = (0xB5297A4D, 0x68E31DA5, 0x1B56C4E9, 0x7FEB352D, 0x846CA68B, 0xCC9E2D51, 0x1B873593, 0xE6546B65)
 """Odd multipliers of an index along every dim, of the two sums."""
 Trees = Mapping[str, Any]
-"""Trees by item: "params", "opt_state"."""
+"""Trees by item: "params", "opt_state", and "carry" where a run has one."""
 Digest = Callable[[list[jax.Array]], jax.Array]
 """`digests`, or the same compiled for given arrays."""
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}

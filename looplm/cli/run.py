@@ -116,6 +116,12 @@ def eval(
     first_states: Annotated[
         int, typer.Option(help="First states to compare, of a model that draws them: whether the loops forget theirs.")
     ] = 0,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            help="Tries of every example of a task, of a model that draws: what choosing among them is worth."
+        ),
+    ] = 0,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
@@ -132,6 +138,7 @@ def eval(
             from looplm.lm_eval.tasks import evaluate_tasks
 
             others = {"data": data, "exit": exit, "excess": excess, "kv": kv, "first-states": first_states or None}
+            others |= {"restarts": restarts or None}
             if given := [name for name, value in others.items() if value is not None]:
                 raise UserError(f"--{given[0]} is of held-out data, and --tasks bring their own; leave one of them out")
             evaluate_tasks(
@@ -152,6 +159,7 @@ def eval(
             excess=excess,
             kv=kv or (),
             first_states=first_states,
+            restarts=restarts,
             console=console,
             shown=lambda result: print_sweep(result, console),
         )

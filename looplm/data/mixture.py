@@ -20,7 +20,7 @@ from looplm.data.records.windows import RecordWindows
 from looplm.data.schedule import Schedule
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.window import IGNORED, DatasetWindows, SplitWindows, Windows
+from looplm.data.window import IGNORED, DatasetWindows, SplitWindows, Windows, check_ids
 from looplm.errors import UserError
 
 LOOKED_AT = 1000
@@ -131,7 +131,7 @@ class Mixture:
         """The largest share of padding that a part has."""
         return max(part.windows.padding for part in self.parts)
 
-    def check(self, *, vocab_size: int, num_steps: int) -> None:
+    def check(self, *, vocab_size: int, num_steps: int, id_rows: int = 0) -> None:
         """Raise UserError unless the parts go together, a model can read them, and there is enough for `num_steps`."""
         tokenizer = self.tokenizer
         for dataset in self.datasets:
@@ -143,6 +143,7 @@ class Mixture:
                     f"model.vocab_size={vocab_size} is below the {part.windows.vocab_size} tokens of {part.name}; "
                     f"set it to {part.windows.vocab_size} or more"
                 )
+            check_ids(part.name, part.windows, id_rows)
         end = self._schedule.end
         if end is not None and end < num_steps * self.batch_size:
             raise UserError(

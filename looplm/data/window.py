@@ -48,6 +48,19 @@ class Windows(Protocol):
         """
 
 
+def check_ids(name: str, windows: Windows, rows: int) -> None:
+    """Raise UserError unless a table with so many rows for ids has one for every id; 0: there is no table."""
+    if rows and not windows.num_ids:
+        raise UserError(
+            f"model.front.ids has a row for the id of every example, and those of {name} have none; set "
+            "model.front.ids=null, or read records"
+        )
+    if rows and windows.num_ids > rows:
+        raise UserError(
+            f"model.front.ids.num_ids={rows} is below the {windows.num_ids} ids of {name}; set it to that or more"
+        )
+
+
 class DatasetWindows(ABC):
     """What all windows of a token dataset have in common."""
 

@@ -16,12 +16,14 @@ from looplm.eval.exit_sweep import TOLERANCES, measure_exits
 from looplm.eval.exit_tokens import ExitTokens
 from looplm.eval.first_states import check_first_states, measure_first_states
 from looplm.eval.kv import add_to, measure_kv, parse_policies
+from looplm.eval.restarts import check_restarts, measure_restarts, settling_loops
 from looplm.eval.score import Scorer
 from looplm.eval.subject import open_subject, run_of
-from looplm.eval.tables import print_exits, print_first_states, print_kv
+from looplm.eval.tables import print_exits, print_first_states, print_kv, print_restarts
 from looplm.metrics.exit_sweep import KIND as EXITS
 from looplm.metrics.first_states import KIND as FIRST_STATES
 from looplm.metrics.kv_loss import KIND as KV
+from looplm.metrics.restarts import KIND as RESTARTS
 from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import SOME_DEPTHS, Sweep
 
@@ -38,6 +40,7 @@ def evaluate(
     excess: float | None = None,
     kv: Sequence[str] = (),
     first_states: int = 0,
+    restarts: int = 0,
     console: Console | None = None,
     shown: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
@@ -56,6 +59,8 @@ def evaluate(
         excess: nats per token that an exit rule may cost, of which the loosest threshold is looked for.
         kv: KV policies that are measured as they write, under each of `exits` that has a threshold; `all`.
         first_states: how many first states are compared, of a model that draws them; 0: none.
+        restarts: how many tries every example of a task gets, over the most of `depths`, of a model that draws first
+            states or noise; 0: none.
         console: where it is said that a part is read, that the report keeps what it has, and what exits, policies and
             first states gave.
         shown: called with the result as soon as it is known: before it is saved, which may fail.
@@ -74,6 +79,8 @@ def evaluate(
         check_first_states(run.model, first_states)
     keeps = _can_be_kept(workdir / "eval", out)
     subject = open_subject(workdir, run, step=step, data=data, ema=ema, console=console)
+    if restarts:
+        check_restarts(run.model, restarts, is_task=subject.is_task)
     R = run.loop.num_loops
     score = Scorer(subject.lm, subject.mesh, max(*wanted, R if rules else 1), tempered=True, signals=bool(rules))
     gathered = ExitTokens(R, subject.num_batches, subject.batch_size * run.data.sequence_length) if rules else None
@@ -110,6 +117,11 @@ def evaluate(
         keep(FIRST_STATES, states)
         if console is not None:
             print_first_states(states, console)
+    if restarts:
+        tries = measure_restarts(subject, restarts, max(wanted), settling_loops(run, max(wanted)))
+        keep(RESTARTS, tries)
+        if console is not None:
+            print_restarts(tries, console)
     return result
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from looplm.data.held_out import HeldOut
 from looplm.data.loader import eval_batches
+from looplm.data.window import check_ids
 from looplm.eval.bootstrap import interval, resampled_means
 from looplm.eval.calibration import calibrated
 from looplm.eval.exit_tokens import ExitTokens
@@ -63,6 +64,7 @@ def depth_sweep(
     """
     config = score.lm.config
     held_out.check_vocab(config.vocab_size)
+    check_ids(held_out.name, held_out.windows, config.num_ids)
     held_out.check_labels(batch_size=batch_size, max_batches=max_batches)
     has_exits = config.exit_gate and score.one_pass and trained_depth <= score.num_loops
     tally = Tally(held_out.num_documents, score.num_loops, trained_depth if has_exits else None, score.tempered)

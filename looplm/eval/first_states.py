@@ -10,22 +10,19 @@ from jax.sharding import PartitionSpec
 
 from looplm.config.schema import Model, NormalState
 from looplm.data.loader import eval_batches
-from looplm.data.window import PADDING
 from looplm.errors import UserError
 from looplm.eval.reading import head_of, sliced
+from looplm.eval.score import context_of, placed
 from looplm.eval.subject import Subject
 from looplm.eval.trail import Recorder
 from looplm.metrics.first_states import FirstStates
-from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import Params, compute_dtype
 from looplm.model.lm import LoopLM
-from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.cross_entropy.label import cross_entropy
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.rules import activation_spec, placement
 
 MOST_BATCHES = 8
 
@@ -56,14 +53,12 @@ def measure_first_states(subject: Subject, number: int) -> FirstStates:
     """Compare passes from `number` first states, over all loops of the run."""
     R = subject.run.loop.num_loops
     compare = jax.jit(lambda params, batch: _compare(subject, params, batch, R, number))
-    rows, sums = placement(subject.mesh, "batch"), None
+    sums = None
     most, documents = min(MOST_BATCHES, subject.num_batches), set[int]()
     for batch in eval_batches(subject.held_out.windows, batch_size=subject.batch_size, max_batches=most):
         documents |= set(np.unique(batch["documents"][batch["labels"] != IGNORED]).tolist())
         with jax.set_mesh(subject.mesh):
-            names = ("tokens", "labels", "segments", "positions")
-            placed = {n: jax.make_array_from_process_local_data(rows, batch[n], batch[n].shape) for n in names}
-            new = jax.device_get(compare(subject.params, placed))
+            new = jax.device_get(compare(subject.params, placed(batch, subject.mesh)))
         sums = new if sums is None else jax.tree.map(np.add, sums, new)
     assert sums is not None, "the depth sweep has seen labels"
     tokens, pairs = float(sums.tokens), number * (number - 1) / 2
@@ -91,13 +86,7 @@ def _compare(subject: Subject, params: Params, batch: dict[str, jax.Array], num_
     halting = Recorder(model.halting, num_loops)
     passes = []
     for key in jax.random.split(jax.random.key(0), number):
-        context = Context(
-            batch["positions"],
-            self_mask(lm.config, batch["segments"]),
-            key=key,
-            sequence_B=jnp.arange(labels_BS.shape[0], out_sharding=activation_spec("batch")),
-            counted_BS=batch["segments"] != PADDING,
-        )
+        context = context_of(lm.config, batch, key)
         output = Forward(model, batch["tokens"], context, Depth(num_loops), dtype, halting=halting)("all")
         passes.append((output.halt.states_BSRD, jnp.moveaxis(output.read, 0, 2)))
     states_BSNRD, hidden_BSNRD = (jnp.stack(leaves, axis=2) for leaves in zip(*passes, strict=True))

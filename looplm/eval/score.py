@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from looplm.config.schema import Model
 from looplm.data.window import IGNORED, PADDING
 from looplm.eval.reading import LoopReading, read_all, read_one
 from looplm.metrics.loop_stats import scored_sums
@@ -44,6 +45,32 @@ class TokenScores(NamedTuple):
     signals: Signals | None = None
 
 
+NAMES = ("tokens", "labels", "segments", "positions", "ids")
+"""What a pass reads of a batch; `ids` where the data have them."""
+
+
+def placed(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Lay the rows of a batch out over the devices; every host gives all of them."""
+    rows = placement(mesh, "batch")
+    return {
+        name: jax.make_array_from_process_local_data(rows, batch[name], batch[name].shape)
+        for name in NAMES
+        if name in batch
+    }
+
+
+def context_of(config: Model, batch: dict[str, jax.Array], key: jax.Array) -> Context:
+    """Return what layers need of a pass over the rows of a batch. key: of first states and noise that are drawn."""
+    return Context(
+        batch["positions"],
+        self_mask(config, batch["segments"]),
+        key=key,
+        sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
+        counted_BS=batch["segments"] != PADDING,
+        ids_B=batch.get("ids"),
+    )
+
+
 class Scorer:
     """Scores batches of the loader at depths 1..num_loops; one program per batch shape.
 
@@ -64,18 +91,13 @@ class Scorer:
         self.lm, self.mesh, self.num_loops = lm, mesh, num_loops
         self.tempered, self.signals = tempered, signals
         self.one_pass = lm.one_pass
-        self._rows = placement(mesh, "batch")
         self._dtype = compute_dtype(lm.config)
         self._score = jax.jit(self._forward, static_argnames=("num_loops", "reads"))
 
     def __call__(self, params: Params, batch: dict[str, np.ndarray]) -> TokenScores:
         """Host arrays in, host arrays out; every host gives and gets all rows."""
         with jax.set_mesh(self.mesh):
-            placed = {
-                name: jax.make_array_from_process_local_data(self._rows, batch[name], batch[name].shape)
-                for name in ("tokens", "labels", "segments", "positions")
-            }
-            score = partial(self._score, params, placed)
+            score = partial(self._score, params, placed(batch, self.mesh))
             if self.one_pass:
                 return TokenScores(*jax.device_get(score()))
             runs = [jax.device_get(score(num_loops=depth, reads="last")) for depth in range(1, self.num_loops + 1)]
@@ -89,13 +111,7 @@ class Scorer:
         num_loops = num_loops or self.num_loops
         model = self.lm.bind(self.lm.gather(params, self._dtype))
         labels_BS = batch["labels"]
-        context = Context(
-            batch["positions"],
-            self_mask(self.lm.config, batch["segments"]),
-            key=jax.random.key(0),
-            sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
-            counted_BS=batch["segments"] != PADDING,
-        )
+        context = context_of(self.lm.config, batch, jax.random.key(0))
         forward = Forward(
             model, batch["tokens"], context, Depth(num_loops), self._dtype, with_statistics=True, statistics_of_all=True
         )

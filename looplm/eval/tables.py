@@ -7,6 +7,7 @@ from rich.table import Table
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
+from looplm.metrics.restarts import Restarts
 from looplm.metrics.sweep import Gain, Sweep
 
 
@@ -153,6 +154,19 @@ def print_first_states(result: FirstStates, console: Console) -> None:
         table.add_row(
             str(depth), f"{distance:.2e}", f"{divergence:.2e}", f"{agreement:.2%}", f"{loss:.4f}", f"{spread:.1e}"
         )
+    console.print(table)
+
+
+def print_restarts(result: Restarts, console: Console) -> None:
+    """How many examples are solved by the best of several tries."""
+    console.print(
+        f"{result.num_documents} examples, {result.depth} loops a try; one try solves {result.single:.1%}. Solved by "
+        f"the try that moved least over the last {result.settling_loops} loops, by vote, and by any:",
+        soft_wrap=True,
+    )
+    table = _table("tries", "settled", "vote", "any")
+    for count, *shares in zip(result.tries, result.settled, result.vote, result.any_of_them, strict=True):
+        table.add_row(str(count), *(f"{share:.1%}" for share in shares))
     console.print(table)
 
 

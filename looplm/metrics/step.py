@@ -40,6 +40,9 @@ class Routers(NamedTuple):
 NO_ROUTERS = Routers({}, {})
 
 
+NO_ROWS: dict[str, jax.Array] = {}
+
+
 class StepOutput(NamedTuple):
     """All numbers of a training step; `train.metrics` turns them into a line of `metrics.jsonl`."""
 
@@ -52,3 +55,5 @@ class StepOutput(NamedTuple):
     loops: LoopSums
     """Means of every loop of the window."""
     routers: Routers
+    rows: dict[str, jax.Array] = NO_ROWS
+    """(Sum, count) of numbers of the sequences that are logged, by metric name, (2,)."""

@@ -28,6 +28,15 @@ from looplm.ops.cross_entropy import (
 NO_LOADS: dict[Place, jax.Array] = {}
 
 
+class Rows(NamedTuple):
+    """Numbers of every sequence, of which the means are logged."""
+
+    counted_B: jax.Array
+    """Which sequences count, bool."""
+    numbers: dict[str, jax.Array]
+    """By metric name, (B,)."""
+
+
 class Sums(NamedTuple):
     """Sums over the scored tokens of a (micro-)batch; divide by `tokens` once, at the end, over all of them."""
 
@@ -45,6 +54,11 @@ class Sums(NamedTuple):
     """What the routers chose; an objective leaves it to `evaluate`, like what follows."""
     loads_by_row: dict[Place, jax.Array] = NO_LOADS
     """Choices of every expert by row of the router's tables, of the stacks that have experts; (L, W, E)."""
+    divisor: jax.Array | None = None
+    """What the objective is divided by, where that is not `tokens`."""
+    rows: Rows | None = None
+    """Numbers of every sequence, if the objective has any. Where rows stay for several steps (`train.carrying`), those
+    that end are logged."""
 
 
 Groups = frozenset[Group]

@@ -10,6 +10,7 @@ from looplm.config.schema import (
     GateImprovement,
     OwnObjective,
     SelfDistillation,
+    SupervisedRows,
     WeightedCrossEntropy,
 )
 from looplm.config.schema import Objective as Config
@@ -18,6 +19,7 @@ from looplm.objective.distill import Distilled, SelfDistilled
 from looplm.objective.final import Final
 from looplm.objective.gate import Gate
 from looplm.objective.per_loop import Expected, Weighted
+from looplm.objective.supervised import Supervised
 
 SHIPPED: dict[type, Callable[[Any], Objective]] = {
     FinalCrossEntropy: Final,
@@ -26,6 +28,7 @@ SHIPPED: dict[type, Callable[[Any], Objective]] = {
     GateImprovement: Gate,
     Distillation: Distilled,
     SelfDistillation: SelfDistilled,
+    SupervisedRows: Supervised,
 }
 """What computes each objective."""
 

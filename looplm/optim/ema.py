@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from looplm.model.functional import Params
+from looplm.optim.groups import IDS
 
 
 class EmaState(NamedTuple):
@@ -17,11 +18,14 @@ class EmaState(NamedTuple):
     """float32, a tree like the parameters."""
 
 
-def track_ema(decay: float) -> optax.GradientTransformation:
+def track_ema(decay: float, labels: Params) -> optax.GradientTransformation:
     """Keeps average = decay * average + (1 - decay) * parameters, once a step; updates pass unchanged.
 
     It must be the last of a chain: it averages the parameters as the updates that it sees leave them. The average
-    starts as the first parameters, without bias correction: after n steps they still have the weight decay ** n.
+    starts as the first parameters, without bias correction: after n steps they still have the weight decay ** n. Of
+    tables of ids it keeps the newest values: a row that is seldom read would be an average with its first value.
+
+    labels: of `id_labels`.
     """
 
     def init(params: Params) -> EmaState:
@@ -30,7 +34,10 @@ def track_ema(decay: float) -> optax.GradientTransformation:
 
     def update(updates: Params, state: EmaState, params: Params) -> tuple[Params, EmaState]:
         moved = optax.apply_updates(params, updates)
-        return updates, EmaState(optax.incremental_update(moved, state.params, 1 - decay))
+        averages = optax.incremental_update(moved, state.params, 1 - decay)
+        return updates, EmaState(
+            jax.tree.map(lambda label, new, average: new if label == IDS else average, labels, moved, averages)
+        )
 
     return optax.GradientTransformation(init, update)
 

@@ -19,6 +19,15 @@ MATRICES: tuple[Group, ...] = ("layers", "injection")
 """Groups whose matrices Muon gets."""
 
 
+IDS, REST = "ids", "rest"
+"""Labels of tables of ids, which are a group too, and of all else."""
+
+
+def id_labels(lm: FunctionalLM) -> dict[str, Any]:
+    """`ids` or `rest`, for optax.partition."""
+    return lm.map(lambda _, declaration: IDS if declaration.group == IDS else REST, lm.shapes)
+
+
 def decay_mask(lm: FunctionalLM) -> dict[str, Any]:
     """True for parameters with weight decay."""
     return lm.map(lambda _, declaration: declaration.decays, lm.shapes)

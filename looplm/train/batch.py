@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """Row in the global batch, (A, B/A)."""
     depth: jax.Array | None = None
     """(loops without gradient, loops with gradient) of every sequence, (A, B/A, 2); None where all have the same."""
+    ids: jax.Array | None = None
+    """Row of the model's table of ids, (A, B/A); None for a model without."""
 
 
 class BatchLayout:
@@ -46,6 +48,8 @@ class BatchLayout:
         rows = (self.steps, self.batch_size // self.steps)
         self.shapes: dict[str, tuple[int, ...]] = dict.fromkeys(PER_TOKEN, (*rows, data.sequence_length))
         self.shapes |= {"sequence": rows} | ({"depth": (*rows, 2)} if per_sequence else {})
+        if run.model.num_ids:
+            self.shapes["ids"] = rows
 
     def sharding(self, name: str) -> NamedSharding:
         axes = ("one", "batch", "sequence") if name in PER_TOKEN else ("one", "batch")
@@ -60,13 +64,15 @@ class BatchLayout:
         return Batch(**leaves)
 
     def place(self, rows: Mapping[str, np.ndarray], drawn: np.ndarray) -> Batch:
-        """rows: PER_TOKEN of this process, (B / num_parts, S). drawn: depths of the step, (2,) or (B, 2)."""
+        """rows: PER_TOKEN of this process, (B / num_parts, S), and `ids` if the data has them, (B / num_parts,). drawn:
+        depths of the step, (2,) or (B, 2)."""
         count = self.batch_size // self.num_parts
         mine = slice(self.part * count, (self.part + 1) * count)
         per_token = {name: rows[name] for name in PER_TOKEN}
         if self._order is not None:
             per_token = {name: array[:, self._order] for name, array in per_token.items()}
         leaves = per_token | {"sequence": np.arange(mine.start, mine.stop, dtype=np.int32)}
+        leaves |= {"ids": rows["ids"]} if "ids" in self.shapes else {}
         if self.per_sequence:
             leaves["depth"] = drawn[mine]
         return Batch(**{name: self._place(name, value) for name, value in leaves.items()})

@@ -18,6 +18,7 @@ from looplm.model.functional import Params
 from looplm.sharding.collective import stand_in
 from looplm.train.batch import Batch
 from looplm.train.program import Program
+from looplm.train.state import TrainState
 from looplm.train.step import build_loss, learning_of
 
 
@@ -41,13 +42,13 @@ class CorruptionCheck:
         state, batch, drawn = program.abstract_state(), program.batch.abstract(), program.batch.abstract_drawn()
         gradient_digest = jax.jit(build_gradient_digest(program))
         with jax.set_mesh(self.mesh):
-            self._gradient = gradient_digest.lower(state.params, batch, drawn, state.step).compile()
+            self._gradient = gradient_digest.lower(state.params, batch, state.carry, drawn, state.step).compile()
             self._weights = jax.jit(_digest_each).lower(state.params).compile()
 
-    def start(self, params: Params, batch: Batch, drawn: jax.Array, step: jax.Array) -> Digests:
+    def start(self, state: TrainState, batch: Batch, drawn: jax.Array) -> Digests:
         """Computes while the host goes on."""
-        first, second = (self._gradient(params, batch, drawn, step) for _ in range(2))
-        return Digests((first, second), self._weights(params))
+        first, second = (self._gradient(state.params, batch, state.carry, drawn, state.step) for _ in range(2))
+        return Digests((first, second), self._weights(state.params))
 
     def faults(self, digests: Digests) -> list[str]:
         """What is wrong, each with the devices; waits for the digests."""
@@ -85,15 +86,16 @@ class CorruptionCheck:
 
 
 def build_gradient_digest(program: Program) -> Callable[..., jax.Array]:
-    """Returns digest(params, batch, drawn_depth, step) -> (N,): of the first micro-batch's gradient on each device."""
+    """Returns digest(params, batch, carry, drawn_depth, step) -> (N,): of the first micro-batch's gradient on every
+    device."""
     lm, dtype = program.lm, program.dtype
     sums, learning = build_loss(program.run, lm, program.depths, dtype=dtype), learning_of(program.run, lm)
 
-    def gradient_digest(params: Params, batch: Batch, drawn: jax.Array, step: jax.Array) -> jax.Array:
+    def gradient_digest(params: Params, batch: Batch, carry: Any, drawn: jax.Array, step: jax.Array) -> jax.Array:
         whole = lm.gather(params, dtype, per_layer=program.gathers_per_layer)
         stand_ins = jax.tree.map(stand_in, learning.only(whole), learning.only(params))
-        micro_batch = jax.tree.map(lambda leaf: leaf[0], batch)
-        gradient: Any = jax.grad(sums, has_aux=True)(stand_ins, whole, micro_batch, drawn, step)[0]
+        first = jax.tree.map(lambda leaf: leaf[0], (batch, carry))
+        gradient: Any = jax.grad(sums, has_aux=True)(stand_ins, whole, *first, drawn, step)[0]
         return jnp.sum(_digest_each(gradient), axis=0, dtype=jnp.uint32)
 
     return gradient_digest

@@ -30,6 +30,7 @@ def readable(output: StepOutput, drawn: np.ndarray) -> dict[str, float]:
     numbers = {name: value.item() for name, value in output.numbers.items()}
     limits = {name for name in LIMITS if math.isinf(numbers.get(name, 0.0))}
     result = means | {name: value for name, value in numbers.items() if name not in limits}
+    result |= {name: float(total / count) for name, (total, count) in output.rows.items() if count}
     result[TOKENS] = output.tokens.item()
     if drawn.ndim == 2:
         result["loop/num_loops"] = float(drawn.sum(axis=1).mean())

@@ -1,9 +1,10 @@
 """The one compiled program of a run: a training step for every step and depth, lowered from shapes alone."""
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from looplm.config.schema import MoE, Place, Run
@@ -17,10 +18,11 @@ from looplm.ops.grouped_matmul import check_backend
 from looplm.optim.build import build_guarded
 from looplm.sharding.mesh import check_fit
 from looplm.sharding.split import split_of
-from looplm.train.batch import BatchLayout
+from looplm.train.batch import Batch, BatchLayout
+from looplm.train.carrying import build_carrying
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState, abstract_state, create_state, state_of
-from looplm.train.step import build_train_step, learning_of
+from looplm.train.step import build_forward, build_train_step, learning_of
 from looplm.train.teacher import Teacher
 
 
@@ -47,6 +49,8 @@ class Program:
         """Which parameters learn."""
         self.teacher = None if run.teacher is None else Teacher.of(run, mesh, self.dtype)
         """Whom the run learns from."""
+        self.carrying = build_carrying(run)
+        """What is kept of a batch from step to step."""
         self.optimizer = build_guarded(run.optim, self.lm, run.num_steps, build_objective(run.objective).trains)
 
     @property
@@ -56,7 +60,7 @@ class Program:
 
     def create_state(self) -> TrainState:
         """Drawn from the run's seed."""
-        return create_state(self.lm, self.optimizer, self.mesh, self.run.seed)
+        return create_state(self.lm, self.optimizer, self.mesh, self.run.seed, self.empty_carry)
 
     def create_params(self, *, but_for: Subset) -> Params:
         """Draws parameters as `create_state` does, and leaves some out; no others are allocated."""
@@ -78,10 +82,29 @@ class Program:
 
     def state_of(self, params: Params) -> TrainState:
         """A new state around weights that are on the mesh; takes them."""
-        return state_of(self.optimizer, self.mesh, params)
+        return state_of(self.optimizer, self.mesh, params, self.empty_carry)
 
     def abstract_state(self) -> TrainState:
-        return abstract_state(self.lm, self.optimizer, self.mesh)
+        return abstract_state(self.lm, self.optimizer, self.mesh, self.empty_carry)
+
+    def empty_carry(self) -> Any:
+        """What a run without a step behind it has kept, inside of a trace on the mesh; None where nothing is."""
+        if self.carrying is None:
+            return None
+        batch, drawn = self.batch.abstract(), self.batch.abstract_drawn()
+        state = jax.eval_shape(self._state_after, self.lm.abstract(self.mesh), batch, drawn)
+        return self.carrying.empty(batch, state)
+
+    def _state_after(self, params: Params, batch: Batch, drawn: jax.Array) -> Any:
+        """The core's states after a pass over the micro-batches of a batch."""
+        build_pass = build_forward(self.run, self.lm, self.depths, dtype=self.dtype)
+        whole = self.lm.gather(params, self.dtype)
+
+        def after(_: None, micro_batch: Batch) -> tuple[None, Any]:
+            forward = build_pass(whole, micro_batch, drawn, jnp.int32(0))
+            return None, forward("last", lambda hidden_BSD: ()).state
+
+        return jax.lax.scan(after, None, batch)[1]
 
     def trace(self) -> jax.stages.Traced:
         """The training step with the state donated; allocates nothing."""

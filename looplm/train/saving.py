@@ -77,11 +77,11 @@ class Saving:
         """
         reader = CheckpointReader(self.folder, self.report)
         abstract = self.program.abstract_state()
-        digest = compile_digests(_trees(abstract))
+        digest = compile_digests(trees_of(abstract))
         if not self.newest():
             state, step = self._create(), None
         else:
-            restored = reader.restore(_trees(abstract), accept=self._check_data, digest=digest)
+            restored = reader.restore(trees_of(abstract), accept=self._check_data, digest=digest)
             step = restored.seal.step
             if jax.process_index() == 0:
                 for passed_over in restored.passed_over:
@@ -91,9 +91,12 @@ class Saving:
             self.report(f"resuming {self.folder.parent} after step {step}")
             trees = restored.trees
             state = TrainState(
-                jax.device_put(np.int32(step), abstract.step.sharding), trees["params"], trees["opt_state"]
+                jax.device_put(np.int32(step), abstract.step.sharding),
+                trees["params"],
+                trees["opt_state"],
+                trees.get("carry"),
             )
-        self._writer = self._open(_trees(abstract), digest, step)
+        self._writer = self._open(trees_of(abstract), digest, step)
         return state, step or 0
 
     def is_due(self, step: int) -> bool:
@@ -107,7 +110,7 @@ class Saving:
         """
         assert self._writer is not None, "restore_or_create comes first"
         started = time.perf_counter()
-        self._writer.save(step, _trees(state), metrics, patience_s=TIMEOUT_S if is_last else None)
+        self._writer.save(step, trees_of(state), metrics, patience_s=TIMEOUT_S if is_last else None)
         self.schedule.saved()
         return time.perf_counter() - started
 
@@ -157,5 +160,7 @@ def last_saved(events: Events) -> int | None:
     return int(saves[-1]["step"]) if saves else None
 
 
-def _trees(state: TrainState) -> Trees:
-    return {"params": state.params, "opt_state": state.opt_state}
+def trees_of(state: TrainState) -> Trees:
+    """What a checkpoint holds of a state, by item."""
+    trees = {"params": state.params, "opt_state": state.opt_state}
+    return trees if state.carry is None else trees | {"carry": state.carry}

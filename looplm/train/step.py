@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
 from looplm.model.report import Reporting
 from looplm.model.subset import Subset
-from looplm.objective import Sums, build_objective, evaluate
+from looplm.objective import Rows, Sums, build_objective, evaluate
 from looplm.ops.attention import self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.scopes import MICRO_BATCHES, OPTIMIZER
@@ -27,29 +28,24 @@ from looplm.optim.schedule import build_schedule
 from looplm.sharding.collective import Whole, reduce_gradient, stand_in, zero_gradient
 from looplm.sharding.split import split_of
 from looplm.train.batch import Batch
+from looplm.train.carrying import Carrying, build_carrying
 from looplm.train.depth import DepthSchedule
 from looplm.train.state import TrainState
 from looplm.train.teacher import Teacher
 
-STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE, TEACHER_PURPOSE = 2, 3, 4, 5
+STATE_PURPOSE, HEADS_PURPOSE, DROP_PURPOSE, TEACHER_PURPOSE, CARRY_PURPOSE = 2, 3, 4, 5, 6
 """Keep the streams of random numbers of a step apart."""
 
 
-def build_loss(
-    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike, teacher: Teacher | None = None
-) -> Callable[..., tuple[jax.Array, Sums]]:
-    """Returns sums(stand_ins, whole, micro_batch, drawn, step, *taught) -> (objective, all sums) of a micro-batch.
-
-    stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant. taught: the whole weights of the
-    teacher, if there is one.
-    """
-    objective, learning = build_objective(run.objective), learning_of(run, lm)
+def build_forward(
+    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike
+) -> Callable[[Params, Batch, jax.Array, jax.Array], Forward]:
+    """Returns forward(params, micro_batch, drawn, step): the pass of a micro-batch, ready to run. params: what
+    `lm.bind` takes."""
+    objective = build_objective(run.objective)
     drops = run.model.adapter is not None and run.model.adapter.drops
 
-    def sums(
-        stand_ins: Params, whole: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array, *taught: Params
-    ) -> tuple[jax.Array, Sums]:
-        model = lm.bind(learning.put(jax.tree.map(Whole, learning.only(whole), stand_ins), whole))
+    def forward(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> Forward:
         context = Context(
             micro_batch.positions,
             self_mask(run.model, micro_batch.segments, split=split_of(run, jax.sharding.get_abstract_mesh())),
@@ -59,21 +55,56 @@ def build_loss(
             key=step_key(run.seed, STATE_PURPOSE, step),
             drop_words_2=jax.random.bits(step_key(run.seed, DROP_PURPOSE, step), (2,), "uint32") if drops else None,
             sequence_B=micro_batch.sequence,
+            ids_B=micro_batch.ids,
             counted_BS=micro_batch.segments != PADDING,
             reporting=Reporting(routing=True),
             with_capacity=True,
         )
         depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
-        forward = Forward(model, micro_batch.tokens, context, depth, dtype, with_statistics=True)
+        return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype)
+
+    return forward
+
+
+def build_loss(
+    run: Run, lm: FunctionalLM, depths: DepthSchedule, *, dtype: jax.typing.DTypeLike, teacher: Teacher | None = None
+) -> Callable[..., tuple[jax.Array, tuple[Sums, Any]]]:
+    """Returns sums(stand_ins, whole, micro_batch, carry, drawn, step, *taught) -> (objective, (all sums, the next
+    carry)) of a micro-batch.
+
+    stand_ins: of what learns (see `learning_of`); all else of `whole` is a constant. carry: what the step before has
+    left of it (see `train.carrying`), None where nothing is. taught: the whole weights of the teacher, if there is one.
+    """
+    objective, learning, carrying = build_objective(run.objective), learning_of(run, lm), build_carrying(run)
+    build_pass = build_forward(run, lm, depths, dtype=dtype)
+
+    def sums(
+        stand_ins: Params,
+        whole: Params,
+        micro_batch: Batch,
+        carry: Any,
+        drawn: jax.Array,
+        step: jax.Array,
+        *taught: Params,
+    ) -> tuple[jax.Array, tuple[Sums, Any]]:
+        if carrying is not None:
+            micro_batch = carrying.rows(carry, micro_batch)
+        params = learning.put(jax.tree.map(Whole, learning.only(whole), stand_ins), whole)
+        forward = replace(build_pass(params, micro_batch, drawn, step), with_statistics=True)
         if teacher is not None:
             (weights,), key = taught, step_key(run.seed, TEACHER_PURPOSE, step)
             split = split_of(run, jax.sharding.get_abstract_mesh())
             forward = replace(forward, teacher=teacher.forward(weights, micro_batch, split, key))
+        carry_key = step_key(run.seed, CARRY_PURPOSE, step)
+        if carrying is not None:
+            forward = carrying.enter(carry, forward, carry_key)
         key = step_key(run.seed, HEADS_PURPOSE, step)
         result, output = evaluate(objective, forward, micro_batch.labels, key)
+        if carrying is not None:
+            carry = carrying.leave(carry, micro_batch, output, carry_key)
         assert output.statistics is not None, "with_statistics"
         extra = scored_sums(output.statistics, micro_batch.labels != IGNORED)
-        return result.objective, result._replace(extra=result.extra | extra)
+        return result.objective, (result._replace(extra=result.extra | extra), carry)
 
     return sums
 
@@ -96,7 +127,7 @@ def build_train_step(
         teacher: whose weights `taught` are; None: there are none.
     """
     objective, sums = build_objective(run.objective), build_loss(run, lm, depths, dtype=dtype, teacher=teacher)
-    learning = learning_of(run, lm)
+    learning, carrying = learning_of(run, lm), build_carrying(run)
     schedule = build_schedule(run.optim, run.num_steps)
 
     def train_step(state: TrainState, batch: Batch, drawn: jax.Array, *taught: Params) -> tuple[TrainState, StepOutput]:
@@ -106,17 +137,20 @@ def build_train_step(
         if teacher is not None:
             taught = tuple(teacher.lm.gather(weights, dtype) for weights in taught)
 
-        def accumulate(gradient: Params, micro_batch: Batch) -> tuple[Params, Sums]:
+        def accumulate(gradient: Params, xs: tuple[Batch, Any]) -> tuple[Params, tuple[Sums, Any]]:
             differentiate = jax.value_and_grad(sums, has_aux=True)
-            (_, result), more = differentiate(stand_ins, whole, micro_batch, drawn, state.step, *taught)
+            (_, result), more = differentiate(stand_ins, whole, *xs, drawn, state.step, *taught)
             return jax.tree.map(jnp.add, gradient, more), result
 
+        zeros = jax.tree.map(zero_gradient, stand_ins)
         with jax.named_scope(MICRO_BATCHES):
-            gradient, results = jax.lax.scan(accumulate, jax.tree.map(zero_gradient, stand_ins), batch)
-        total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
+            gradient, (results, carry) = jax.lax.scan(accumulate, zeros, (batch, state.carry))
+        rows = row_means(results.rows, carrying, carry)
+        total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), results._replace(rows=None))
         # One division, by the count of the global batch: the result does not depend on how it was split.
         scored = jnp.maximum(total.tokens, 1)
-        gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / scored, gradient, learned)
+        divisor = scored if total.divisor is None else total.divisor
+        gradient = jax.tree.map(lambda g, p: reduce_gradient(g, p) / divisor, gradient, learned)
 
         loss, grad_norm = total.loss / scored, optax.tree.norm(gradient)
         before: GuardState = state.opt_state.guard
@@ -139,7 +173,7 @@ def build_train_step(
             total.tokens,
             means={
                 "train/loss": loss,
-                "train/objective": total.objective / scored,
+                "train/objective": total.objective / divisor,
                 "train/grad_norm": grad_norm,
                 **{name: value / scored for name, value in total.extra.items()},
             },
@@ -156,10 +190,25 @@ def build_train_step(
             },
             loops=jax.tree.map(lambda sum_R: sum_R / scored, total.loops),
             routers=total.routers,
+            rows=rows,
         )
-        return TrainState(state.step + 1, params, opt_state), output
+        return TrainState(state.step + 1, params, opt_state, carry), output
 
     return train_step
+
+
+def row_means(rows: Rows | None, carrying: Carrying | None, carry: Any) -> dict[str, jax.Array]:
+    """Sum numbers of sequences up: of those that end in this step, where some go on. Returns (sum, count) of each."""
+    if rows is None:
+        return {}
+    counted, numbers = rows
+    if carrying is not None:
+        counted, numbers = counted & carrying.ended(carry), numbers | carrying.numbers(carry)
+    count = jnp.sum(counted, dtype=jnp.float32)
+    means = {
+        name: jnp.stack([jnp.sum(number, where=counted, dtype=jnp.float32), count]) for name, number in numbers.items()
+    }
+    return means | {"carry/replaced": jnp.stack([count, jnp.float32(counted.size)])} if carrying is not None else means
 
 
 def learning_of(run: Run, lm: FunctionalLM) -> Subset:

@@ -269,7 +269,9 @@ class Trainer:
 
     def check_data(self) -> None:
         """Raises UserError unless the data is the model's, and enough for all steps."""
-        self.mixture.check(vocab_size=self.run.model.vocab_size, num_steps=self.used_by(self.run.num_steps))
+        model = self.run.model
+        steps = self.used_by(self.run.num_steps)
+        self.mixture.check(vocab_size=model.vocab_size, num_steps=steps, id_rows=model.num_ids)
 
     @cached_property
     def compiled(self) -> Compiled:
@@ -321,7 +323,7 @@ class Trainer:
         every = self.run.optim.guard.sdc_check
         if not every or step % every:
             return None
-        return self.corruption.start(state.params, placed.batch, placed.depth, state.step)
+        return self.corruption.start(state, placed.batch, placed.depth)
 
     def rewind(self, step: int, reason: str) -> None:
         """Passes over what was read since the newest checkpoint. Raises StoppedItself when that was done too often."""

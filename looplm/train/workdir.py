@@ -9,7 +9,7 @@ from pathlib import Path
 from looplm.checkpoint.folder import linked_away
 from looplm.checkpoint.folder import steps as checkpoint_steps
 from looplm.config.load import changes, from_json, leaves, to_json
-from looplm.config.schema import Run
+from looplm.config.schema import NoCarry, Run
 from looplm.distributed.join import place_in_group
 from looplm.errors import UserError
 from looplm.train.lock import only_one
@@ -24,6 +24,12 @@ FREE_TO_CHANGE = (
 
 LEASE_S = 150.0
 """A server of NFS keeps the locks of a host that is gone for 90 s."""
+
+
+def free_to_change(run: Run) -> tuple[str, ...]:
+    """Settings that may differ when this run is resumed. Rows in work lie as the micro-batches did."""
+    held = () if isinstance(run.carry, NoCarry) else ("data.accumulation_steps",)
+    return tuple(key for key in FREE_TO_CHANGE if key not in held)
 
 
 class Workdir:
@@ -73,7 +79,7 @@ class Workdir:
             )
         before = from_json(self.config)
         differing = changes(leaves(before), leaves(run))
-        changed = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
+        changed = {key: pair for key, pair in differing.items() if not key.startswith(free_to_change(before))}
         if isinstance(run.data.train, tuple) and isinstance(before.data.train, tuple):
             self._check_read(before, run, batches_of(steps[-1]))
             changed.pop("data.train", None)

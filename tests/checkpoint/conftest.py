@@ -1,6 +1,6 @@
 """A small state on any mesh, and a folder with checkpoints of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,19 @@ from looplm.config.load import to_json
 from looplm.config.schema import Checkpoint, Mesh, Run
 from looplm.sharding.mesh import build_mesh
 from looplm.train.program import Program
-from looplm.train.state import TrainState
+from looplm.train.saving import trees_of
 
 FACTS = Facts("{}\n", 7, "fingerprint")
 
 
 @pytest.fixture(scope="package")
 def program_on(tiny_run: Callable[..., Run]) -> Callable[..., Program]:
-    """The tiny run's program on a mesh of so many devices: `program_on(8, data=2, fsdp=4)`."""
+    """The tiny run's program, with leaves replaced, on a mesh of so many devices: `program_on(8, data=2, fsdp=4)`."""
 
-    def build(num_devices: int, **axes: int) -> Program:
-        return Program(tiny_run(), build_mesh(Mesh(**axes), jax.devices()[:num_devices]))
+    def build(num_devices: int, changes: Mapping[str, Any] | None = None, **axes: int) -> Program:
+        return Program(tiny_run(**changes or {}), build_mesh(Mesh(**axes), jax.devices()[:num_devices]))
 
     return build
-
-
-def trees_of(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt_state": state.opt_state}
 
 
 def noise(abstract: Any, seed: int) -> Any:

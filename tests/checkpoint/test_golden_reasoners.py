@@ -17,11 +17,10 @@ import looplm
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
-from looplm.model.two_speed import States
 from looplm.ops.attention import self_mask
 from tests.checkpoint.folders import GOLDEN, config_of, folders
+from tests.checkpoint.reasoners import STEPS, assert_all_gradients, carried, loaded, rows_in_work
 
-STEPS = (1, 2, 3, 4)
 NO_LABEL = -100
 LOGITS = {"trm": 1e-4}
 """Tolerance on logits where the README names another than 2e-5: deeper segments round more."""
@@ -32,30 +31,8 @@ def folder(request):
     return request.param
 
 
-@cache
-def loaded(folder, dtype="float32"):
-    return looplm.load(folder, dtype=dtype), dict(np.load(folder / "io.npz"))
-
-
 def tolerance(folder):
     return LOGITS.get(folder.name.partition("_")[0], 2e-5)
-
-
-def carried(io, place):
-    """The state in a carry."""
-    if f"{place}/current_hidden" in io:
-        return jnp.asarray(io[f"{place}/current_hidden"])
-    return States(jnp.asarray(io[f"{place}/z_H"]), jnp.asarray(io[f"{place}/z_L"]))
-
-
-def rows_in_work(io, step):
-    """The rows of a segment: those of the batch where the row before has halted; and which they are."""
-    halted_B = io[f"step{step}/carry_in/halted"]
-    rows = {}
-    for name in ("inputs", "labels", "puzzle_identifiers"):
-        new, old = io[f"batch{step}/{name}"], io[f"step{step}/carry_in/data_{name}"]
-        rows[name] = jnp.asarray(np.where(halted_B.reshape(-1, *[1] * (new.ndim - 1)), new, old))
-    return rows, jnp.asarray(halted_B)
 
 
 def segment(lm, params, rows, state, fresh_B):
@@ -136,24 +113,6 @@ def training_loss(folder, step, dtype):
         return total, (logits_BSV, after)
 
     return lm, loss
-
-
-def assert_all_gradients(folder, step, lm, grads, relative):
-    """Also of the rows of the table, which the official code has one by one; states that begin have none."""
-    stored, named = load_file(folder / f"grads_step{step}.safetensors"), lm.official_tensors(grads)
-    per_row_BE = stored.pop("inner.puzzle_emb.local_weights", None)
-    if per_row_BE is not None:
-        rows, _ = rows_in_work(loaded(folder)[1], step)
-        table = np.zeros(named["inner.puzzle_emb.weights"].shape)
-        np.add.at(table, np.asarray(rows["puzzle_identifiers"]), per_row_BE)
-        stored["inner.puzzle_emb.weights"] = table
-    for name in set(named) - set(stored):
-        assert name.endswith(("_init", "init_hidden"))
-        assert not np.any(named[name]), name
-    assert set(stored) <= set(named)
-    for name, theirs in stored.items():
-        scale = np.abs(theirs).max() or 1
-        np.testing.assert_allclose(np.asarray(named[name]) / scale, theirs / scale, atol=relative, err_msg=name)
 
 
 @pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.slow)])

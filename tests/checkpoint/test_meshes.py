@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from looplm.checkpoint.writer import CheckpointWriter
 from looplm.config.schema import Checkpoint
 from looplm.train.program import Program
 from tests.checkpoint.conftest import FACTS, assert_equal, noise, trees_of
+from tests.reasoner import REASONER
 
 MESHES = {
     "8x1": {"fsdp": 8},
@@ -20,11 +22,17 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("other", ["4x2", "2x2x2", "1"])
-def test_there_and_back(program_on: Callable[..., Program], tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "changes"), [("4x2", {}), ("4x2", REASONER), ("2x2x2", {}), ("1", {}), ("1", REASONER)]
+)
+def test_there_and_back(
+    program_on: Callable[..., Program], tmp_path: Path, other: str, changes: dict[str, Any]
+) -> None:
     first, second = (
-        trees_of(program_on(1 if name == "1" else 8, **MESHES[name]).abstract_state()) for name in ("8x1", other)
+        trees_of(program_on(1 if name == "1" else 8, changes, **MESHES[name]).abstract_state())
+        for name in ("8x1", other)
     )
+    assert ("carry" in first) == bool(changes)
     trees = noise(first, 0)
     for step, (target, source) in enumerate(((second, first), (first, second)), start=1):
         folder = tmp_path / str(step)

@@ -103,6 +103,9 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
     first = {path.stem: next(iter(configs_in(path))) for path in sorted(shipped_configs().glob("*.py"))}
     assert first == {
         "demo_cpu": "",
+        "eqr": "sudoku",
+        "hrm": "sudoku",
+        "hrm_text": "1b",
         "huginn": "3.5b",
         "looped_moe": "1b",
         "moeut": "44m",
@@ -110,6 +113,8 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "parcae": "140m",
         "smelt": "100m",
         "sudoku_cpu": "",
+        "trm": "sudoku",
+        "urm": "sudoku",
     }
 
 

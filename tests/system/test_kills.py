@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ import looplm
 from looplm.checkpoint.seal import read_seal
 from looplm.config.schema import Run
 from looplm.metrics.sinks import read_metrics
+from tests.reasoner import REASONER
 
 NUM_STEPS = 14
 CHANGES = {
@@ -28,6 +30,16 @@ CHANGES = {
     "loop.depth": {"kind": "uniform", "max_loops": 3},
     "optim.ema_decay": 0.9,
 }
+ROWS_STAY = REASONER | {"loop.depth": "fixed"}
+JOBS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "one-device": (1, 1, {}),
+    "eight-devices": (1, 8, {}),
+    "two-processes": (2, 4, {}),
+    "rows-stay": (1, 1, ROWS_STAY),
+    "rows-stay-on-eight": (1, 8, ROWS_STAY | {"mesh.data": 2, "mesh.fsdp": 4}),
+    "rows-stay-in-two": (2, 4, ROWS_STAY),
+}
+"""Processes, devices of each, and settings."""
 TIMED = ("perf/", "data/wait_s", "ckpt/", "model/num_parameters", "model/num_active_parameters", "goodput/")
 """What is measured anew, or written with the first step after a start only."""
 LAST_PHASES = (("commit", 1), ("prune", 1))
@@ -69,10 +81,11 @@ class Job:
         return [process.returncode for process in started]
 
 
-@pytest.fixture(scope="module", params=[(1, 1), (1, 8), (2, 4)], ids=["one-device", "eight-devices", "two-processes"])
+@pytest.fixture(scope="module", params=JOBS.values(), ids=JOBS)
 def job(request, program, tiny_run: Callable[..., Run], write_config, tmp_path_factory) -> Job:
-    config = write_config(tmp_path_factory.mktemp("config"), tiny_run(**CHANGES))
-    return Job(program, config, *request.param)
+    processes, devices, changes = request.param
+    config = write_config(tmp_path_factory.mktemp("config"), tiny_run(**CHANGES | changes))
+    return Job(program, config, processes, devices)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +123,7 @@ def kill_in_phases(job: Job, workdir: Path, phases: tuple[tuple[str, int], ...])
     assert job.end(job.start(workdir)) == [0] * job.processes
 
 
-@pytest.mark.parametrize("job", [(1, 1)], indirect=True, ids=["one-device"])
+@pytest.mark.parametrize("job", [JOBS["rows-stay"]], indirect=True, ids=["rows-stay"])
 def test_killed_while_a_checkpoint_is_made(job: Job, whole: Path, tmp_path: Path) -> None:
     kill_in_phases(job, tmp_path, LAST_PHASES)
     assert_same_end(tmp_path, whole)

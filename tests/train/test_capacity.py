@@ -44,7 +44,7 @@ def trained(lm, tiny_run, batch):
     run = tiny_run(**{"loop.num_loops": 2}).model_copy(update={"model": lm.model, "objective": lm.objective})
     sums = build_loss(run, lm.functional, DepthSchedule(run), dtype=jnp.float32)
     stand_ins = jax.tree.map(jnp.zeros_like, lm.params)
-    _, result = jax.jit(sums)(stand_ins, lm.params, batch, jnp.zeros(2, jnp.int32), jnp.int32(0))
+    _, (result, _) = jax.jit(sums)(stand_ins, lm.params, batch, None, jnp.zeros(2, jnp.int32), jnp.int32(0))
     return float(result.objective / result.tokens), int(result.routers.moe["block"].dropped)
 
 

@@ -1,6 +1,7 @@
 """A device that computes or remembers wrongly is found and named; sound devices are not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,8 @@ class Setting(NamedTuple):
         gradient, given = self.check._gradient, iter(batches or (self.batch, self.batch))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.check, "_gradient", lambda params, _, *rest: gradient(params, next(given), *rest))
-            digests = self.check.start(params or self.state.params, self.batch, self.drawn, self.state.step)
+            state = replace(self.state, params=params or self.state.params)
+            digests = self.check.start(state, self.batch, self.drawn)
         return self.check.faults(digests)
 
 

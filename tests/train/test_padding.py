@@ -67,7 +67,7 @@ def computed(run: Run, batches: Sequence[Batch]) -> Any:
     sums = build_loss(run, lm, DepthSchedule(run), dtype=jnp.float32)
     gradient = jax.jit(jax.grad(sums, has_aux=True))
     stand_ins, drawn = jax.tree.map(jnp.zeros_like, params), jnp.array([0, 2])
-    found = [gradient(stand_ins, params, batch, drawn, jnp.int32(0)) for batch in batches]
+    found = [gradient(stand_ins, params, batch, None, drawn, jnp.int32(0)) for batch in batches]
     return jax.device_get(jax.tree.map(lambda *leaves: sum(leaves), *found))
 
 
@@ -87,7 +87,7 @@ def test_a_padded_batch_gives_what_its_tokens_give(
     batch = padded(rows)
     parts = [slice(b, b + 1) for b in range(len(rows))] if rows is UNLIKE else [slice(None)]
     found, expected = computed(run, [batch]), computed(run, [without_padding(batch, part) for part in parts])
-    routers = found[1].routers.moe["block"]
+    routers = found[1][0].routers.moe["block"]
     assert np.sum(routers.load_TLE[1:], axis=(1, 2)).tolist() == [2 * np.sum(batch.segments != PADDING)] * 2
     assert (routers.dropped > 0) == (capacity_factor is not None)
     assert routers.kept_T[2] > 0

@@ -112,9 +112,9 @@ class HRMConfig(PuzzleConfig):
 class TRMConfig(PuzzleConfig):
     WITHOUT_EFFECT: ClassVar[dict[str, str]] = PuzzleConfig.WITHOUT_EFFECT | {
         "H_layers": "the official code ignores it",
-        "no_ACT_continue": TRAINING,
     }
     L_layers: int
+    no_ACT_continue: bool = True
     puzzle_emb_len: int = 0
     mlp_t: bool = False
 
@@ -138,11 +138,16 @@ def trm(config: TRMConfig) -> Model:
     if config.mlp_t:
         length = config.places()
         fields["attention"] = SequenceMLP(length=length, hidden_dim=config.width(length))
-    return config.common().model_copy(update=fields)
+    return config.common().model_copy(update=fields | {"sequence_gate": halts_alone(config.no_ACT_continue)})
+
+
+def halts_alone(alone: bool) -> SequenceGate:
+    """The second output is there all the same."""
+    return SequenceGate(outputs=2, compares=not alone)
 
 
 def urm(config: URMConfig) -> Model:
-    fields = {"block_layers": config.num_layers, "feed_forward": ConvSwiGLU()}
+    fields = {"block_layers": config.num_layers, "feed_forward": ConvSwiGLU(), "sequence_gate": halts_alone(True)}
     return config.common().model_copy(update=fields)
 
 

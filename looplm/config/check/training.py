@@ -6,6 +6,7 @@ from looplm.config.check.depth import trained_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     AddInjection,
+    DeepSupervision,
     Distillation,
     ExpectedCrossEntropy,
     GateImprovement,
@@ -15,6 +16,7 @@ from looplm.config.schema import (
     Run,
     Schedule,
     SelfDistillation,
+    SupervisedRows,
     WeightedCrossEntropy,
 )
 
@@ -35,6 +37,22 @@ def _objective(run: Run) -> Iterator[str]:
                 f"objective.sampled_heads={heads} is more than the {window} loops that are read; "
                 f"use at most {window}, or null for all"
             )
+
+
+def _sequence_gate(run: Run) -> Iterator[str]:
+    asks = {
+        "objective.kind=supervised": isinstance(run.objective, SupervisedRows),
+        "carry.kind=segments": isinstance(run.carry, DeepSupervision),
+    }
+    for who, is_asked in asks.items():
+        if is_asked and run.model.sequence_gate is None:
+            yield f"{who} needs a gate that speaks for a whole sequence; set model.sequence_gate={{}}"
+    if all(asks.values()) or not asks["carry.kind=segments"]:
+        return
+    yield (
+        f"carry.kind=segments asks the sequence gate when a row may go, and objective.kind={run.objective.kind} does "
+        "not train it; use objective=supervised"
+    )
 
 
 def _teacher(run: Run) -> Iterator[str]:
@@ -143,4 +161,4 @@ def _keys(run: Run) -> Iterator[str]:
         yield f"sharding.keys=ring has no device hold all scores, and {what} does; use sharding.keys=gathered"
 
 
-RULES: Rules = (_objective, _teacher, _eval, _keep_best, _rates, _schedule, _keys)
+RULES: Rules = (_objective, _sequence_gate, _teacher, _eval, _keep_best, _rates, _schedule, _keys)

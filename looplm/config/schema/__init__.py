@@ -9,6 +9,9 @@ from looplm.config.schema.adapter import LoRA as LoRA
 from looplm.config.schema.base import Fraction as Fraction
 from looplm.config.schema.base import NonNegativeFloat as NonNegativeFloat
 from looplm.config.schema.base import Section as Section
+from looplm.config.schema.carry import Carry as Carry
+from looplm.config.schema.carry import DeepSupervision as DeepSupervision
+from looplm.config.schema.carry import NoCarry as NoCarry
 from looplm.config.schema.data import Data as Data
 from looplm.config.schema.data import Records as Records
 from looplm.config.schema.data import Source as Source
@@ -36,12 +39,15 @@ from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntrop
 from looplm.config.schema.objective import GateImprovement as GateImprovement
 from looplm.config.schema.objective import Objective as Objective
 from looplm.config.schema.objective import SelfDistillation as SelfDistillation
+from looplm.config.schema.objective import SupervisedRows as SupervisedRows
 from looplm.config.schema.objective import WeightedCrossEntropy as WeightedCrossEntropy
+from looplm.config.schema.optim import AdamATan2 as AdamATan2
 from looplm.config.schema.optim import AdamW as AdamW
 from looplm.config.schema.optim import Guard as Guard
 from looplm.config.schema.optim import Muon as Muon
 from looplm.config.schema.optim import Optim as Optim
 from looplm.config.schema.optim import Optimizer as Optimizer
+from looplm.config.schema.optim import RowSign as RowSign
 from looplm.config.schema.optim import Schedule as Schedule
 from looplm.config.schema.own import Own as Own
 from looplm.config.schema.own import OwnCore as OwnCore

@@ -169,6 +169,11 @@ class Model(Section):
         high_layers = self.core.high_layers if isinstance(self.core, TwoSpeedCore) else None
         return max(self.block_layers, high_layers or 0)
 
+    @property
+    def num_ids(self) -> int:
+        """Rows of the table of ids; 0 without one."""
+        return 0 if self.front is None or self.front.ids is None else self.front.ids.num_ids
+
     def feed_forward_of(self, section: Place) -> FeedForward:
         """Of the prelude, the block or the coda."""
         own = {"prelude": self.prelude_feed_forward, "coda": self.coda_feed_forward}.get(section)

@@ -74,8 +74,27 @@ class SelfDistillation(Section):
     """T: logits of both are divided by it."""
 
 
+class SupervisedRows(Section):
+    """Rows that are answered in place, each with the same weight: the mean over its labels of the loss after the last
+    loop, and the cross-entropy of the sequence gate, whose first output says whether every label of the row is met,
+    and whose second, where there is one, what going on is worth (arXiv 2506.21734, 2510.04871)."""
+
+    kind: Literal["supervised"] = "supervised"
+    loss: Literal["stablemax", "softmax"] = "stablemax"
+    """What makes probabilities of logits. `stablemax`: x + 1 above 0, 1 / (1 - x) below, over their sum, which cannot
+    overflow (arXiv 2501.04697)."""
+    gate_weight: NonNegativeFloat = 0.5
+    """Of the sequence gate's cross-entropies."""
+
+
 ShippedObjective = Annotated[
-    FinalCrossEntropy | ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | Distillation | SelfDistillation,
+    FinalCrossEntropy
+    | ExpectedCrossEntropy
+    | WeightedCrossEntropy
+    | GateImprovement
+    | Distillation
+    | SelfDistillation
+    | SupervisedRows,
     Field(discriminator="kind"),
 ]
 Objective = Annotated[ShippedObjective | OwnObjective, OrOwn(OwnObjective)]

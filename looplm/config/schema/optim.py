@@ -37,7 +37,28 @@ class Muon(Section):
     """Their learning rate, as a multiple of optim.learning_rate."""
 
 
-Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+class AdamATan2(Section):
+    """AdamW whose step is atan2(mean, root of the mean square) in place of their quotient: at most pi / 2, and it needs
+    no eps (arXiv 2407.05872, section 3.2)."""
+
+    kind: Literal["adam_atan2"] = "adam_atan2"
+    beta1: Fraction = 0.9
+    """Decay of the mean of the gradients, a step."""
+    beta2: Fraction = 0.95
+    """Decay of the mean of their squares, a step."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Share of a weight that is taken off a step, times the learning rate."""
+
+
+class RowSign(Section):
+    """For tables of which a step reads a few rows, such as the ids of `model.front`: the sign of the gradient, and
+    weight decay, for the rows that the step has read (arXiv 2506.21734, official code)."""
+
+    weight_decay: NonNegativeFloat = 0.1
+    """Share of a row that is taken off in a step that reads it, times the learning rate."""
+
+
+Optimizer = Annotated[AdamW | AdamATan2 | Muon, Field(discriminator="kind")]
 
 
 class Schedule(Section):
@@ -79,6 +100,8 @@ class Optim(Section):
     """Peak learning rate."""
     optimizer: Optimizer = AdamW()
     """What turns a gradient into an update."""
+    ids: RowSign = RowSign()
+    """Of tables of ids, whatever the optimizer of all else; their learning rate is in `rates`."""
     schedule: Schedule = Schedule()
     """The learning rate over steps."""
     clip_norm: PositiveFloat | None = 1.0

@@ -375,10 +375,19 @@ class SequenceGate(Section):
 
     outputs: Literal[1, 2] = 1
     """Halt alone, or halt and go on."""
+    compares: bool = True
+    """Of two outputs: a sequence halts where the first is above the second, which is trained to say what going on is
+    worth. False: the second is idle, as in released weights of TRM and URM, and a sequence halts where the first is
+    above 0."""
     pool: Literal["first", "last", "mean"] = "first"
     """Whether they read the first place (in front of the tokens, if there are such), the last token, or the mean."""
     initial_bias: float = -5.0
     """Of logits that are 0 without it at first."""
+
+    @property
+    def weighs_going_on(self) -> bool:
+        """Whether there is a second output that counts."""
+        return self.outputs == 2 and self.compares
 
 
 class ReadOut(Section):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
+from looplm.config.schema.carry import Carry, NoCarry
 from looplm.config.schema.data import Data
 from looplm.config.schema.loop import Loop
 from looplm.config.schema.model import Model
@@ -130,6 +131,8 @@ class Run(Section):
     """How often the shared block runs."""
     objective: Objective = FinalCrossEntropy()
     """What is minimised."""
+    carry: Carry = NoCarry()
+    """What is kept of a batch from one optimizer step to the next."""
     optim: Optim
     """Optimizer, learning rate, what learns, and which updates are not made."""
     data: Data
