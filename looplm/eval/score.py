@@ -55,7 +55,7 @@ def placed(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, j
     return {
         name: jax.make_array_from_process_local_data(rows, batch[name], batch[name].shape)
         for name in NAMES
-        if name in batch
+        if batch.get(name) is not None
     }
 
 
