@@ -110,7 +110,7 @@ def test_the_rating_is_the_number_of_digits_that_are_tried() -> None:
     puzzles = make_puzzles(Options(train=6, seed=1), "train").puzzles_NC
     assert rate(puzzles).tolist() == [tried(allowed, 9) for allowed in allowed_digits(puzzles)]
     assert rate(puzzles).max() > 3
-    assert rate(np.array([list(map(int, HARD))])) > 100
+    assert rate(np.array([list(map(int, HARD))])) == 320  # which `tried` needs seconds for
 
 
 # One 6x6 in twenty is as hard by chance, one 9x9 in eight.
