@@ -149,10 +149,15 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 ),
             )
         ),
-        (
-            {"model.feed_forward": {"kind": "conv_swiglu"}, "mesh.context": 2},
-            "model.feed_forward=conv_swiglu needs whole sequences on a device, and mesh.context splits them; use "
-            "mesh.context=1",
+        *(
+            (
+                {name: value, "mesh.context": 2},
+                f"{told} needs whole sequences on a device, and mesh.context splits them; use mesh.context=1",
+            )
+            for name, value, told in (
+                ("model.feed_forward", {"kind": "conv_swiglu"}, "model.feed_forward=conv_swiglu"),
+                ("model.sequence_gate", {}, "model.sequence_gate"),
+            )
         ),
         (
             {"model.coda_feed_forward": EXPERTS},

@@ -9,15 +9,20 @@ from looplm.config.schema import ConvSwiGLU, NeverHalting, Run, SequenceMLP
 def _whole_sequences(run: Run) -> Iterator[str]:
     """Some parts need all places of a sequence on one device."""
     model, mesh = run.model, run.mesh
-    parts = {
-        "model.front": model.front is not None,
-        "model.attention=sequence_mlp": isinstance(model.attention, SequenceMLP),
-        "model.feed_forward=conv_swiglu": isinstance(model.feed_forward, ConvSwiGLU),
-    }
+    parts: dict[str, tuple[str, ...]] = {}
+    if model.front is not None:
+        parts["model.front"] = ("context", "tensor")
+    if isinstance(model.attention, SequenceMLP):
+        parts["model.attention=sequence_mlp"] = ("context", "tensor")
+    if model.sequence_gate is not None:
+        parts["model.sequence_gate"] = ("context",)
+    for key in ("feed_forward", "prelude_feed_forward", "coda_feed_forward"):
+        if isinstance(getattr(model, key), ConvSwiGLU):
+            # A convolution is of every channel by itself, and those may be on several devices.
+            parts[f"model.{key}=conv_swiglu"] = ("context",)
     recipes = [recipe.settings for recipe in run.recipes]
-    for part in (name for name, there in parts.items() if there):
-        # A convolution is of every channel by itself, and those may be on several devices.
-        for axis in ("context",) if "conv" in part else ("context", "tensor"):
+    for part, axes in parts.items():
+        for axis in axes:
             if getattr(mesh, axis) != 1 or any(f"mesh.{axis}" in settings for settings in recipes):
                 yield f"{part} needs whole sequences on a device, and mesh.{axis} splits them; use mesh.{axis}=1"
 
