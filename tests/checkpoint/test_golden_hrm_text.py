@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import looplm
+from looplm.api import LoadedLM
 from looplm.config.schema import FinalCrossEntropy
 from looplm.infer.generate import generate
 from looplm.model.context import Context
@@ -55,7 +56,7 @@ def test_low_states_of_inner_loops_are_those_of_a_core_that_stops_there(lm, io):
     for inner in range(1, lm.model.core.inner_loops):
         core = lm.model.core.model_copy(update={"inner_loops": inner, "inner_backprop": None})
         model = lm.model.model_copy(update={"core": core})
-        shorter = looplm.api.LoadedLM(model, lm.loop, lm.objective, lm.params)
+        shorter = LoadedLM(model, lm.loop, lm.objective, lm.params)
         np.testing.assert_allclose(output_of(shorter, io, 1)[1].low_BSD, io["z_L"][inner - 1], atol=2e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import looplm
+from looplm.api import LoadedLM
 from looplm.config import schema
 from looplm.config.schema import AddInjection, ConvSwiGLU, Front, Ids, SequenceGate, SequenceMLP
 from looplm.errors import UserError
@@ -154,12 +154,12 @@ def test_what_a_cache_does_not_hold_is_not_written(fields, built):
 
 def test_ids_that_do_not_fit_are_refused(built, tokens_BS):
     lm, params = built(front=Front(ids=Ids(num_ids=5, dim=24)))
-    api = looplm.api.LoadedLM(lm.config, schema.Loop(num_loops=1), schema.FinalCrossEntropy(), params)
+    api = LoadedLM(lm.config, schema.Loop(num_loops=1), schema.FinalCrossEntropy(), params)
     assert api(tokens_BS, ids=jnp.array([0, 4])).logits(1).shape == (*tokens_BS.shape, lm.config.vocab_size)
     for ids, told in ((None, "come without ids"), ([0, 5], "ids hold 5"), ([0], "ids of shape")):
         with pytest.raises(UserError, match=told):
             api(tokens_BS, ids=ids and jnp.array(ids))
     other, params = built()
-    api = looplm.api.LoadedLM(other.config, schema.Loop(num_loops=1), schema.FinalCrossEntropy(), params)
+    api = LoadedLM(other.config, schema.Loop(num_loops=1), schema.FinalCrossEntropy(), params)
     with pytest.raises(UserError, match=r"no table of them \(model\.front\.ids\)"):
         api(tokens_BS, ids=jnp.array([0, 1]))

@@ -71,7 +71,7 @@ def assert_equal(ours, theirs, *, atol=2e-5):
     [
         pytest.param(dict(core=TwoSpeedCore(inner_loops=2, low_init=LEARNED)), marks=pytest.mark.slow),
         dict(
-            core=TwoSpeedCore(inner_loops=2, high_layers=2, damping=0.7, low_init=LEARNED), norm="rms",
+            core=TwoSpeedCore(inner_loops=1, high_layers=2, damping=0.7, low_init=LEARNED), norm="rms",
             norm_placement="pre", norm_at_loop_end=True, state_init=InputState(), injection=NoInjection(),
         ),
     ],

@@ -126,6 +126,8 @@ def tokens_of(program: Program) -> dict[str, np.ndarray]:
     tokens, labels = random.integers(0, program.run.model.vocab_size, (2, *shape))
     labels = np.where(segments == PADDING, IGNORED, labels)
     rows = {"tokens": tokens, "labels": labels, "segments": segments, "positions": positions}
+    if (front := program.run.model.front) is not None and front.ids is not None:
+        rows["ids"] = random.integers(0, front.ids.num_ids, shape[:1])
     return {name: value.astype(np.int32) for name, value in rows.items()}
 
 

@@ -15,7 +15,7 @@ def _whole_sequences(run: Run) -> Iterator[str]:
     if isinstance(model.attention, SequenceMLP):
         parts["model.attention=sequence_mlp"] = ("context", "tensor")
     if model.sequence_gate is not None:
-        parts["model.sequence_gate"] = ("context",)
+        parts["model.sequence_gate"] = ("context", "tensor")
     for key in ("feed_forward", "prelude_feed_forward", "coda_feed_forward"):
         if isinstance(getattr(model, key), ConvSwiGLU):
             # A convolution is of every channel by itself, and those may be on several devices.
