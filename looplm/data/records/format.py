@@ -195,7 +195,7 @@ def _check_indices(path: Path, indices: np.ndarray, size: int, what: str) -> Non
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is not there; records need {', '.join(FIELDS)}: write the folder again") from None
     except (OSError, ValueError, EOFError) as error:
