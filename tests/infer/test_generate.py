@@ -92,10 +92,19 @@ RULES = {
     "entropy:2.9+argmax:2": 0,
     "confidence:0.3,min=3": 0,
 }
+NEAR_OTHERS = ("latent:0.7", "entropy:2.9+argmax:2")
 
 
 @pytest.mark.parametrize(
-    ("num_loops", "rule", "coda"), [(1, None, 1), (3, None, 1), *((4, rule, coda) for rule, coda in RULES.items())]
+    ("num_loops", "rule", "coda"),
+    [
+        (3, None, 1),
+        pytest.param(1, None, 1, marks=pytest.mark.slow),
+        *(
+            pytest.param(4, rule, coda, marks=pytest.mark.slow if rule in NEAR_OTHERS else [])
+            for rule, coda in RULES.items()
+        ),
+    ],
 )
 def test_batch_with_cache_equals_single_sequences_without(built, num_loops, rule, coda):
     lm, params = built[coda]

@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 R, B, S = 4, 2, 7
 
 
-@pytest.mark.parametrize("name", ["ouro", "huginn", "parcae"])
+@pytest.mark.parametrize("name", ["ouro", "huginn", pytest.param("parcae", marks=pytest.mark.slow)])
 def test_a_diagonal_of_positions_and_loops_gives_the_logits_of_a_whole_pass(name):
     """Position p of both rows runs loop t - p in tick t, one row a tick later than the other."""
     lm = looplm.load(GOLDEN / f"{name}_a")

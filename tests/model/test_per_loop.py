@@ -26,7 +26,9 @@ def test_a_stack_has_loops_before_layers_and_every_loop_is_drawn_for_itself():
     assert len(np.unique(np.asarray(module.own.get_value()))) == 30
 
 
-@pytest.mark.parametrize(("detached", "trained"), [(0, 3), (0, 2), (2, 3), (0, 1)])
+@pytest.mark.parametrize(
+    ("detached", "trained"), [(2, 3), (0, 1), *(pytest.param(0, n, marks=pytest.mark.slow) for n in (2, 3))]
+)
 def test_every_loop_adds_its_own_vector(detached, trained, model_config, random_params, run_model, tokens_BS):
     """Against a model without, whose first state and input are the same and whose loops are run one by one."""
     fields = dict(prelude_layers=0, coda_layers=0, final_norm=False, exit_gate=None, norm_placement="pre")

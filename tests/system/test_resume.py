@@ -55,7 +55,8 @@ def assert_same_end(workdir: Path, expected: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])  # one device: test_kills
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])  # killed at every moment of a save: test_kills; on another mesh: below
 def test_a_killed_run_ends_with_the_same_bits(
     program, command, tiny_run: Callable[..., Run], config_file: Callable[[Run], Path], tmp_path: Path, devices: int
 ) -> None:

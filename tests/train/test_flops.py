@@ -134,13 +134,19 @@ def by_hand(run: schema.Run, detached: int, trained: int) -> Flops:
     return Flops(A * B * S * needed.total, A * B * S * done.hardware)
 
 
+FIRST_SIZES = {name.partition(":")[0]: name for name in reversed(NAMES)}.values()
+"""One size of every file: what a step costs is told by the same formula for all of them."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_costs_what_the_formula_says(name: str) -> None:
     run = run_of(CASES[name])
     assert counted(run).at(0) == pytest.approx(by_hand(run, R - CASES[name].window, CASES[name].window), rel=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["layer", "loop", "names", "offload"])
+@pytest.mark.parametrize(
+    "remat", ["loop", "names", *(pytest.param(remat, marks=pytest.mark.slow) for remat in ("layer", "offload"))]
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -159,7 +165,7 @@ def test_what_is_recomputed_is_done_and_not_needed(name: str, remat: Any) -> Non
     assert flops.model < flops.hardware
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FIRST_SIZES else pytest.mark.slow) for n in NAMES])
 def test_every_shipped_config_costs_what_the_formula_says_at_any_depth(name: str) -> None:
     run = load_config(name)
     batch = {"data.batch_tokens": A * B * run.data.sequence_length, "data.accumulation_steps": A}
