@@ -1,5 +1,6 @@
 """Parts of a user's own in a config: how they are written, found again and refused."""
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +173,14 @@ def test_a_config_file_may_define_it(tmp_path: Path) -> None:
     assert run.model.injection.model_dump() == {"kind": "my_run:Mine", "share": 0.125}
     assert "my_run" not in sys.modules
     assert str(tmp_path) not in sys.path
+
+
+def test_a_file_that_was_imported_before_is_a_config_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine_9.py"
+    path.write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "mine_9", importlib.import_module("mine_9"))
+    assert load_config(path).model.injection.kind == "mine_9:Mine"
 
 
 def test_a_config_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def output(config, logits_RBLSE, ran_RB=RAN, counted_BS=None):
     if ran_RB is not None:
         trained_B = jnp.asarray(ran_RB.sum(axis=0))
         depth = Depth(len(ran_RB), trained_B, len(ran_RB) - trained_B)
-    return Output(None, None, None, None, depth, None, {"block": Report(experts=routing)}, None, NO_CACHE)
+    return Output(None, None, None, None, None, depth, None, {"block": Report(experts=routing)}, None, NO_CACHE)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,9 @@ def test_the_entropy_of_the_experts_of_heads_is_a_mean_over_the_heads_of_each_pr
     trained_B = jnp.asarray(RAN.sum(axis=0))
     depth = Depth(R, trained_B, R - trained_B)
     found = router_loss(
-        config, Output(None, None, None, None, depth, None, {"block": Report(heads=heads)}, None, NO_CACHE), SCORED_B
+        config,
+        Output(None, None, None, None, None, depth, None, {"block": Report(heads=heads)}, None, NO_CACHE),
+        SCORED_B,
     )
 
     expected = 0.0
@@ -228,7 +230,7 @@ def test_without_a_visit_routers_add_nothing(over, logits_RBLSE):
 def test_a_stack_that_was_not_asked_for_its_choices_adds_nothing():
     config = model(Balance(auxiliary_weight=0.1, entropy_weight=0.1, z_loss_weight=0.1))
     report = Report(memory_BSD=jnp.zeros((R, B, L, S, config.dim)))
-    silent = Output(None, None, None, None, Depth(R), None, {"block": report}, None, NO_CACHE)
+    silent = Output(None, None, None, None, None, Depth(R), None, {"block": report}, None, NO_CACHE)
     assert router_loss(config, silent, SCORED_B) == 0
     assert router_sums(silent) == NO_ROUTERS
 

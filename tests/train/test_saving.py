@@ -14,7 +14,7 @@ def test_minutes_are_counted_from_the_last_save(tiny_run: Callable[..., Run], tm
     run = tiny_run(**{"num_steps": 99, "checkpoint.every_steps": None, "checkpoint.every_minutes": 2})
     rest: Any = None
     program: Any = SimpleNamespace(run=run)
-    state: Any = SimpleNamespace(params={}, opt_state=())
+    state: Any = SimpleNamespace(params={}, opt_state=(), carry=None)
     saving, saved, now = Saving(program, rest, Workdir(tmp_path), rest, rest, rest), list[int](), [0.0]
     writer: Any = SimpleNamespace(save=lambda step, *_, **__: saved.append(step))
     saving._writer = writer

@@ -33,7 +33,7 @@ def test_devices_are_checked_every_so_many_steps(every: int | None, expected: li
     checked: list[int] = []
     trainer: Any = SimpleNamespace(
         run=SimpleNamespace(optim=SimpleNamespace(guard=SimpleNamespace(sdc_check=every))),
-        corruption=SimpleNamespace(start=lambda params, batch, depth, step: step),
+        corruption=SimpleNamespace(start=lambda state, batch, depth: state.step),
     )
     placed: Any = SimpleNamespace(batch={}, depth=None)
     for step in range(1, 10):

@@ -45,11 +45,15 @@ def importable(folder: Path) -> Iterator[None]:
 def module_name(path: Path) -> str | None:
     """The name by which a file is imported from its folder; None where that means another module, or nothing."""
     name = path.stem
-    if "." in name or path.suffix != ".py" or name in sys.modules:
+    if "." in name or path.suffix != ".py":
         return None
-    with importable(path.parent):
-        spec = find_spec(name)
-    return name if spec and spec.origin and Path(spec.origin).samefile(path) else None
+    if name in sys.modules:
+        found = getattr(sys.modules[name], "__file__", None)
+    else:
+        with importable(path.parent):
+            spec = find_spec(name)
+        found = spec.origin if spec else None
+    return name if found and Path(found).exists() and path.samefile(found) else None
 
 
 def _source(module: str) -> str | None:
