@@ -6,16 +6,20 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.adapter import LoRA
 from looplm.config.schema.base import Section
+from looplm.config.schema.core import (
+    Core,
+    InputState,
+    SingleCore,
+    StateInit,
+    TwoSpeedCore,
+)
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     Conditioning,
-    Core,
     ExitGate,
-    Front,
     Halting,
     Init,
     Injection,
-    InputState,
     NeverHalting,
     NoConditioning,
     NoInjection,
@@ -24,12 +28,12 @@ from looplm.config.schema.parts import (
     ReadOut,
     Rope,
     RotaryPositions,
-    SequenceGate,
-    SingleCore,
-    StateInit,
     SwiGLU,
-    TwoSpeedCore,
     ValueEmbedding,
+)
+from looplm.config.schema.sequence import (
+    Front,
+    SequenceGate,
 )
 
 Place = Literal["prelude", "block", "coda"]

@@ -3,10 +3,10 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from looplm.config.schema.base import NonNegativeFloat, Section
-from looplm.config.schema.own import OrOwn, OwnCore, OwnHalting, OwnInjection
+from looplm.config.schema.base import Section
+from looplm.config.schema.own import OrOwn, OwnHalting, OwnInjection
 
 
 class NoInjection(Section):
@@ -60,80 +60,6 @@ class NeverHalting(Section):
 
 
 Halting = Annotated[NeverHalting | OwnHalting, OrOwn(OwnHalting)]
-
-
-class InputState(Section):
-    """The first state is what the loops get as input: the prelude's output."""
-
-    kind: Literal["input"] = "input"
-
-
-class EmbeddingState(Section):
-    """The first state is the token embedding, before the prelude."""
-
-    kind: Literal["embedding"] = "embedding"
-
-
-class ZeroState(Section):
-    """The first state is zero."""
-
-    kind: Literal["zeros"] = "zeros"
-
-
-class NormalState(Section):
-    """The first state is drawn anew for every token: normal, cut at 3 standard deviations (arXiv 2502.05171)."""
-
-    kind: Literal["normal"] = "normal"
-    std: PositiveFloat = 0.4**0.5
-    """Standard deviation before it is cut."""
-
-
-class VectorState(Section):
-    """The first state is one vector, the same at every place: normal with standard deviation 1, cut at 3 of them (arXiv
-    2506.21734)."""
-
-    kind: Literal["vector"] = "vector"
-    learned: bool = False
-    """Whether it is trained; else it stays as it was drawn."""
-
-
-StateInit = Annotated[InputState | EmbeddingState | ZeroState | NormalState | VectorState, Field(discriminator="kind")]
-
-
-class DampedCore(Section):
-    """Base of the shipped cores: what becomes of a state that a block has made (arXiv 2605.21488)."""
-
-    damping: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the new state: s + damping * (f(s) - s)."""
-    noise: NonNegativeFloat = 0.0
-    """Standard deviation of normal noise that is added to every new state, in evaluation too."""
-
-
-class SingleCore(DampedCore):
-    """One stream: injection, the shared block, a norm at the loop's end."""
-
-    kind: Literal["single"] = "single"
-
-
-class TwoSpeedCore(DampedCore):
-    """Two states at two speeds. In a loop the low one is refined `inner_loops` times, low = block(injection(low + high,
-    input)), then high = block(high + low) once; the high one is read (arXiv 2506.21734, 2510.04871). `state_init` is
-    that of the high one; `norm_at_loop_end` is a norm on what a block gives, at every call."""
-
-    kind: Literal["two_speed"] = "two_speed"
-    inner_loops: NonNegativeInt
-    """How often a loop refines the low state."""
-    inner_backprop: PositiveInt | tuple[PositiveInt, ...] | None = None
-    """Gradient flows through the last so many of them; None means all. A tuple says it of the last loops, one entry for
-    each; in loops before those it is 1 (arXiv 2605.20613)."""
-    high_layers: PositiveInt | None = None
-    """Layers of a block for the high state alone; None means that both states share one block."""
-    low_init: StateInit = VectorState()
-    """The first low state."""
-
-
-ShippedCore = Annotated[SingleCore | TwoSpeedCore, Field(discriminator="kind")]
-Core = Annotated[ShippedCore | OwnCore, OrOwn(OwnCore)]
 
 
 class SwiGLU(Section):
@@ -341,53 +267,6 @@ class ValueEmbedding(Section):
     """The last layer of prelude, block and coda has one, and every so many-th before it."""
     gate_channels: PositiveInt = 32
     """The gate reads so many of the first channels of what the attention reads."""
-
-
-class Ids(Section):
-    """A table with a row for every number that a sequence may have, such as that of its puzzle; 0 at first (arXiv
-    2506.21734)."""
-
-    num_ids: PositiveInt
-    """Rows; ids count from 0."""
-    dim: PositiveInt
-    """Numbers in a row; they fill as many places of the model's width as they need, the rest is 0."""
-
-
-class Front(Section):
-    """Places in front of the tokens, which layers see as they see tokens and the head does not: first those of the
-    sequence's id, then learned ones, then zeros."""
-
-    ids: Ids | None = None
-    """The table of ids; None means there is none."""
-    learned: NonNegativeInt = 0
-    """Places with a learned vector each (arXiv 2604.21999)."""
-    zeros: NonNegativeInt = 0
-    """Places that begin with nothing (arXiv 2510.04871)."""
-
-    def places(self, dim: int) -> int:
-        """How many there are in a model of a width."""
-        return (0 if self.ids is None else -(-self.ids.dim // dim)) + self.learned + self.zeros
-
-
-class SequenceGate(Section):
-    """Linear units per sequence on the state after the last loop, in float32: whether the sequence may halt, and
-    whether it should go on (arXiv 2506.21734)."""
-
-    outputs: Literal[1, 2] = 1
-    """Halt alone, or halt and go on."""
-    compares: bool = True
-    """Of two outputs: a sequence halts where the first is above the second, which is trained to say what going on is
-    worth. False: the second is idle, as in released weights of TRM and URM, and a sequence halts where the first is
-    above 0."""
-    pool: Literal["first", "last", "mean"] = "first"
-    """Whether they read the first place (in front of the tokens, if there are such), the last token, or the mean."""
-    initial_bias: float = -5.0
-    """Of logits that are 0 without it at first."""
-
-    @property
-    def weighs_going_on(self) -> bool:
-        """Whether there is a second output that counts."""
-        return self.outputs == 2 and self.compares
 
 
 class ReadOut(Section):
