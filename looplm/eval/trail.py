@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.model.context import Context
-from looplm.model.halting import Halting, State
+from looplm.model.halting import Halting, State, Told
 
 
 class Trail(NamedTuple):
@@ -43,3 +43,6 @@ class Recorder(nnx.Module):
 
     def exits(self, acc: Trail) -> jax.Array:
         return self.inner.exits(acc.inner)
+
+    def told(self, acc: Trail, counted_BS: jax.Array | None, step: jax.Array | None) -> Told | None:
+        return self.inner.told(acc.inner, counted_BS, step)

@@ -6,7 +6,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from looplm.config.schema import ConvSwiGLU, Model, Place, SequenceMLP
+from looplm.config.schema import ConvReLU, ConvSwiGLU, Model, Place, SequenceMLP
 from looplm.errors import UserError
 from looplm.model.cache import Cache, Kept, KVCache
 
@@ -54,12 +54,11 @@ def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dt
 
 def check_writes(config: Model) -> None:
     """Raise UserError for a model that cannot write: what a token needs of earlier ones is not in a cache."""
+    kinds = [config.feed_forward_of(place) for place in get_args(Place)]
     unkept = {
         "model.front": config.front is not None,
         "model.attention=sequence_mlp": isinstance(config.attention, SequenceMLP),
-        "model.feed_forward=conv_swiglu": any(
-            isinstance(config.feed_forward_of(place), ConvSwiGLU) for place in get_args(Place)
-        ),
+        **{f"model.feed_forward={kind.kind}": isinstance(kind, ConvSwiGLU | ConvReLU) for kind in kinds},
     }
     for part in (name for name, there in unkept.items() if there):
         raise UserError(

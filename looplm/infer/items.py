@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from looplm.model.cache import Cache
 from looplm.model.context import Context
 from looplm.model.depth import Loop
-from looplm.model.halting import Halting
+from looplm.model.halting import Halting, select_tokens
 from looplm.model.inputs import Inputs
 from looplm.model.lm import Entered, LoopLM
 from looplm.model.loop import slice_of_loop
@@ -146,7 +146,7 @@ class Engine:
         state, read = self.model.core.init_state(inputs, context), self.model.core.read
         if before is not None:
             follows_NS = before.positions_NS == positions_NS - 1
-            state = jax.tree.map(lambda old, new: jnp.where(_over(follows_NS, new), old, new), before.state, state)
+            state = select_tokens(follows_NS, before.state, state)
         h_NSD = read(state)
         early_NSD = h_NSD if self.contrast else None
         halt, number_N = self.halting.init(h_NSD), jnp.zeros_like(rows_N)
@@ -248,7 +248,3 @@ class Engine:
         entered = Entered(values, cache.prelude, Report())
         context = replace(context, predict=self.model.predictor(context, entered, cache.coda))
         return context, Inputs(items.entered_NSD, embedded_NSD, items.tokens_NS, values.block), entered
-
-
-def _over(chosen_NS: jax.Array, leaf: jax.Array) -> jax.Array:
-    return chosen_NS.reshape(*chosen_NS.shape, *(1,) * (leaf.ndim - 2))

@@ -1,17 +1,15 @@
 """The feed-forward branch of a layer: (B, S, D) -> (B, S, D)."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import zeros
 
 from looplm.config import schema
 from looplm.config.schema import Model
-from looplm.model.init import Init, uniform_within
+from looplm.model.convolution import Convolution, ConvReLU, biased
+from looplm.model.init import Init
 from looplm.model.layers import Linear, parameter
-from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import per_channel, use
 
 
 class TwoMatrices(nnx.Module):
@@ -56,33 +54,16 @@ class ConvSwiGLU(SwiGLU):
         return self.down(jax.nn.silu(self.conv(inner_BSF, positions_BS)))
 
 
-class Convolution(nnx.Module):
-    """sum_k kernel[k] x[s - (K - 1) + k] + bias, every channel by itself, over positions of the same document."""
+class ReLU(TwoMatrices):
+    """relu(x W_up + a) W_down + b (arXiv 1706.03762)."""
 
-    def __init__(self, size: int, F: int, *, rngs: nnx.Rngs):
-        first, axes = uniform_within(1 / math.sqrt(size)), ("one", "hidden")  # as torch.nn.Conv1d begins
-        self.kernel = parameter(rngs, first, (size, F), axes, elementwise=True)
-        self.bias = parameter(rngs, first, (F,), axes[1:], elementwise=True)
+    def __init__(self, D: int, F: int, init: Init, *, bias: bool, rngs: nnx.Rngs):
+        super().__init__(D, F, init, rngs=rngs)
+        self.up_bias = parameter(rngs, zeros, (F,), ("hidden",), elementwise=True) if bias else None
+        self.down_bias = parameter(rngs, zeros, (D,), ("embed",), elementwise=True) if bias else None
 
-    def __call__(self, x_BSF: jax.Array, positions_BS: jax.Array | None) -> jax.Array:
-        wide_BSF = at_least_fp32(x_BSF)
-        kernel_KF, bias_F = (use(vector, wide_BSF.dtype) for vector in (self.kernel, self.bias))
-        size = kernel_KF.shape[0]
-        rows = [jax.lax.dynamic_index_in_dim(kernel_KF, k, keepdims=False) for k in range(size)]
-        seen = [shifted(wide_BSF, size - 1 - k, positions_BS) for k in range(size)]
-
-        def weighted(bias: jax.Array, *rows_and_seen: jax.Array) -> jax.Array:
-            return bias + sum(row * x for row, x in zip(rows_and_seen[:size], rows_and_seen[size:], strict=True))
-
-        return per_channel(weighted, [bias_F, *rows], *seen).astype(x_BSF.dtype)
-
-
-def shifted(x_BSF: jax.Array, count: int, positions_BS: jax.Array | None) -> jax.Array:
-    """Put at every place what stood `count` before it in the same document, else zeros."""
-    if not count:
-        return x_BSF
-    before_BSF = jnp.pad(x_BSF, ((0, 0), (count, 0), (0, 0)))[:, : x_BSF.shape[1]]
-    return before_BSF if positions_BS is None else jnp.where(positions_BS[..., None] >= count, before_BSF, 0)
+    def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> jax.Array:
+        return biased(self.down(jax.nn.relu(biased(self.up(x_BSD), self.up_bias))), self.down_bias)
 
 
 class GELU(TwoMatrices):
@@ -105,11 +86,11 @@ class SquaredReLU(TwoMatrices):
 
 def build_dense(
     config: Model,
-    kind: schema.SwiGLU | schema.GELU | schema.SquaredReLU | schema.ConvSwiGLU,
+    kind: schema.SwiGLU | schema.GELU | schema.SquaredReLU | schema.ReLU | schema.ConvSwiGLU | schema.ConvReLU,
     init: Init,
     *,
     rngs: nnx.Rngs,
-) -> TwoMatrices:
+) -> TwoMatrices | ConvReLU:
     """Make the dense feed-forward that the config names."""
     D, F = config.dim, config.hidden_dim
     match kind:
@@ -121,3 +102,7 @@ def build_dense(
             return GELU(D, F, init, rngs=rngs)
         case schema.SquaredReLU(scale=scale):
             return SquaredReLU(D, F, init, scale=scale, rngs=rngs)
+        case schema.ReLU(bias=bias):
+            return ReLU(D, F, init, bias=bias, rngs=rngs)
+        case schema.ConvReLU():
+            return ConvReLU(config, kind, init, rngs=rngs)

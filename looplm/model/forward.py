@@ -70,6 +70,8 @@ class Forward:
     """Whether the statistics are of all loops of the window, leaves (R, ...), and not of the last alone."""
     teacher: "Forward | None" = None
     """Another model's pass over the same tokens, for objectives that learn from its predictions."""
+    step: jax.Array | None = None
+    """Number of the training step, from 0, int32, for weights that change with it; None outside of training."""
     ends_B: jax.Array | None = None
     """Sequences that are not gone on with after this pass, bool, for objectives; None: all of them."""
 

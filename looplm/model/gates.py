@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import constant, zeros
+from jax.nn.initializers import Initializer, constant, zeros
 
 from looplm.config import schema
 from looplm.model.layers import parameter
@@ -14,24 +14,41 @@ from looplm.sharding.collective import gather_sequence, per_channel, use
 from looplm.sharding.rules import activation_spec
 
 
-class ExitGate(nnx.Module):
+class Units(nnx.Module):
+    """Linear units per token: K logits of what `Core.read` gives of a state."""
+
+    def __init__(
+        self,
+        dim: int,
+        count: int,
+        init: Initializer,
+        *,
+        bias: float | None = None,
+        loops: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """bias: its first value; None for none. loops: how many loops have units of their own."""
+        self.kernel = parameter(rngs, init, (dim, count), ("embed", "one"), wide=True, loops=loops)
+        self.bias = None if bias is None else parameter(rngs, constant(bias), (count,), ("one",), elementwise=True)
+
+    def __call__(self, h_BSD: jax.Array) -> jax.Array:
+        """Return logits (B, S, K), float32 at least."""
+        h_BSD = at_least_fp32(h_BSD)
+        kernel_DK, spec = use(self.kernel, h_BSD.dtype), activation_spec("batch", "residual", "one")
+        logits_BSK = jnp.einsum("BSD,DK->BSK", h_BSD, kernel_DK, out_sharding=spec)
+        return logits_BSK if self.bias is None else per_channel(jnp.add, [use(self.bias, h_BSD.dtype)], logits_BSK)
+
+
+class ExitGate(Units):
     """logit(lambda) = w . h + b for every token; lambda is the probability of leaving, given one is still in."""
 
     def __init__(self, dim: int, kind: schema.ExitGate, *, rngs: nnx.Rngs):
         p = kind.initial_exit_probability
-        self.kernel = parameter(rngs, zeros, (dim, 1), ("embed", "one"), wide=True)
-        self.bias = parameter(rngs, constant(math.log(p / (1 - p))), (1,), ("one",), elementwise=True)
+        super().__init__(dim, 1, zeros, bias=math.log(p / (1 - p)), rngs=rngs)
 
     def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Return logits (B, S), float32 at least. hidden_BSD: what `Core.read` gives of a state."""
-        hidden_BSD = at_least_fp32(hidden_BSD)
-        logits_BS1 = jnp.einsum(
-            "BSD,DE->BSE",
-            hidden_BSD,
-            use(self.kernel, hidden_BSD.dtype),
-            out_sharding=activation_spec("batch", "residual", "one"),
-        )
-        return per_channel(jnp.add, [use(self.bias, hidden_BSD.dtype)], logits_BS1)[..., 0]
+        """Return logits (B, S), float32 at least."""
+        return super().__call__(hidden_BSD)[..., 0]
 
 
 class SequenceGate(nnx.Module):

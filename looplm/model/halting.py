@@ -4,18 +4,27 @@ A rule has accumulators of its own, which go from loop to loop beside the state.
 (`LoopLM.body`); the driver does not know it.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model, NeverHalting, OwnHalting
 from looplm.model.context import Context
 
 State = Any
 """The state of the core: any tree of arrays (B, S, ...)."""
 Accumulators = Any
 """What a rule remembers from loop to loop: any tree of arrays (B, S, ...)."""
+
+
+class Told(NamedTuple):
+    """What a rule has to say of a pass in training."""
+
+    cost_B: jax.Array
+    """What it adds to the loss of every token of a sequence, its weights included."""
+    numbers: dict[str, jax.Array]
+    """Means over the tokens of a sequence to log, by metric name, (B,)."""
 
 
 class Halting(Protocol):
@@ -50,6 +59,14 @@ class Halting(Protocol):
     def exits(self, acc: Accumulators) -> jax.Array:
         """Return the number of every token's last loop, from 0, (B, S) int32. Not asked where `left` is None."""
 
+    def told(self, acc: Accumulators, counted_BS: jax.Array | None, step: jax.Array | None) -> Told | None:
+        """Return what any objective adds to its loss after the last loop, and what is logged; None: nothing.
+
+        Args:
+            counted_BS: False for padding; None where there is none.
+            step: number of the training step, from 0; None outside of training.
+        """
+
 
 class Never(nnx.Module):
     """Nobody leaves before the last loop, whose state is read. Adds no operation to the program."""
@@ -74,11 +91,14 @@ class Never(nnx.Module):
     def exits(self, acc: Accumulators) -> jax.Array:
         raise AssertionError("nobody leaves")
 
+    def told(self, acc: Accumulators, counted_BS: jax.Array | None, step: jax.Array | None) -> Told | None:
+        return None
 
-def build_halting(config: Model, *, rngs: nnx.Rngs) -> Halting:
-    """Make the halting rule that the config names."""
-    match config.halting:
-        case NeverHalting():
-            return Never()
-        case OwnHalting() as own:
-            return own.build(config, rngs=rngs)
+
+def select_tokens(chosen_BS: jax.Array, new: State, old: State) -> State:
+    """Take `new` for the tokens that are chosen, else `old`: trees with leaves (B, S, ...)."""
+
+    def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(chosen_BS.reshape(*chosen_BS.shape, *(1,) * (new.ndim - 2)), new, old)
+
+    return jax.tree.map(leaf, new, old)

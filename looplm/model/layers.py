@@ -9,7 +9,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer, ones, zeros
 
 from looplm.config.schema import Model, Place
-from looplm.ops.norm import layer_norm, rms_norm
+from looplm.ops.norm import deviation_norm, layer_norm, rms_norm
 from looplm.ops.weight_product import weight_product
 from looplm.sharding.collective import per_channel, split_sequence, use
 from looplm.sharding.rules import activation_spec
@@ -141,17 +141,18 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last dim, with a learned scale and bias."""
+    """LayerNorm over the last dim, with a learned scale and bias. over_deviation: divide by the unbiased standard
+    deviation + eps."""
 
-    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, *, loops: int | None = None):
-        self.eps = eps
+    def __init__(self, rngs: nnx.Rngs, dim: int, eps: float, *, over_deviation: bool = False, loops: int | None = None):
+        self.eps, self.norm = eps, deviation_norm if over_deviation else layer_norm
         self.scale = parameter(rngs, ones, (dim,), ("embed",), elementwise=True, loops=loops)
         self.bias = parameter(rngs, zeros, (dim,), ("embed",), elementwise=True, loops=loops)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         vectors = [use(self.scale, wide), use(self.bias, wide)]
-        return per_channel(lambda scale, bias, x: layer_norm(x, scale, bias, eps=self.eps), vectors, x)
+        return per_channel(lambda scale, bias, x: self.norm(x, scale, bias, eps=self.eps), vectors, x)
 
 
 class UnitNorm(nnx.Module):
@@ -178,8 +179,9 @@ def build_norm(
     if config.norm == "unit":
         return UnitNorm(config.norm_eps, over_places=over_places)
     assert not over_places, "config.check refuses it"
-    if config.norm == "layer":
-        return LayerNorm(rngs, config.dim, config.norm_eps, loops=loops)
+    if config.norm in ("layer", "layer_std"):
+        over_deviation = config.norm == "layer_std"
+        return LayerNorm(rngs, config.dim, config.norm_eps, over_deviation=over_deviation, loops=loops)
     return RMSNorm(rngs, config.dim, config.norm_eps, loops=loops)
 
 

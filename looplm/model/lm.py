@@ -22,6 +22,7 @@ from flax import nnx
 from looplm.config.schema import LearnedPositions, Model, Place
 from looplm.model.adapt import adapt
 from looplm.model.block import Stack
+from looplm.model.build_halting import build_halting
 from looplm.model.cache import KVCache
 from looplm.model.context import Context
 from looplm.model.core import build_core
@@ -29,7 +30,7 @@ from looplm.model.depth import Loop
 from looplm.model.dropping import draw
 from looplm.model.front import Front
 from looplm.model.gates import ExitGate, SequenceGate
-from looplm.model.halting import Halting, build_halting
+from looplm.model.halting import Halting
 from looplm.model.init import Init, identity
 from looplm.model.inputs import Entered, Inputs
 from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter

@@ -25,6 +25,8 @@ from looplm.ops.cross_entropy import (
     linear_distillation,
 )
 
+HALTING_COST = "halt/cost"
+"""The metric: what the halting rule adds to the loss, a token."""
 NO_LOADS: dict[Place, jax.Array] = {}
 
 
@@ -93,13 +95,29 @@ def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: 
                 f"the objective's sum {name!r} has the shape {jax.numpy.shape(value)}; give scalars in Sums.extra, and "
                 "what is counted for every loop in Sums.loops"
             )
+    scored_B = jax.numpy.sum(labels_BS != IGNORED, axis=1)
+    sums = with_halting(sums, forward, output, scored_B, learns=objective.trains is None)
     if not output.reports:
         return sums, output
     config = forward.model.config
     if objective.trains is None:
-        scored_B = jax.numpy.sum(labels_BS != IGNORED, axis=1)
         sums = sums._replace(objective=sums.objective + router_loss(config, output, scored_B))
     return sums._replace(routers=router_sums(output), loads_by_row=loads_by_row(config, output)), output
+
+
+def with_halting(sums: Sums, forward: Forward, output: Output, scored_B: jax.Array, *, learns: bool) -> Sums:
+    """Add what the halting rule says of a pass. A sequence counts as often as it has scored tokens, or once where the
+    objective is divided by the number of sequences."""
+    front, halting = forward.model.front, forward.halting or forward.model.halting
+    context = forward.context if front is None else front.lengthened(forward.context)
+    told = halting.told(output.halt, context.counted_BS, forward.step)
+    if told is None:
+        return sums
+    cost = jax.numpy.sum(told.cost_B * (scored_B if sums.divisor is None else 1))
+    numbers = {name: jax.numpy.sum(number_B * scored_B) for name, number_B in told.numbers.items()}
+    return sums._replace(
+        objective=sums.objective + cost if learns else sums.objective, extra=sums.extra | numbers | {HALTING_COST: cost}
+    )
 
 
 def with_frozen(objective: Objective, lm: FunctionalLM, params: Params) -> Params:

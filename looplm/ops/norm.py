@@ -38,3 +38,12 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, eps: float) -
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     inverse_deviation = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
     return (centred * inverse_deviation * scale + bias).astype(x.dtype)
+
+
+def deviation_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, eps: float) -> jax.Array:
+    """Takes the mean of the last dim away, divides by (the unbiased standard deviation + eps), multiplies by `scale`
+    and adds `bias`; see `layer_norm`."""
+    wide = at_least_fp32(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    deviation = jnp.sqrt(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (x.shape[-1] - 1))
+    return (centred / (deviation + eps) * scale + bias).astype(x.dtype)

@@ -61,7 +61,7 @@ def build_forward(
             with_capacity=True,
         )
         depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
-        return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype)
+        return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype, step=step)
 
     return forward
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from looplm.config.check.rule import Rules
-from looplm.config.schema import ConvSwiGLU, NeverHalting, Run, SequenceMLP
+from looplm.config.schema import ConvReLU, ConvSwiGLU, NeverHalting, Run, SequenceMLP
 
 
 def _whole_sequences(run: Run) -> Iterator[str]:
@@ -17,9 +17,9 @@ def _whole_sequences(run: Run) -> Iterator[str]:
     if model.sequence_gate is not None:
         parts["model.sequence_gate"] = ("context", "tensor")
     for key in ("feed_forward", "prelude_feed_forward", "coda_feed_forward"):
-        if isinstance(getattr(model, key), ConvSwiGLU):
-            # A convolution is of every channel by itself, and those may be on several devices.
-            parts[f"model.{key}=conv_swiglu"] = ("context",)
+        if isinstance(kind := getattr(model, key), ConvSwiGLU | ConvReLU):
+            # Inside of a branch a sequence is split over `context` alone.
+            parts[f"model.{key}={kind.kind}"] = ("context",)
     recipes = [recipe.settings for recipe in run.recipes]
     for part, axes in parts.items():
         for axis in axes:

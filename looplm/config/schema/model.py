@@ -13,14 +13,13 @@ from looplm.config.schema.core import (
     StateInit,
     TwoSpeedCore,
 )
+from looplm.config.schema.halting import Halting, NeverHalting
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     Conditioning,
     ExitGate,
-    Halting,
     Init,
     Injection,
-    NeverHalting,
     NoConditioning,
     NoInjection,
     NormalInit,
@@ -97,9 +96,9 @@ class Model(Section):
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
     `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM).
     `output`: x + norm(f(x)) (OLMo 2)."""
-    norm: Literal["rms", "layer", "unit"] = "rms"
-    """RMSNorm, LayerNorm with a scale and a bias, or RMSNorm without a scale; norms of queries and keys are RMSNorm
-    always."""
+    norm: Literal["rms", "layer", "layer_std", "unit"] = "rms"
+    """RMSNorm, LayerNorm with a scale and a bias, the same over the unbiased standard deviation + eps (PyTorch ports of
+    early transformers), or RMSNorm without a scale; norms of queries and keys are RMSNorm always."""
     norm_eps: PositiveFloat = 1e-6
     """Added to the mean square before its root."""
     norm_loops: PositiveInt | None = None

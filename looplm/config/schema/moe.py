@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import NonNegativeFloat, Section
-from looplm.config.schema.parts import GELU, ConvSwiGLU, SquaredReLU, SwiGLU
+from looplm.config.schema.parts import GELU, ConvReLU, ConvSwiGLU, ReLU, SquaredReLU, SwiGLU
 
 GroupedBackend = Literal["auto", "reference", "ragged", "blocks", "tokamax"]
 """What multiplies the rows of every expert with its matrix."""
@@ -67,7 +67,7 @@ class MoE(Section):
     """How the load of the experts is kept even."""
 
 
-FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | ConvSwiGLU | MoE, Field(discriminator="kind")]
+FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | ReLU | ConvSwiGLU | ConvReLU | MoE, Field(discriminator="kind")]
 
 
 class DenseAttention(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import Section
-from looplm.config.schema.own import OrOwn, OwnHalting, OwnInjection
+from looplm.config.schema.own import OrOwn, OwnInjection
 
 
 class NoInjection(Section):
@@ -53,15 +53,6 @@ ShippedInjection = Annotated[
 Injection = Annotated[ShippedInjection | OwnInjection, OrOwn(OwnInjection)]
 
 
-class NeverHalting(Section):
-    """Nobody leaves before the last loop, whose state is read."""
-
-    kind: Literal["never"] = "never"
-
-
-Halting = Annotated[NeverHalting | OwnHalting, OrOwn(OwnHalting)]
-
-
 class SwiGLU(Section):
     """silu(x W_gate) * (x W_up) W_down."""
 
@@ -89,6 +80,30 @@ class SquaredReLU(Section):
     kind: Literal["relu2"] = "relu2"
     scale: PositiveFloat = 1.0
     """Constant factor."""
+
+
+class ReLU(Section):
+    """relu(x W_up + a) W_down + b (arXiv 1706.03762)."""
+
+    kind: Literal["relu"] = "relu"
+    bias: bool = True
+    """Whether there are a and b."""
+
+
+class ConvReLU(Section):
+    """conv(relu(conv(x))), both over positions of a document and with biases: the other transition function of the
+    Universal Transformer (arXiv 1807.03819). They see as many tokens on both sides with `attention_mask=full`, else the
+    last ones only."""
+
+    kind: Literal["conv_relu"] = "conv_relu"
+    kernel: PositiveInt = 3
+    """How many positions the first one sees."""
+    second_kernel: PositiveInt = 3
+    """How many the second one sees; 31 in tensor2tensor."""
+    separable: bool = False
+    """Whether a convolution is one of every channel by itself, and then a matrix."""
+    relu_twice: bool = False
+    """Another relu on what comes out."""
 
 
 class NoScaling(Section):
@@ -212,7 +227,16 @@ class VectorConditioning(Section):
     """Loops that have a vector of their own."""
 
 
-Conditioning = Annotated[NoConditioning | VectorConditioning, Field(discriminator="kind")]
+class SinusoidalConditioning(Section):
+    """Every loop adds sinusoids of its own number and, with `positions`, of every token's position to what enters the
+    shared block (arXiv 1807.03819)."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+    positions: bool = True
+    """Whether the position is told anew in every loop; `model.positions` may then be none."""
+
+
+Conditioning = Annotated[NoConditioning | VectorConditioning | SinusoidalConditioning, Field(discriminator="kind")]
 
 
 class NormalInit(Section):
