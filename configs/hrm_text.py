@@ -3,9 +3,9 @@
     looplm train configs/hrm_text.py:1b --workdir runs/hrm_text --set data.train=DATASET
     looplm train configs/hrm_text.py:tiny --workdir runs/hrm_text_tiny      (on the data of `looplm demo`)
 
-Gradient flows through the last two low steps of the last loop, and one of the others; the official run lets it grow to
-three over the first fifth of the training, and lets the tokens of a prompt see one another, where here they see what
-precedes them.
+The tokens of a prompt see one another: what comes before the first label that is scored (docs/decisions.md), so the data
+are examples with answers. At the end the gradient flows through both high steps and the low ones of the last loop; it
+grows to that over the first fifth of the training.
 """
 
 from looplm.config.load import override
@@ -14,6 +14,7 @@ from looplm.config.schema import (
     Data,
     DenseAttention,
     FanInInit,
+    Growth,
     InputState,
     Loop,
     Model,
@@ -35,15 +36,16 @@ def config_1b() -> Run:
             hidden_dim=4096,
             block_layers=16,
             attention=DenseAttention(output_gate=True),
+            attention_mask="prefix",
             norm="unit",
             norm_at_loop_end=True,
             final_norm=False,
             embedding_scale=1536**0.5,
-            core=TwoSpeedCore(inner_loops=3, inner_backprop=(2,), high_layers=16),
+            core=TwoSpeedCore(inner_loops=3, inner_backprop=(0, 3), high_layers=16),
             state_init=InputState(),
             init=FanInInit(effective_depth=2),
         ),
-        loop=Loop(num_loops=2),
+        loop=Loop(num_loops=2, backprop_growth=Growth(steps=106_667), inner_growth=Growth(steps=160_000)),
         optim=Optim(
             learning_rate=2.2e-4,
             optimizer=AdamATan2(weight_decay=0.1),
@@ -60,6 +62,8 @@ def config_tiny() -> Run:
         "model.num_heads": 4,
         "model.hidden_dim": 352,
         "model.block_layers": 2,
+        "loop.backprop_growth": None,
+        "loop.inner_growth": None,
         "model.core.high_layers": 2,
         "model.embedding_scale": 128**0.5,
         "optim.learning_rate": 1e-3,

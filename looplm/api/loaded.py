@@ -37,7 +37,7 @@ from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.report import Report, Reporting
 from looplm.model.routing import Routing
 from looplm.objective import build_objective, evaluate, with_frozen
-from looplm.ops.attention import self_mask
+from looplm.ops.attention import prefix_of, self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.precision import at_least_fp32
 
@@ -78,6 +78,7 @@ class LoadedLM:
         initial_state: State | None = None,
         segments: jax.Array | None = None,
         ids: jax.Array | None = None,
+        prefix: jax.Array | None = None,
     ) -> Result:
         """Runs the model and returns what every loop gives, float32.
 
@@ -88,12 +89,14 @@ class LoadedLM:
             initial_state: (B, S, D), overrides the first state; or what `Result.state` is, to go on from it.
             segments: (B, S) document ids; tokens see their own document only. Left out: one document a row.
             ids: (B,) ids of the sequences, for a model that has a table of them (`model.front.ids`).
+            prefix: (B, S) bool, tokens that all of their document see, for a model with `model.attention_mask=prefix`.
+                Left out: none.
 
         Raises UserError for ids or shapes that do not fit.
         """
         reporting = Reporting(routing=True, router_logits=True)
         forward = self._forward(
-            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, ids, reporting=reporting
+            self.params, tokens_BS, num_loops, num_detached, initial_state, segments, ids, prefix, reporting=reporting
         )
         model, output = forward.model, forward("all")
         log_exit_RBS, report = output.log_exit_RBS, output.reports.get("block", Report())
@@ -146,6 +149,7 @@ class LoadedLM:
                 num_detached,
                 initial_state,
                 None,
+                prefix=prefix_of(self.model, labels_BS, jnp.zeros_like(labels_BS)),
                 with_capacity=True,
             )
             sums, _ = evaluate(loss, forward, labels_BS, jax.random.key(0))
@@ -313,6 +317,7 @@ class LoadedLM:
         initial_state: State | None,
         segments: jax.Array | None,
         ids: jax.Array | None = None,
+        prefix: jax.Array | None = None,
         *,
         reporting: Reporting = WITH_ROUTING,
         with_capacity: bool = False,
@@ -321,6 +326,12 @@ class LoadedLM:
         tokens_BS = self._ids("tokens", tokens_BS)
         if segments is not None:
             _require_shape("segments", segments, tokens_BS.shape)
+        if prefix is not None:
+            _require_shape("prefix", prefix, tokens_BS.shape)
+            if self.model.attention_mask != "prefix":
+                raise UserError(
+                    f"prefix is given, and model.attention_mask={self.model.attention_mask} looks at none; leave it out"
+                )
         if initial_state is not None:
             size, places = tokens_BS.shape[0], tokens_BS.shape[1] + self.model.front_places
             for leaf in jax.tree.leaves(initial_state):
@@ -338,7 +349,7 @@ class LoadedLM:
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         context = Context(
             positions_BS,
-            self_mask(self.model, segments_BS),
+            self_mask(self.model, segments_BS, prefix),
             key=jax.random.key(0),
             sequence_B=jnp.arange(tokens_BS.shape[0]),
             ids_B=ids_B,

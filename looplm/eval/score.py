@@ -17,7 +17,7 @@ from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
-from looplm.ops.attention import self_mask
+from looplm.ops.attention import prefix_of, self_mask
 from looplm.sharding.rules import activation_spec, placement
 
 
@@ -63,7 +63,7 @@ def context_of(config: Model, batch: dict[str, jax.Array], key: jax.Array) -> Co
     """Return what layers need of a pass over the rows of a batch. key: of first states and noise that are drawn."""
     return Context(
         batch["positions"],
-        self_mask(config, batch["segments"]),
+        self_mask(config, batch["segments"], prefix_of(config, batch["labels"], batch["segments"])),
         key=key,
         sequence_B=jnp.arange(batch["tokens"].shape[0], out_sharding=activation_spec("batch")),
         counted_BS=batch["segments"] != PADDING,

@@ -110,12 +110,16 @@ class Engine:
     """Whether a token that has left runs on for its keys and values alone."""
     contrast: Contrast | None = None
     step_size: float = 1.0
+    prompt_B: jax.Array | None = None
+    """Tokens of every row's prompt, which see one another where the mask has a prefix, int32; needed while they are
+    taken up, since whoever is written sees all of them."""
 
     def context(self, items_or_row_N: jax.Array, positions_NS: jax.Array, row_N: jax.Array | None) -> Context:
         """Return what the layers need of items of these rows; all of them are written into the cache."""
         config = self.model.config
         asked = Asked(positions_NS.shape[1], self.dtype, config.head_size)
-        mask = prepare(cached_mask(config, positions_NS, self.num_places), asked)
+        prompt_N = None if self.prompt_B is None else self.prompt_B[items_or_row_N]
+        mask = prepare(cached_mask(config, positions_NS, self.num_places, prompt_N), asked)
         key = jax.random.fold_in(jax.random.key(0), STATE_PURPOSE)
         return Context(
             positions_NS,

@@ -102,7 +102,7 @@ def take_up(
         items=board.items.without(gone_B) if isinstance(board.items, Items) else board.items,
     )
     writer = plan.writer(lm, params, sampling, board.stream_B, end_ids_N)
-    engine = replace(writer.engine, exact=not plan.prompt_exits)
+    engine = replace(writer.engine, exact=not plan.prompt_exits, prompt_B=board.length_B)
     positions_GP = jnp.broadcast_to(jnp.arange(P), tokens_GP.shape)
     live_GP = positions_GP < length_G[:, None]
     items, cache = engine.enter(board.cache, tokens_GP, positions_GP, live_GP, row_G)

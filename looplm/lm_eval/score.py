@@ -15,7 +15,7 @@ from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.objective.base import scoring
 from looplm.ops.attention import self_mask
-from looplm.ops.cross_entropy import TokenScores
+from looplm.ops.cross_entropy import IGNORED, TokenScores
 from looplm.sharding.rules import activation_spec, placement
 
 
@@ -71,7 +71,7 @@ class DepthScorer:
         score = scoring(model, label_BM)
         context = Context(
             positions_BS,
-            self_mask(self._lm.config, is_token_BS.astype(jnp.int32)),
+            self_mask(self._lm.config, is_token_BS.astype(jnp.int32), _context(positions_BS, place_BM, label_BM)),
             key=jax.random.key(0),
             # A drawn first state is that of a sequence on its own: an answer does not depend on what it is asked with.
             sequence_B=jnp.zeros_like(positions_BS[:, 0]),
@@ -86,3 +86,9 @@ class DepthScorer:
         scores = forward(jnp.array(depths) - 1, score_targets).read
         result = (scores.nll_BS, scores.correct_BS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
+
+
+def _context(positions_BS: jax.Array, place_BM: jax.Array, label_BM: jax.Array) -> jax.Array:
+    """Return which tokens are up to the first that has a target, (B, S) bool: a prefix, for models that look at one."""
+    first_B = jnp.min(place_BM, axis=1, where=label_BM != IGNORED, initial=positions_BS.shape[1])
+    return positions_BS <= first_B[:, None]

@@ -47,6 +47,8 @@ class Context:
     """True for tokens whose keys and values are not kept: they have left, or stand for none. None: all are kept."""
     row_B: jax.Array | None = None
     """Row of the cache that every sequence goes on from; see `Visit`."""
+    inner_backprop: jax.Array | None = None
+    """At most so many inner loops of a loop have a gradient, int32 (); None: as many as the core says."""
     step_size: float = 1.0
     """How far a loop goes from the state that it got to the one that it made; 1 is all of the way."""
     residual_scale: jax.Array | float = 1.0

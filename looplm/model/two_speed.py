@@ -94,7 +94,7 @@ class TwoSpeed(nnx.Module):
             parameters,
             (state.low_BSD, cache),
             (state.high_BSD, inputs.entered_BSD),
-            self._depth(context.loop, writes=cache is not None),
+            self._depth(context, writes=cache is not None),
             remat="loop" if context.remat == "offload" else context.remat,
             unroll=context.unroll,
         ).carry
@@ -121,18 +121,24 @@ class TwoSpeed(nnx.Module):
         new_BSD = end_norm(x_BSD) if end_norm else x_BSD
         return damped(self.core, old_BSD, new_BSD, context), cache, report
 
-    def _depth(self, loop: Loop, *, writes: bool) -> Depth:
+    def _depth(self, context: Context, *, writes: bool) -> Depth:
         """Say how many inner loops there are, and how many of them have a gradient; all count alike in writing, which
         has none."""
-        count, trained = self.core.inner_loops, self.core.inner_backprop
-        if writes or trained is None:
+        count, trained, most = self.core.inner_loops, self.core.inner_backprop, context.inner_backprop
+        if writes or (trained is None and most is None):
             return Depth(count)
-        if isinstance(trained, int):
-            return Depth(trained, num_detached=count - trained)
-        from_end = (loop.total_B - 1 - loop.number_B)[0]
-        number = jnp.array((1, *trained))[jnp.maximum(len(trained) - from_end, 0)]
-        mean = sum(trained) / len(trained)
-        return Depth(max(1, *trained), number, count - number, expected=(mean, count - mean))
+        number: int | jax.Array
+        if isinstance(trained, tuple):
+            from_end = (context.loop.total_B - 1 - context.loop.number_B)[0]
+            number = jnp.array((1, *trained))[jnp.maximum(len(trained) - from_end, 0)]
+            mean, window = sum(trained) / len(trained), max(1, *trained)
+        else:
+            window = count if trained is None else trained
+            number, mean = window, float(window)
+        if most is None and not isinstance(trained, tuple):
+            return Depth(window, num_detached=count - window)
+        number = number if most is None else jnp.minimum(number, most)
+        return Depth(window, number, count - number, expected=(mean, count - mean))
 
 
 def _end_norm(config: Model, rngs: nnx.Rngs) -> nnx.Module | None:

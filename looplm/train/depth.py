@@ -1,7 +1,11 @@
 """How many loops a training step runs: a function of (seed, step), the same on every host."""
 
 import math
+from bisect import bisect_left
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from looplm.config.check import trained_loops
@@ -12,6 +16,7 @@ from looplm.config.schema import (
     PoissonDepth,
     Run,
     ScheduledDepth,
+    TwoSpeedCore,
     UniformDepth,
 )
 from looplm.model.depth import Depth
@@ -70,6 +75,17 @@ class DepthSchedule:
         drawn = np.stack([loops - trained, trained], axis=-1).astype(np.int32)
         return drawn if self.per_sequence else drawn[0]
 
+    def inner_backprop(self, step: jax.Array) -> jax.Array | None:
+        """The most inner loops of a loop that carry a gradient in a step (from 0), int32 (), inside the traced step;
+        None where that does not grow."""
+        growth, core = self.run.loop.inner_growth, self.run.model.core
+        if growth is None or not isinstance(core, TwoSpeedCore):
+            return None
+        full = largest_inner(core)
+        # The step from which on there are so many, found before the program is traced: it counts in whole numbers.
+        first = [bisect_left(range(growth.steps), n, key=partial(grown, full, growth)) for n in range(2, full + 1)]
+        return 1 + jnp.sum(step >= jnp.array(first, jnp.int32), dtype=jnp.int32)
+
     def as_depth(self, drawn: object) -> Depth:
         """What the model is told, inside the traced step; static where it never changes."""
         if isinstance(self.run.loop.depth, FixedDepth) and not (self.run.loop.growth or self.run.loop.backprop_growth):
@@ -84,6 +100,14 @@ def grown(full: int, growth: Growth | None, step: int) -> int:
     if growth.shape == "linear":
         return max(1, -(-full * step // growth.steps))  # in whole numbers: nothing is rounded up by an error
     return max(1, math.ceil(full * (1 - math.sqrt(1 - step / growth.steps))))
+
+
+def largest_inner(core: TwoSpeedCore) -> int:
+    """The most inner loops of a loop that carry a gradient."""
+    trained = core.inner_backprop
+    if trained is None:
+        return core.inner_loops
+    return trained if isinstance(trained, int) else max(1, *trained)
 
 
 def scheduled(depth: ScheduledDepth, step: int) -> int:

@@ -18,7 +18,7 @@ from looplm.model.functional import FunctionalLM, Params
 from looplm.model.report import Reporting
 from looplm.model.subset import Subset
 from looplm.objective import Rows, Sums, build_objective, evaluate
-from looplm.ops.attention import self_mask
+from looplm.ops.attention import prefix_of, self_mask
 from looplm.ops.cross_entropy import IGNORED
 from looplm.ops.scopes import MICRO_BATCHES, OPTIMIZER
 from looplm.optim.guard import GuardState, limits
@@ -48,7 +48,12 @@ def build_forward(
     def forward(params: Params, micro_batch: Batch, drawn: jax.Array, step: jax.Array) -> Forward:
         context = Context(
             micro_batch.positions,
-            self_mask(run.model, micro_batch.segments, split=split_of(run, jax.sharding.get_abstract_mesh())),
+            self_mask(
+                run.model,
+                micro_batch.segments,
+                prefix_of(run.model, micro_batch.labels, micro_batch.segments),
+                split_of(run, jax.sharding.get_abstract_mesh()),
+            ),
             # Nothing is differentiated through the loops when only the gate learns: nothing needs computing twice.
             "none" if objective.trains == {"gate"} else run.loop.remat,
             run.loop.unroll,
@@ -59,6 +64,7 @@ def build_forward(
             counted_BS=micro_batch.segments != PADDING,
             reporting=Reporting(routing=True),
             with_capacity=True,
+            inner_backprop=depths.inner_backprop(step),
         )
         depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
         return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype, step=step)

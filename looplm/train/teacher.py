@@ -21,7 +21,7 @@ from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params
-from looplm.ops.attention import choose_for, self_mask
+from looplm.ops.attention import choose_for, prefix_of, self_mask
 from looplm.sharding.mesh import check_fit
 from looplm.sharding.split import Split
 from looplm.train.batch import Batch
@@ -119,7 +119,7 @@ class Teacher:
         config = self.lm.config
         context = Context(
             micro_batch.positions,
-            self_mask(config, micro_batch.segments, split=split),
+            self_mask(config, micro_batch.segments, prefix_of(config, micro_batch.labels, micro_batch.segments), split),
             key=key,
             sequence_B=micro_batch.sequence,
             counted_BS=micro_batch.segments != PADDING,

@@ -250,9 +250,19 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             "model.norm_before_coda=True applies the final norm, and model.final_norm=False; set that to True",
         ),
         (
-            {"model.attention_mask": "prefix"},
-            "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
-            "use model.attention_mask=causal, which is the same without one",
+            {"model.attention_mask": "prefix", "data.train": {"kind": "sudoku", "size": 4, "in_place": True}},
+            "model.attention_mask=prefix lets the tokens before an answer see one another, and data that are answered "
+            "in place have none; use model.attention_mask=full",
+        ),
+        (
+            {"model.attention_mask": "prefix", "mesh.context": 2},
+            "model.attention_mask=prefix needs whole sequences on a device, and mesh.context=2 splits them; "
+            "use mesh.context=1",
+        ),
+        (
+            {"loop.inner_growth": {"steps": 2}},
+            "loop.inner_growth.steps=2 is of inner loops, and model.core=single has none; use loop.backprop_growth, or "
+            "model.core=two_speed",
         ),
         (
             {"model.attention_mask": "full"},

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from looplm.config.check.rule import Rules
-from looplm.config.schema import FixedDepth, Run, ScheduledDepth, UniformDepth
+from looplm.config.schema import FixedDepth, Run, ScheduledDepth, TwoSpeedCore, UniformDepth
 
 
 def _depth(run: Run) -> Iterator[str]:
@@ -33,7 +33,13 @@ def _growth(run: Run) -> Iterator[str]:
             f"loop.growth.steps={loop.growth.steps} has no part in loop.depth.kind={depth.kind}, whose loops do not "
             "follow loop.num_loops; use fixed, poisson or lognormal_poisson, or leave loop.growth out"
         )
-    for name, growth in (("growth", loop.growth), ("backprop_growth", loop.backprop_growth)):
+    if loop.inner_growth is not None and not isinstance(run.model.core, TwoSpeedCore):
+        yield (
+            f"loop.inner_growth.steps={loop.inner_growth.steps} is of inner loops, and model.core="
+            f"{run.model.core.kind} has none; use loop.backprop_growth, or model.core=two_speed"
+        )
+    for name in ("growth", "backprop_growth", "inner_growth"):
+        growth = getattr(loop, name)
         if growth is not None and growth.steps > run.num_steps:
             yield (
                 f"loop.{name}.steps={growth.steps} are more than num_steps={run.num_steps}, so that the full value is "

@@ -68,15 +68,19 @@ def _model(run: Run) -> Iterator[str]:
             f"model.qk_norm_over={model.qk_norm_over} is for a norm with a scale; "
             "set model.qk_norm=True and model.qk_norm_scale=True, or leave it at head"
         )
-    if model.attention_mask == "prefix":
-        yield (
-            "model.attention_mask=prefix needs to know where a prefix ends, and token datasets hold no prefixes; "
-            "use model.attention_mask=causal, which is the same without one"
-        )
     data = [source.data for source in run.data.sources] + [run.data.validation] * (run.data.validation is not None)
-    if model.attention_mask == "full" and not all(
-        getattr(part, "in_place", isinstance(part, Records)) for part in data
-    ):
+    in_place = [getattr(part, "in_place", isinstance(part, Records)) for part in data]
+    if model.attention_mask == "prefix" and any(in_place):
+        yield (
+            "model.attention_mask=prefix lets the tokens before an answer see one another, and data that are answered "
+            "in place have none; use model.attention_mask=full"
+        )
+    if model.attention_mask == "prefix" and run.mesh.context != 1:
+        yield (
+            f"model.attention_mask=prefix needs whole sequences on a device, and mesh.context={run.mesh.context} "
+            "splits them; use mesh.context=1"
+        )
+    if model.attention_mask == "full" and not all(in_place):
         yield (
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
             "use model.attention_mask=causal, or records, or tasks with in_place=true, only"

@@ -69,9 +69,9 @@ class TwoSpeedCore(DampedCore):
     kind: Literal["two_speed"] = "two_speed"
     inner_loops: NonNegativeInt
     """How often a loop refines the low state."""
-    inner_backprop: PositiveInt | tuple[PositiveInt, ...] | None = None
+    inner_backprop: PositiveInt | tuple[NonNegativeInt, ...] | None = None
     """Gradient flows through the last so many of them; None means all. A tuple says it of the last loops, one entry for
-    each; in loops before those it is 1 (arXiv 2605.20613)."""
+    each; in loops before those it is 1 (arXiv 2605.20613). `loop.inner_growth` lets it grow."""
     high_layers: PositiveInt | None = None
     """Layers of a block for the high state alone; None means that both states share one block."""
     low_init: StateInit = VectorState()

@@ -79,6 +79,9 @@ class Loop(Section):
     then no larger than the mean of the step. None: it does not grow."""
     backprop_growth: Growth | None = None
     """How `backprop_loops`, or all loops when that is None, grow in training."""
+    inner_growth: Growth | None = None
+    """How the inner loops that have a gradient (`model.core.inner_backprop`, or all of them when that is None) grow in
+    training: every entry of theirs is at most what the largest has grown to."""
     remat: Literal["none", "layer", "loop", "names", "offload"] = "loop"
     """What the backward pass recomputes. `none`: nothing. `layer`: every layer. `loop`: every loop and in it every
     layer. `names`: as `loop`, but the branches' outputs of the loop in work are kept. `offload`: as `loop`, with the

@@ -71,7 +71,8 @@ class Model(Section):
     attention: Attention = DenseAttention()
     """How queries, keys and values are made."""
     attention_mask: Literal["causal", "prefix", "full"] = "causal"
-    """Whom a token sees in its document: what precedes it; also the whole prefix, if it is in it; everybody."""
+    """Whom a token sees in its document: what precedes it; also all tokens of the prefix, which ends where the first
+    label is scored; everybody."""
     attention_window: PositiveInt | None = None
     """A token sees so many of the last tokens, itself included; None means all."""
     attention_backend: AttentionBackend = "auto"

@@ -10,4 +10,5 @@ from looplm.ops.attention.mask import Asked as Asked
 from looplm.ops.attention.mask import Mask as Mask
 from looplm.ops.attention.mask import cached_mask as cached_mask
 from looplm.ops.attention.mask import self_mask as self_mask
+from looplm.ops.attention.prefix import prefix_of as prefix_of
 from looplm.ops.attention.residuals import kept as kept

@@ -71,6 +71,8 @@ class Mask:
 
     def written_out(self, num_queries: int) -> "Mask":
         """Writes every pair out, before the loops, so that no loop does it again."""
+        if self.seen_BST is not None:
+            return self
         return replace(self, seen_BST=replace(self, present_BT=None).with_whole_keys().pairs(num_queries))
 
     def among(self, present_BT: jax.Array | None) -> "Mask":
@@ -204,8 +206,11 @@ def self_mask(
     return Mask(kind, window, length, split, segments_BS=segments_BS, prefix_BT=prefix_BS, backend=backend)
 
 
-def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int) -> Mask:
+def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int, prompt_B: jax.Array | None = None) -> Mask:
     """Describes the mask with a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last
-    of them that its window holds."""
+    of them that its window holds; with a prefix mask also the first `prompt_B` of them."""
     backend = config.attention_backend if config.attention_backend in ("dense", "blockwise") else "auto"
-    return Mask("causal", config.attention_window, cache_length, place_BS=positions_BS, backend=backend)
+    mask = Mask("causal", config.attention_window, cache_length, place_BS=positions_BS, backend=backend)
+    if config.attention_mask != "prefix" or prompt_B is None:
+        return mask
+    return replace(mask, kind="prefix", prefix_BT=jnp.arange(cache_length) < prompt_B[:, None])
