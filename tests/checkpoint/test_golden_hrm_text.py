@@ -14,6 +14,7 @@ from looplm.infer.generate import generate
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
+from looplm.model.functional import FunctionalLM
 from looplm.ops.attention import self_mask
 from tests.checkpoint.folders import folders
 
@@ -102,14 +103,29 @@ def test_loss_and_all_gradients_of_cut_loops(lm, io, folder):
 
 @pytest.mark.parametrize("kv", ["each", pytest.param("last", marks=pytest.mark.slow)])
 def test_the_official_tokens_are_written_with_a_cache_of_every_call(lm, io, kv):
-    """Greedily. With one slot a loop sees keys of the last loop, which writes other tokens."""
+    """Greedily, with prompts that are no prefix: the official call was given no `token_type_ids`. With one slot a loop
+    sees keys of the last loop, which writes other tokens."""
     prompts_BP, ids_BT = io["gen_prompt"], io["gen_ids"]
+    causal = FunctionalLM(lm.model.model_copy(update={"attention_mask": "causal"}))
     written = generate(
-        lm.functional, lm.params, list(prompts_BP), num_loops=lm.loop.num_loops, kv=kv, temperature=0.0,
+        causal, lm.params, list(prompts_BP), num_loops=lm.loop.num_loops, kv=kv, temperature=0.0,
         max_tokens=ids_BT.shape[1] - prompts_BP.shape[1], end_ids=[], num_ids=lm.model.vocab_size,
     )  # fmt: skip
     same = np.array_equal(np.stack([row.tokens for row in written]), ids_BT[:, prompts_BP.shape[1] :])
     assert same == (kv == "each")
+
+
+def test_a_prompt_that_is_a_prefix_is_gone_on_with_as_its_official_logits_say(lm, io):
+    """Greedily, by one token: prompts of several lengths are taken up together."""
+    lengths_B = np.sum(io["token_type_ids"], axis=1)
+    prompts = [ids_S[:length] for ids_S, length in zip(io["input_ids"], lengths_B, strict=True)]
+    written = generate(
+        lm.functional, lm.params, prompts, num_loops=lm.loop.num_loops, max_tokens=1, end_ids=[],
+        num_ids=lm.model.vocab_size,
+    )  # fmt: skip
+    rows = np.arange(len(prompts))
+    expected_B = np.argmax(io["logits_prefix"][rows, lengths_B - 1], axis=-1)
+    assert [row.tokens.tolist() for row in written] == [[token] for token in expected_B]
 
 
 def test_float64_agrees_to_nine_digits(folder, io):
