@@ -3,9 +3,9 @@
     looplm train configs/hrm_text.py:1b --workdir runs/hrm_text --set data.train=DATASET
     looplm train configs/hrm_text.py:tiny --workdir runs/hrm_text_tiny      (on the data of `looplm demo`)
 
-The tokens of a prompt see one another: what comes before the first label that is scored (docs/decisions.md), so the data
-are examples with answers. At the end the gradient flows through both high steps and the low ones of the last loop; it
-grows to that over the first fifth of the training.
+The tokens of a prompt see one another: what comes before the first label that is scored (docs/decisions.md), so the
+data are examples with answers. At the end the gradient flows through both high steps and the low ones of the last loop;
+it grows to that over the first fifth of the training.
 """
 
 from looplm.config.load import override
