@@ -25,6 +25,7 @@ SIGNATURES = {
         "initial_state": None,
         "segments": None,
         "ids": None,
+        "prefix": None,
     },
     LoadedLM.loss_and_grads: {
         "tokens_BS": REQUIRED,
