@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from looplm.config.schema import Data, Records
+from looplm.config.schema import Data, Records, Source
 from looplm.data.dataset import TokenDataset, default_cache
 from looplm.data.index import shuffled
 from looplm.data.packing import PackedWindows
 from looplm.data.records.windows import RecordWindows
 from looplm.data.schedule import Schedule
+from looplm.data.streams import Streams
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.window import IGNORED, DatasetWindows, SplitWindows, Windows, check_ids
@@ -38,10 +39,18 @@ class Part:
     seed: int | str
     """Of its order."""
     max_epochs: float | None = None
+    streams: Streams | None = None
+    """Its order, where rows go on over steps; None: it is shuffled."""
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """Read the windows that have these numbers in the order of the source, as `Windows.read` gives them."""
-        return self.windows.read(shuffled(numbers, len(self.windows), self.seed))
+        return self.windows.read(self.window(numbers)) if self.streams is None else self.streams.read(numbers)
+
+    def window(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which windows have these numbers in the order of the source."""
+        if self.streams is not None:
+            return self.streams.window(numbers)
+        return shuffled(numbers, len(self.windows), self.seed)
 
     @property
     def limit(self) -> int | None:
@@ -196,7 +205,7 @@ class Mixture:
         """Return which windows of every part the global batch of `step` holds, as `Windows.read` numbers them."""
         source_B, number_B = self._schedule.locate(step * self.batch_size, self.batch_size)
         return {
-            part.name: shuffled(number_B[source_B == source], len(part.windows), part.seed).tolist()
+            part.name: part.window(number_B[source_B == source]).tolist()
             for source, part in enumerate(self.parts)
             if (source_B == source).any()
         }
@@ -232,19 +241,22 @@ def _mark(part: Part) -> str:
 def open_mixture(data: Data, *, seed: int) -> Mixture:
     """Open everything that `data.train` names. Raises UserError for whatever cannot be opened or read."""
     steps = sorted({step for source in data.sources for step in source.changes})
-    parts = [
-        Part(
+    batch_size = data.batch_tokens // data.sequence_length
+
+    def part(source: Source) -> Part:
+        windows = open_windows(source.data, data)
+        return Part(
             source.name,
-            open_windows(source.data, data),
+            windows,
             {step: source.weight_at(step) for step in steps},
             # One dataset alone has the order of the seed; in a mixture, every name has its own.
             f"{seed}/{source.name}" if isinstance(data.train, tuple) else seed,
             source.max_epochs,
+            Streams(windows, batch_size) if data.order == "streams" and isinstance(windows, SplitWindows) else None,
         )
-        # Whose turn comes first among equals does not depend on how they are listed.
-        for source in sorted(data.sources, key=lambda source: source.name)
-    ]
-    batch_size = data.batch_tokens // data.sequence_length
+
+    # Whose turn comes first among equals does not depend on how they are listed.
+    parts = [part(source) for source in sorted(data.sources, key=lambda source: source.name)]
     return Mixture(parts, batch_size=batch_size, sequence_length=data.sequence_length)
 
 

@@ -16,6 +16,7 @@ from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, r
 from looplm.model.init import Init
 from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.model.positions import RelativePositions
+from looplm.model.residual import Recalled
 from looplm.model.routing import Routing
 from looplm.ops.attention import attention, cached_attention
 from looplm.ops.rope import rotary
@@ -71,7 +72,7 @@ class Attention(nnx.Module):
         self.query = Heads(config, N, "heads", init, rngs=rngs)
         self.key = Heads(config, K, "kv_heads", init, rngs=rngs)
         self.relative = (
-            RelativePositions(config, init, rngs=rngs)
+            RelativePositions(config, init, config.positions, rngs=rngs)
             if isinstance(config.positions, schema.RelativePositions)
             else None
         )
@@ -126,7 +127,7 @@ class Attention(nnx.Module):
         cache: KVCache | None,
         visit: Visit | None,
         add_embedding: AddEmbedding | None = None,
-        memory_BMD: jax.Array | None = None,
+        recalled: Recalled | None = None,
     ) -> tuple[jax.Array, KVCache | None, Routing | None]:
         """Attend over x, over the cache after x's keys and values were written into it, or over a memory and x.
 
@@ -136,17 +137,20 @@ class Attention(nnx.Module):
             routed_BSD: what routers read: `read_BSD` in the layout of the residual stream.
             visit: where in the cache this visit reads and writes; None without a cache.
             add_embedding: adds a value embedding to the values.
-            memory_BMD: what keys and values are also made of, from before the sequence.
+            recalled: what keys and values are also made of, from before the sequence; it stands right before it.
 
         Returns (out (B, S, D), cache, what the routers chose; None where there are none, or nobody asks).
         """
         value_choice = self.value_router(routed_BSD) if self.value_router else None
         output_choice = self.output_router(routed_BSD) if self.output_router else None
         q_BSNH = self.query(read_BSD, context.positions_BS)
-        keys_of_BTD, values_of_BTD = read_BSD, x_BSD
-        if memory_BMD is not None:
-            keys_of_BTD, values_of_BTD = (jnp.concatenate([memory_BMD, own], axis=1) for own in (read_BSD, x_BSD))
-        k_BTKH = self.key(keys_of_BTD, context.positions_BS)
+        keys_of_BTD, values_of_BTD, positions_BT = read_BSD, x_BSD, context.positions_BS
+        if recalled is not None:
+            keys_of_BTD = jnp.concatenate([recalled.keys_of_BMD, read_BSD], axis=1)
+            values_of_BTD = jnp.concatenate([recalled.values_of_BMD, x_BSD], axis=1)
+            M = recalled.keys_of_BMD.shape[1]
+            positions_BT = jnp.concatenate([positions_BT[:, :1] + jnp.arange(-M, 0), positions_BT], axis=1)
+        k_BTKH = self.key(keys_of_BTD, positions_BT)
         v_BTKH = self.value(values_of_BTD, value_choice)
         if add_embedding is not None:
             v_BTKH = add_embedding(v_BTKH, x_BSD)
@@ -155,7 +159,7 @@ class Attention(nnx.Module):
             k_BKTH, v_BKTH, cache = cache.write(k_BTKH, v_BTKH, visit, context.positions_BS, context.left_BS)
         bias_BNST = None
         if self.relative is not None:
-            q_BSNH, bias_BNST = self.relative(q_BSNH, context.mask)
+            q_BSNH, bias_BNST = self.relative(q_BSNH, context.mask, context.relative_vectors)
         if cache is not None:
             out_BSNH = cached_attention(q_BSNH, k_BKTH, v_BKTH, context.mask, bias_BNST)
         else:

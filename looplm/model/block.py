@@ -1,5 +1,6 @@
 """One layer, and a stack of layers that share a shape."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from looplm.model.init import Init
 from looplm.model.layers import in_group, stacked
 from looplm.model.mixed import places_among, rows_at, scan_layers
 from looplm.model.moe import MoE
+from looplm.model.positions import RelativeVectors
 from looplm.model.report import Report
 from looplm.model.residual import PLACEMENTS
 from looplm.model.routing import Routing
@@ -64,8 +66,9 @@ class Layer(nnx.Module):
         def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
             whole_BSD = gather_sequence(h_BSD)
             whole_read_BSD = whole_BSD if read_BSD is h_BSD else gather_sequence(read_BSD)
+            recalled = None if memory_BMD is None else self.attention_residual.recalled(memory_BMD)
             out_BSD, *more = self.attention(
-                whole_BSD, whole_read_BSD, read_BSD, context, cache, visit, add_embedding, memory_BMD
+                whole_BSD, whole_read_BSD, read_BSD, context, cache, visit, add_embedding, recalled
             )
             return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[0]), tuple(more)
 
@@ -128,6 +131,9 @@ class Stack(nnx.Module):
             if embedded
             else None
         )
+        positions = config.positions
+        shared = isinstance(positions, schema.RelativePositions) and positions.shared_vectors
+        self.relative_vectors = in_group("layers", RelativeVectors(config, rngs=rngs), place) if shared else None
         self.kinds = tuple(Kind(i in dense, i in embedded) for i in range(num_layers))
 
     def __call__(
@@ -143,6 +149,8 @@ class Stack(nnx.Module):
         embedded_nBSKH: value embeddings of the n layers that have one.
         memory_LBMD: what every layer also sees, from before the sequence.
         """
+        if self.relative_vectors is not None:
+            context = replace(context, relative_vectors=self.relative_vectors)
         graphs, parameters = zip(nnx.split(self.layers), nnx.split(self.dense_layers), strict=True)  # by `Kind.dense`
         gate_graph, gates = nnx.split(self.value_gates)
         slot = None if cache is None else cache.slot(context.loop.number_B, context.loop.call)

@@ -7,6 +7,7 @@ import jax
 
 from looplm.model.depth import Loop, once
 from looplm.model.loop import Remat
+from looplm.model.positions import RelativeVectors
 from looplm.model.report import NO_REPORT, Reporting
 from looplm.ops.attention import Mask
 
@@ -43,6 +44,8 @@ class Context:
     with_capacity: bool = False
     """Whether experts leave out what is above their `capacity_factor`. True in training alone: which choices are left
     out depends on the length and on the tokens before, and an answer must not."""
+    relative_vectors: RelativeVectors | None = None
+    """Of the stack, where its layers have none of their own; it fills them in."""
     left_BS: jax.Array | None = None
     """True for tokens whose keys and values are not kept: they have left, or stand for none. None: all are kept."""
     row_B: jax.Array | None = None

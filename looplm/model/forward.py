@@ -15,9 +15,10 @@ from looplm.model.halting import Halting
 from looplm.model.inputs import Inputs
 from looplm.model.lm import LoopLM
 from looplm.model.loop import run_loops, select, written_out
+from looplm.model.memory import Memory, behind
 from looplm.model.output import Carry, Output, Reads
 from looplm.model.report import Report
-from looplm.ops.attention import Asked, prepare
+from looplm.ops.attention import Asked, Mask, prepare
 from looplm.ops.scopes import WINDOW
 from looplm.sharding.collective import gather_sequence, lay_out, split_sequence
 
@@ -62,6 +63,8 @@ class Forward:
     """Replaces the model's own rule. All loops run; the rule selects what is read."""
     per_loop: Any = None
     """What every loop gets for itself, cut by its number (see `run_loops`); the core says what it may be."""
+    memory: Memory | None = None
+    """What layers of the loops see from before the sequence; it takes the place of `per_loop`."""
     cache: Cache = NO_CACHE
     """Keys and values of earlier positions."""
     with_statistics: bool = False
@@ -96,7 +99,7 @@ class Forward:
         context = replace(context, predict=model.predictor(context, entered, cache.coda))
         state = self._first_state(inputs, context)
         halting = self.halting or model.halting
-        body = model.body(context, halting, self.per_loop)
+        body = model.body(self._remembering(context), halting, self._given())
         wants_all = not isinstance(reads, str) or reads == "all"
 
         trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
@@ -149,11 +152,22 @@ class Forward:
         return keep
 
     def _prepared_context(self) -> Context:
-        config, front = self.model.config, self.model.front
+        front = self.model.front
         context = self.context if front is None else front.lengthened(self.context)
+        return self._prepared(context, context.mask)
+
+    def _prepared(self, context: Context, mask: Mask) -> Context:
+        config = self.model.config
         biased = isinstance(config.positions, RelativePositions)
         asked = Asked(context.positions_BS.shape[1], self.dtype, config.head_size, biased)
-        return replace(context, mask=prepare(context.mask, asked))
+        return replace(context, mask=prepare(mask, asked))
+
+    def _remembering(self, context: Context) -> Context:
+        """Return the context of the loops: prelude and coda see the sequence alone."""
+        return context if self.memory is None else self._prepared(context, behind(self.context.mask, self.memory))
+
+    def _given(self) -> Any:
+        return self.per_loop if self.memory is None else self.memory.states_RLBMD
 
     def _statistics(self, carry: Carry) -> LoopStatistics | None:
         """Measure what the last loop did to the state; None where the states before it were not remembered."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
+from looplm.config import schema
 from looplm.config.schema import LearnedPositions, Model
 from looplm.model.init import Init
 from looplm.model.layers import parameter
@@ -18,27 +19,54 @@ from looplm.sharding.rules import activation_spec, splitting
 BASE = 10_000.0
 
 
+def relative_vectors(config: Model, *, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
+    """Make what is added to queries per head: u before they meet keys, v before they meet distances."""
+    shape, axes = (config.num_heads, config.head_size), ("heads", "head_dim")
+    u, v = (parameter(rngs, zeros, shape, axes, elementwise=True) for _ in range(2))
+    return u, v
+
+
+class RelativeVectors(nnx.Module):
+    """The two vectors of all layers of a stack."""
+
+    def __init__(self, config: Model, *, rngs: nnx.Rngs):
+        self.content, self.position = relative_vectors(config, rngs=rngs)
+
+
 class RelativePositions(nnx.Module):
     """Scores by distance: a key at distance d has the score (q + u) k + (q + v) r_d, u and v being learned per head and
     r_d a learned projection of sinusoids (arXiv 1901.02860, section 3.3)."""
 
-    def __init__(self, config: Model, init: Init, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Model,
+        init: Init,
+        positions: schema.RelativePositions | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        positions = positions or schema.RelativePositions()
         N, H = config.num_heads, config.head_size
         shape, axes = (config.dim, N, H), ("embed", "heads", "head_dim")
         self.kernel = parameter(rngs, init.matrix, shape, axes, gathers_itself=True)
 
-        def vector() -> nnx.Param:
-            return parameter(rngs, zeros, (N, H), ("heads", "head_dim"), elementwise=True)
+        self.max_distance = positions.max_distance
+        if not positions.shared_vectors:
+            self.content, self.position = relative_vectors(config, rngs=rngs)
 
-        self.content, self.position = vector(), vector()
+    def __call__(
+        self, q_BSNH: jax.Array, mask: Mask, shared: "RelativeVectors | None" = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return (queries to compare with keys (B, S, N, H), what is added to the scaled scores (B, N, S, T)).
 
-    def __call__(self, q_BSNH: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
-        """Return (queries to compare with keys (B, S, N, H), what is added to the scaled scores (B, N, S, T))."""
+        shared: u and v of all layers, where a layer has none of its own.
+        """
+        vectors = self if shared is None else shared
         content_BSNH, position_BSNH = (
-            per_channel(jnp.add, [use(vector, q_BSNH.dtype)], q_BSNH) for vector in (self.content, self.position)
+            per_channel(jnp.add, [use(vector, q_BSNH.dtype)], q_BSNH) for vector in (vectors.content, vectors.position)
         )
         shape_BST = (*q_BSNH.shape[:2], mask.num_keys)
-        distance_BST = jnp.broadcast_to(jnp.maximum(mask.distances(q_BSNH.shape[1]), 0), shape_BST)
+        distance_BST = jnp.broadcast_to(jnp.clip(mask.distances(q_BSNH.shape[1]), 0, self.max_distance), shape_BST)
         arrays = position_BSNH, use(self.kernel, q_BSNH.dtype), lay_out(distance_BST, "batch", "sequence", "all_keys")
         spec = activation_spec("batch", "heads", "sequence", "all_keys")
         # Computed per device, so that the kernel's gradient is a partial sum on each like that of any other weight.

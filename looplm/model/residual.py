@@ -1,7 +1,7 @@
 """The placements of norms around x + f(x): how a branch f is normalised and added to the residual stream."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -11,6 +11,15 @@ from looplm.model.layers import build_norm
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 """A branch of a layer: (what values and experts read, what everything else reads) -> (output, what else it returns)."""
+
+
+class Recalled(NamedTuple):
+    """What an attention reads of tokens before the sequence."""
+
+    values_of_BMD: jax.Array
+    """What values are made of."""
+    keys_of_BMD: jax.Array
+    """What keys are made of."""
 
 
 class Pre(nnx.Module):
@@ -23,6 +32,11 @@ class Pre(nnx.Module):
         h_BSD = self.norm(x_BSD)
         out_BSD, more = branch(h_BSD, h_BSD)
         return x_BSD + scaled(out_BSD, scale), more
+
+    def recalled(self, memory_BMD: jax.Array) -> Recalled:
+        """Turn what entered the layer earlier into what its attention reads of it."""
+        h_BMD = self.norm(memory_BMD)
+        return Recalled(h_BMD, h_BMD)
 
 
 class Sandwich(Pre):
@@ -54,6 +68,9 @@ class Post(Pre):
         out_BSD, more = branch(x_BSD, x_BSD)
         return self.norm(x_BSD + scaled(out_BSD, scale)), more
 
+    def recalled(self, memory_BMD: jax.Array) -> Recalled:
+        return Recalled(memory_BMD, memory_BMD)
+
 
 class Output(Pre):
     """x + norm(f(x)): the norm on the branch alone, which reads the residual stream as it is (arXiv 2501.00656)."""
@@ -62,6 +79,9 @@ class Output(Pre):
         out_BSD, more = branch(x_BSD, x_BSD)
         return x_BSD + scaled(self.norm(out_BSD), scale), more
 
+    def recalled(self, memory_BMD: jax.Array) -> Recalled:
+        return Recalled(memory_BMD, memory_BMD)
+
 
 class Peri(Pre):
     """x + f(x), where values and experts read x, and queries, keys and routers read norm(x) (arXiv 2405.16039)."""
@@ -69,6 +89,9 @@ class Peri(Pre):
     def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
         out_BSD, more = branch(x_BSD, self.norm(x_BSD))
         return x_BSD + scaled(out_BSD, scale), more
+
+    def recalled(self, memory_BMD: jax.Array) -> Recalled:
+        return Recalled(memory_BMD, self.norm(memory_BMD))
 
 
 def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:

@@ -1,4 +1,5 @@
-"""What a run keeps of a batch from one optimizer step to the next: rows in work, and where they have come to.
+"""What a run keeps of a batch from one optimizer step to the next: rows in work, and where they have come to, or
+a memory of what they read.
 
 It is part of the train state, split over the devices like the batch, saved and restored with parameters and optimizer
 state. What a step computes stays a function of the step's number and of the state that it gets.
@@ -13,6 +14,7 @@ from looplm.model.forward import Forward
 from looplm.model.output import Output
 from looplm.train.batch import Batch
 from looplm.train.deep_supervision import Segments
+from looplm.train.remembered import Remembered
 
 
 class Carrying(Protocol):
@@ -45,6 +47,9 @@ class Carrying(Protocol):
 def build_carrying(run: Run) -> Carrying | None:
     """Make what the run names; None where nothing is kept."""
     match run.carry:
+        case NoCarry() if run.model.memory is not None and run.model.memory.length:
+            loops = 1 if run.model.memory.loops == "last" else run.loop.num_loops
+            return Remembered(run.model.memory, loops=loops, layers=run.model.block_layers)
         case NoCarry():
             return None
         case DeepSupervision() as config:

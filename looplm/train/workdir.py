@@ -27,8 +27,8 @@ LEASE_S = 150.0
 
 
 def free_to_change(run: Run) -> tuple[str, ...]:
-    """Settings that may differ when this run is resumed. Rows in work lie as the micro-batches did."""
-    held = () if isinstance(run.carry, NoCarry) else ("data.accumulation_steps",)
+    """Settings that may differ when this run is resumed. Rows in work, and a memory, lie as the micro-batches did."""
+    held = () if isinstance(run.carry, NoCarry) and not run.model.memory_length else ("data.accumulation_steps",)
     return tuple(key for key in FREE_TO_CHANGE if key not in held)
 
 

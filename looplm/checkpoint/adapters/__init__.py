@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from looplm.checkpoint.adapters import dense, hrm_text, huginn, moe, moeut, ouro, parcae, puzzles
+from looplm.checkpoint.adapters import dense, hrm_text, huginn, moe, moeut, ouro, parcae, puzzles, transformer_xl
 from looplm.checkpoint.adapters.base import Official
 from looplm.checkpoint.adapters.config import OfficialConfig
 from looplm.config.schema import Loop, Model, Objective
@@ -70,6 +70,10 @@ ADAPTERS: dict[str, Adapter[Any]] = {
     ),
     "TinyRecursiveReasoningModel_ACTV1": Adapter(
         puzzles.TRMConfig, puzzles.trm, puzzles.loop, puzzles.tensors, puzzles.OBJECTIVE
+    ),
+    "kimiyoung/transformer-xl pytorch": Adapter(
+        transformer_xl.TransformerXLConfig, transformer_xl.model, transformer_xl.loop, transformer_xl.tensors,
+        transformer_xl.OBJECTIVE, transformer_xl.BUFFERS,
     ),
     "URM": Adapter(puzzles.URMConfig, puzzles.urm, puzzles.urm_loop, puzzles.tensors, puzzles.OBJECTIVE),
     "hrm_text": Adapter(

@@ -98,6 +98,10 @@ class Data(Section):
     packing: Literal["split", "best_fit"] = "split"
     """`split`: windows are cut from the stream of tokens, so nothing is padded. `best_fit`: documents are cut only
     where they are longer than a window; computed once and kept in `cache_dir`. Training only."""
+    order: Literal["shuffled", "streams"] = "shuffled"
+    """Of the windows of a dataset. `shuffled`: another order every epoch. `streams`: row b of a step goes on where row
+    b of the step before ended; each of the B rows reads a B-th of the dataset, again and again, and the fewer than B
+    windows that are left over are not read."""
     prefetch_batches: NonNegativeInt = 4
     """Batches read ahead by the loader's threads."""
     cache_dir: str | None = None

@@ -14,6 +14,7 @@ from looplm.config.schema.core import (
     TwoSpeedCore,
 )
 from looplm.config.schema.halting import Halting, NeverHalting
+from looplm.config.schema.memory import Memory
 from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     Conditioning,
@@ -75,6 +76,8 @@ class Model(Section):
     label is scored; everybody."""
     attention_window: PositiveInt | None = None
     """A token sees so many of the last tokens, itself included; None means all."""
+    memory: Memory | None = None
+    """What layers of the loops see from before the sequence; None means nothing."""
     attention_backend: AttentionBackend = "auto"
     """What computes whole sequences. `auto`: the first that can of `splash` on a TPU, of `cudnn` (Hopper and newer) and
     `triton` on a GPU; else `blockwise`, or `dense` (XLA, with all scores in memory) for short sequences. Any other is
@@ -161,6 +164,11 @@ class Model(Section):
     def front_places(self) -> int:
         """Places in front of the tokens (P)."""
         return 0 if self.front is None else self.front.places(self.dim)
+
+    @property
+    def memory_length(self) -> int:
+        """Tokens before the sequence that layers of the loops see (M)."""
+        return 0 if self.memory is None else self.memory.length
 
     @property
     def calls_per_loop(self) -> int:

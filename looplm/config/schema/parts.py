@@ -192,6 +192,10 @@ class RelativePositions(Section):
     per head (Transformer-XL, arXiv 1901.02860). Causal attention only."""
 
     kind: Literal["relative"] = "relative"
+    shared_vectors: bool = False
+    """Whether all layers of a stack have the same two vectors per head, as in the authors' PyTorch code."""
+    max_distance: PositiveInt | None = None
+    """Keys that are farther count as if they were so far; None: as far as they are (`clamp_len`)."""
 
 
 class LearnedPositions(Section):

@@ -2,6 +2,7 @@
 what is asked. A backend says of itself what it cannot (`cannot`), in words; `auto` passes over it, and a user who wants
 that one is told."""
 
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -63,7 +64,7 @@ def choose_for(config: Model, length: int, dtype: jax.typing.DTypeLike, mesh: ja
     """Choose the backend of a model's training on a mesh: for whole sequences of documents, so long. Raises as `choose`
     does."""
     segments_BS: Any = jax.ShapeDtypeStruct((1, length), jnp.int32)  # of which nothing but the shape is asked
-    mask = self_mask(config, segments_BS)
+    mask = replace(self_mask(config, segments_BS), num_keys=config.memory_length + length)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         biased = isinstance(config.positions, RelativePositions)
         return choose(mask, Asked(length, dtype, config.head_size, biased))

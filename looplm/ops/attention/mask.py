@@ -184,6 +184,8 @@ def not_plain(mask: Mask, asked: Asked) -> str | None:
     """Say what no fused kernel computes; None where there is nothing of that kind."""
     if asked.biased:
         return "something is added to the scores (model.positions=relative)"
+    if mask.num_keys > asked.num_queries:
+        return "keys are also of tokens before the sequence (model.memory)"
     if mask.kind == "prefix":
         return "a prefix is seen as a whole (model.attention_mask=prefix)"
     if mask.place_BS is not None or mask.present_BT is not None:
@@ -208,9 +210,12 @@ def self_mask(
 
 def cached_mask(config: Model, positions_BS: jax.Array, cache_length: int, prompt_B: jax.Array | None = None) -> Mask:
     """Describes the mask with a cache whose slot t holds position t: a token at position p sees slots 0..p, or the last
-    of them that its window holds; with a prefix mask also the first `prompt_B` of them."""
+    of them that its window, or its memory, holds; with a prefix mask also the first `prompt_B` of them."""
     backend = config.attention_backend if config.attention_backend in ("dense", "blockwise") else "auto"
-    mask = Mask("causal", config.attention_window, cache_length, place_BS=positions_BS, backend=backend)
+    windows = [] if config.attention_window is None else [config.attention_window]
+    if config.memory_length:
+        windows.append(config.memory_length + 1)  # token by token, a memory of M tokens is a window of M + 1
+    mask = Mask("causal", min(windows, default=None), cache_length, place_BS=positions_BS, backend=backend)
     if config.attention_mask != "prefix" or prompt_B is None:
         return mask
     return replace(mask, kind="prefix", prefix_BT=jnp.arange(cache_length) < prompt_B[:, None])

@@ -1,0 +1,42 @@
+"""Rows that go on over steps: row b of a step begins where row b of the step before ended.
+
+Row b of step n is window b * (W // B) + n of the W windows of a dataset, and after W // B steps its first one again: a
+function of the step alone. Positions say what goes on: where a row's first token is in a document that it was in
+already, positions of that document begin at S instead of 0.
+"""
+
+import numpy as np
+
+from looplm.data.window import SplitWindows
+from looplm.errors import UserError
+
+
+class Streams:
+    """The windows of a dataset in the order of B streams."""
+
+    def __init__(self, windows: SplitWindows, batch_size: int) -> None:
+        """Raises UserError where there are fewer windows than rows."""
+        self.windows, self.batch_size, self.steps = windows, batch_size, len(windows) // batch_size
+        """steps: after so many, every row is at its beginning again."""
+        if not self.steps:
+            raise UserError(
+                f"data.order=streams gives each of the {batch_size} rows of a batch a part of the dataset, and "
+                f"{windows.dataset.location} has {len(windows)} windows of data.sequence_length="
+                f"{windows.sequence_length}; use less data.batch_tokens, shorter windows or more text"
+            )
+
+    def window(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which windows have these numbers, (B,): number n * B + b is row b of step n."""
+        step, row = np.divmod(np.asarray(numbers, np.int64), self.batch_size)
+        return row * self.steps + step % self.steps
+
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Read windows as `Windows.read` does, with positions that say what goes on."""
+        window_B = self.window(numbers)
+        batch, length = self.windows.read(window_B), self.windows.sequence_length
+        offsets = self.windows.dataset.document_offsets
+        first_B = (window_B * length).astype(offsets.dtype)
+        begins_B = offsets[np.searchsorted(offsets, first_B)] == first_B
+        goes_on_B = (window_B % self.steps > 0) & ~begins_B
+        batch["positions"] = batch["positions"] + length * (goes_on_B[:, None] & (batch["segments"] == 1))
+        return batch | {"positions": batch["positions"].astype(np.int32)}
