@@ -18,10 +18,9 @@ from looplm.config.schema import ACTHalting, Cost, Model, SinusoidalConditioning
 from looplm.model.conditioning import build_conditioning
 from looplm.model.context import Context
 from looplm.model.gates import Units
-from looplm.model.halting import Never, State, Told, select_tokens
+from looplm.model.halting import Never, State, Told, mean_over_tokens, select_tokens
 from looplm.model.init import Init
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import lay_out
 
 
 class Halted(NamedTuple):
@@ -108,11 +107,3 @@ def weight_at(cost: Cost, step: jax.Array | None) -> jax.Array | float:
     if not cost.grows_over:
         return jnp.where(step >= cost.starts_at, cost.weight, 0.0)
     return cost.weight * jnp.clip((step - cost.starts_at) / cost.grows_over, 0.0, 1.0)
-
-
-def mean_over_tokens(x_BS: jax.Array, counted_BS: jax.Array | None) -> jax.Array:
-    """Average over the tokens of every sequence, (B,); 0 where there is none."""
-    x_BS = lay_out(x_BS, "batch", "sequence")
-    if counted_BS is None:
-        return jnp.mean(x_BS, axis=1)
-    return jnp.sum(jnp.where(counted_BS, x_BS, 0), axis=1) / jnp.maximum(jnp.sum(counted_BS, axis=1), 1)

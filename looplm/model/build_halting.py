@@ -2,7 +2,8 @@
 
 from flax import nnx
 
-from looplm.config.schema import ACTHalting, Model, NeverHalting, OwnHalting
+from looplm.config.schema import ACTHalting, ExpertChoice, Model, NeverHalting, OwnHalting, TokenChoice
+from looplm.model import depth_routers
 from looplm.model.act import ACT
 from looplm.model.halting import Halting, Never
 
@@ -14,5 +15,9 @@ def build_halting(config: Model, *, rngs: nnx.Rngs) -> Halting:
             return Never()
         case ACTHalting() as kind:
             return ACT(config, kind, rngs=rngs)
+        case ExpertChoice() as kind:
+            return depth_routers.ExpertChoice(config, kind, rngs=rngs)
+        case TokenChoice() as kind:
+            return depth_routers.TokenChoice(config, kind, rngs=rngs)
         case OwnHalting() as own:
             return own.build(config, rngs=rngs)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.model.context import Context
+from looplm.sharding.collective import lay_out
 
 State = Any
 """The state of the core: any tree of arrays (B, S, ...)."""
@@ -102,3 +103,11 @@ def select_tokens(chosen_BS: jax.Array, new: State, old: State) -> State:
         return jnp.where(chosen_BS.reshape(*chosen_BS.shape, *(1,) * (new.ndim - 2)), new, old)
 
     return jax.tree.map(leaf, new, old)
+
+
+def mean_over_tokens(x_BS: jax.Array, counted_BS: jax.Array | None) -> jax.Array:
+    """Average over the tokens of every sequence, (B,); 0 where there is none."""
+    x_BS = lay_out(x_BS, "batch", "sequence")
+    if counted_BS is None:
+        return jnp.mean(x_BS, axis=1)
+    return jnp.sum(jnp.where(counted_BS, x_BS, 0), axis=1) / jnp.maximum(jnp.sum(counted_BS, axis=1), 1)

@@ -27,8 +27,11 @@ from looplm.config.schema.data import Records as Records
 from looplm.config.schema.data import Source as Source
 from looplm.config.schema.halting import ACTHalting as ACTHalting
 from looplm.config.schema.halting import Cost as Cost
+from looplm.config.schema.halting import DepthRouter as DepthRouter
+from looplm.config.schema.halting import ExpertChoice as ExpertChoice
 from looplm.config.schema.halting import Halting as Halting
 from looplm.config.schema.halting import NeverHalting as NeverHalting
+from looplm.config.schema.halting import TokenChoice as TokenChoice
 from looplm.config.schema.loop import Depth as Depth
 from looplm.config.schema.loop import FixedDepth as FixedDepth
 from looplm.config.schema.loop import Growth as Growth

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import NonNegativeFloat, Section
 from looplm.config.schema.own import OrOwn, OwnHalting
@@ -51,5 +51,52 @@ class ACTHalting(Section):
     """What every loop costs."""
 
 
-ShippedHalting = Annotated[NeverHalting | ACTHalting, Field(discriminator="kind")]
+class DepthRouter(Section):
+    """Base of the routers over depth (Mixture of Recursions, arXiv 2507.10524)."""
+
+    hidden: bool = False
+    """Whether a gelu layer of twice the model's width stands before the linear units."""
+    temperature: PositiveFloat = 1.0
+    """The router reads the state divided by it."""
+    gating: Literal["weighted", "none"] = "weighted"
+    """Whether what a token gets is multiplied with the router's score."""
+    sees_left: bool = False
+    """Whether tokens see the keys of those that are not in the loop, made of the states that these stopped at."""
+    z_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared log-normaliser of the logits."""
+
+
+class ExpertChoice(DepthRouter):
+    """In every loop a router of its own takes its share of the tokens that were in the loop before, those with the
+    highest scores: s + score * block(s). The others keep their state. A choice among all tokens of a sequence looks
+    ahead, so it is made in training alone; elsewhere a token is taken where the router, which learns to predict the
+    choice, says so (arXiv 2507.10524)."""
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    capacities: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
+    """Share of the sequence's tokens that every loop takes, at least one of them; later loops take the last."""
+    score: Literal["sigmoid", "tanh", "none"] = "sigmoid"
+    """What makes a score of a logit."""
+    alpha: PositiveFloat = 0.1
+    """Scores are multiplied with it, but for `score=none`."""
+    auxiliary_weight: NonNegativeFloat = 0.001
+    """Weight of the cross-entropy of the router with the choice that was made, summed over loops."""
+
+
+class TokenChoice(DepthRouter):
+    """Before the first loop a router gives every token its number of loops, the likeliest. Its output is s_0 + score *
+    (its state after its last loop) (arXiv 2507.10524)."""
+
+    kind: Literal["token_choice"] = "token_choice"
+    loops: PositiveInt
+    """The most loops that a token can be given; more than these change nothing."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes scores of logits."""
+    alpha: PositiveFloat = 1.0
+    """Scores are multiplied with it."""
+    balance_weight: NonNegativeFloat = 0.1
+    """Weight of the balance loss: loops * sum over depths of (share of the tokens) * (mean score), over a batch."""
+
+
+ShippedHalting = Annotated[NeverHalting | ACTHalting | ExpertChoice | TokenChoice, Field(discriminator="kind")]
 Halting = Annotated[ShippedHalting | OwnHalting, OrOwn(OwnHalting)]
