@@ -111,8 +111,12 @@ class ExpertChoice(Never):
         """Choose the tokens of highest score; of equal ones the first."""
         counts = jnp.array([max(1, int(share * logits_BS.shape[1])) for share in self.kind.capacities])
         count_B1 = counts[jnp.minimum(context.loop.number_B, counts.size - 1)][:, None]
-        order_BS = jnp.argsort(jnp.where(before_BS, -logits_BS, jnp.inf), axis=1)
-        return before_BS & (jnp.argsort(order_BS, axis=1) < count_B1)
+        # JAX 0.10 lays neither `argsort` nor the derivative of a sort out on a mesh.
+        places_BS = lay_out(jnp.broadcast_to(jnp.arange(logits_BS.shape[1]), logits_BS.shape), "batch", "sequence")
+        keys_BS = jax.lax.stop_gradient(jnp.where(before_BS, -logits_BS, jnp.inf))
+        _, order_BS = jax.lax.sort((keys_BS, places_BS), dimension=1, num_keys=1)
+        _, rank_BS = jax.lax.sort((order_BS, places_BS), dimension=1, num_keys=1)
+        return before_BS & (rank_BS < count_B1)
 
 
 class Assigned(NamedTuple):

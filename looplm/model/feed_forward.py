@@ -10,6 +10,7 @@ from looplm.config.schema import Model
 from looplm.model.convolution import Convolution, ConvReLU, biased
 from looplm.model.init import Init
 from looplm.model.layers import Linear, parameter
+from looplm.sharding.collective import split_sequence
 
 
 class TwoMatrices(nnx.Module):
@@ -63,7 +64,8 @@ class ReLU(TwoMatrices):
         self.down_bias = parameter(rngs, zeros, (D,), ("embed",), elementwise=True) if bias else None
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> jax.Array:
-        return biased(self.down(jax.nn.relu(biased(self.up(x_BSD), self.up_bias))), self.down_bias)
+        out_BSD = split_sequence(self.down(jax.nn.relu(biased(self.up(x_BSD), self.up_bias))))
+        return biased(out_BSD, self.down_bias)
 
 
 class GELU(TwoMatrices):

@@ -109,11 +109,13 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "huginn": "3.5b",
         "looped_moe": "1b",
         "moeut": "44m",
+        "mor": "360m",
         "ouro": "1.4b",
         "parcae": "140m",
         "smelt": "100m",
         "sudoku_cpu": "",
         "trm": "sudoku",
+        "universal_transformer": "base",
         "urm": "sudoku",
     }
 

@@ -12,6 +12,11 @@ PUBLISHED = {
     "ouro:2.6b": 2 * 49152 * 2048 + 48 * (4 * 2048**2 + 3 * 2048 * 5632 + 4 * 2048) + 2048 + 2049,
     # From the shapes of the released state dict.
     "huginn:3.5b": 3_564_976_800,
+    # Embedding; attention, feed-forward with biases, two norms, the unit of ACT.
+    "universal_transformer:base": 32768 * 1024 + 4 * 1024**2 + 2 * 1024 * 4096 + 4096 + 6 * 1024 + 1,
+    "universal_transformer:big": 32768 * 2048 + 4 * 2048**2 + 2 * 2048 * 8192 + 8192 + 6 * 2048 + 1,
+    # 118 M without embeddings: 12 layers of SmolLM-360M, the last norm, three routers.
+    "mor:360m": 49152 * 960 + 12 * (2 * 960**2 + 2 * 960 * 320 + 3 * 960 * 2560 + 2 * 960) + 4 * 960,
     # Counted in the official models, instantiated without allocating.
     "parcae:140m": 144_323_136,
     "parcae:370m": 388_003_328,

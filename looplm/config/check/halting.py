@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 
+from looplm.config.check.depth import max_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     ACTHalting,
     Distillation,
     ExpectedCrossEntropy,
+    ExpertChoice,
     GateImprovement,
     Run,
     SelfDistillation,
+    TokenChoice,
     WeightedCrossEntropy,
 )
 
@@ -20,10 +23,10 @@ READS_ALL = ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | Self
 def _mean_of_states(run: Run) -> Iterator[str]:
     halting, objective = run.model.halting, run.objective
     reads_all = isinstance(objective, READS_ALL) or (isinstance(objective, Distillation) and objective.loops == "all")
-    if isinstance(halting, ACTHalting) and reads_all:
+    if isinstance(halting, ACTHalting | TokenChoice) and reads_all:
         yield (
-            f"model.halting=act is read as a mean of all loops, and objective={objective.kind} reads every loop by "
-            "itself; use objective=final, or model.halting=never"
+            f"model.halting={halting.kind} says after the last loop what is read of a token, and objective="
+            f"{objective.kind} reads every loop by itself; use objective=final, or model.halting=never"
         )
 
 
@@ -36,4 +39,21 @@ def _cost(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_mean_of_states, _cost)
+def _routers(run: Run) -> Iterator[str]:
+    halting, loop = run.model.halting, run.loop
+    largest = max_loops(run)
+    if isinstance(halting, ExpertChoice) and loop.depth_per == "sequence":
+        yield (
+            "model.halting=expert_choice has a router for every loop, and loop.depth_per=sequence has sequences at "
+            "different loops at a time; use loop.depth_per=batch"
+        )
+    if isinstance(halting, ExpertChoice) and sorted(halting.capacities, reverse=True) != list(halting.capacities):
+        yield (
+            f"model.halting.capacities={halting.capacities} grow, and a loop takes tokens of the loop before alone; "
+            "let them fall"
+        )
+    if isinstance(halting, TokenChoice) and largest is not None and halting.loops > largest:
+        yield (f"model.halting.loops={halting.loops} is more than the {largest} loops that run; use at most that")
+
+
+RULES: Rules = (_mean_of_states, _cost, _routers)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from looplm.config.check.rule import Rules
-from looplm.config.schema import ConvReLU, ConvSwiGLU, NeverHalting, Run, SequenceMLP
+from looplm.config.schema import ConvReLU, ConvSwiGLU, ExpertChoice, NeverHalting, Run, SequenceMLP
 
 
 def _whole_sequences(run: Run) -> Iterator[str]:
@@ -14,12 +14,15 @@ def _whole_sequences(run: Run) -> Iterator[str]:
         parts["model.front"] = ("context", "tensor")
     if isinstance(model.attention, SequenceMLP):
         parts["model.attention=sequence_mlp"] = ("context", "tensor")
+    if isinstance(model.halting, ExpertChoice):
+        parts["model.halting=expert_choice"] = ("context", "tensor")
     if model.sequence_gate is not None:
         parts["model.sequence_gate"] = ("context", "tensor")
     for key in ("feed_forward", "prelude_feed_forward", "coda_feed_forward"):
         if isinstance(kind := getattr(model, key), ConvSwiGLU | ConvReLU):
-            # Inside of a branch a sequence is split over `context` alone.
-            parts[f"model.{key}={kind.kind}"] = ("context",)
+            # A branch has its sequence split over `context` alone, and inner channels over `tensor`.
+            wide = isinstance(kind, ConvReLU)
+            parts[f"model.{key}={kind.kind}"] = ("context", "tensor") if wide else ("context",)
     recipes = [recipe.settings for recipe in run.recipes]
     for part, axes in parts.items():
         for axis in axes:

@@ -1,0 +1,76 @@
+"""Routers over depth where they must change nothing, and where they may not look ahead.
+
+The official code: test_golden_mor.py.
+"""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looplm.config.schema import ExpertChoice, NoInjection, TokenChoice
+from looplm.errors import UserError
+from looplm.infer.cache import check_writes
+from looplm.model.context import Context
+from looplm.model.depth import Depth, Loop
+from looplm.model.forward import Forward
+from looplm.model.functional import FunctionalLM
+from looplm.ops.attention import self_mask
+
+R = 3
+
+
+def passes(lm, params, tokens_BS, *, training):
+    segments_BS = jnp.zeros_like(tokens_BS)
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    context = Context(positions_BS, self_mask(lm.config, segments_BS), with_capacity=training)
+    return Forward(lm.bind(params), tokens_BS, context, Depth(R), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def expert(model_config, random_params):
+    lm = FunctionalLM(model_config(injection=NoInjection(), halting=ExpertChoice(capacities=(1.0, 0.5, 0.2))))
+    return lm, random_params(lm)
+
+
+def test_with_room_for_all_every_token_takes_part_in_every_loop(expert, tokens_BS, model_config):
+    lm = FunctionalLM(lm_config := expert[0].config.model_copy(update={"halting": ExpertChoice(capacities=(1.0,) * R)}))
+    forward = passes(lm, expert[1], tokens_BS, training=True)
+    model, context = forward.model, forward.context
+    inputs, _ = model.enter(tokens_BS, context, jnp.float32)
+    state_BSD = model.core.init_state(inputs, context)
+    for t in range(R):
+        here = replace(context, loop=Loop(jnp.full(1, t), jnp.full(1, R)))
+        new_BSD, _, _ = model.core.step(state_BSD, inputs, here, None)
+        logit_BS = state_BSD @ expert[1]["halting"]["router"]["units"]["kernel"][t][:, 0]
+        state_BSD += (0.1 / (1 + jnp.exp(-logit_BS)))[..., None] * new_BSD
+    assert lm_config.halting.alpha == 0.1
+    output = forward()
+    np.testing.assert_allclose(output.state, state_BSD, rtol=2e-5, atol=2e-5)
+    assert np.all(output.halt.loops_BS == R)
+
+
+def test_a_loop_takes_its_share_of_those_before(expert, tokens_BS):
+    loops_BS = passes(*expert, tokens_BS, training=True)().halt.loops_BS
+    S = tokens_BS.shape[1]
+    for t, share in enumerate((1.0, 0.5, 0.2)):
+        np.testing.assert_array_equal(np.sum(loops_BS > t, axis=1), max(1, int(share * S)))
+
+
+@pytest.mark.parametrize("halting", [None, TokenChoice(loops=R)])
+def test_outside_of_training_nothing_looks_ahead(expert, random_params, tokens_BS, halting):
+    lm, params = expert
+    if halting is not None:
+        lm = FunctionalLM(lm.config.model_copy(update={"halting": halting}))
+        params = random_params(lm)
+    cut = tokens_BS.shape[1] // 2
+    whole, part = (passes(lm, params, given, training=False)() for given in (tokens_BS, tokens_BS[:, :cut]))
+    np.testing.assert_allclose(whole.read[:, :, :cut], part.read, rtol=2e-5, atol=2e-5)
+    deepest = np.asarray(lm.bind(params).halting.exits(whole.halt))
+    assert len(np.unique(deepest)) > 1, "tokens differ in their depth"
+
+
+def test_writing_is_refused_by_name(expert):
+    with pytest.raises(UserError, match=r"model\.halting=expert_choice"):
+        check_writes(expert[0].config)
