@@ -11,6 +11,7 @@ from looplm.api.result import Result
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
 from looplm.config.schema import (
+    DecidedCrossEntropy,
     Distillation,
     ExpectedCrossEntropy,
     GateImprovement,
@@ -133,7 +134,10 @@ class LoadedLM:
         Raises UserError for ids, shapes or an objective that do not fit.
         """
         objective = objective or self.objective
-        if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and self.model.exit_gate is None:
+        if (
+            isinstance(objective, DecidedCrossEntropy | ExpectedCrossEntropy | GateImprovement)
+            and self.model.exit_gate is None
+        ):
             raise UserError(f"objective {objective.kind!r} needs an exit gate, and this model has none; give another")
         if isinstance(objective, Distillation):
             raise UserError("objective 'distill' needs the teacher of a training run; give another")

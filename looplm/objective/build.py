@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from looplm.config.schema import (
+    DecidedCrossEntropy,
     Distillation,
     ExpectedCrossEntropy,
     FinalCrossEntropy,
@@ -17,7 +18,7 @@ from looplm.config.schema import Objective as Config
 from looplm.objective.base import Objective
 from looplm.objective.distill import Distilled, SelfDistilled
 from looplm.objective.final import Final
-from looplm.objective.gate import Gate
+from looplm.objective.gate import Decided, Gate
 from looplm.objective.per_loop import Expected, Weighted
 from looplm.objective.supervised import Supervised
 
@@ -26,6 +27,7 @@ SHIPPED: dict[type, Callable[[Any], Objective]] = {
     ExpectedCrossEntropy: Expected,
     WeightedCrossEntropy: Weighted,
     GateImprovement: Gate,
+    DecidedCrossEntropy: Decided,
     Distillation: Distilled,
     SelfDistillation: SelfDistilled,
     SupervisedRows: Supervised,

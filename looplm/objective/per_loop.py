@@ -1,6 +1,8 @@
 """Cross-entropy of every loop, weighted: by the exit distribution, or by fixed weights.
 
     expected   sum over tokens of  sum_t p_t CE_t - beta H(p)      (arXiv 2510.25741, stage I)
+               + beta' KL(p || prior)                              (PonderNet, arXiv 2107.05407)
+               or  + beta' KL(mean over tokens of p || prior)      (arXiv 2610.09013)
     weighted   sum over tokens of  sum_t w_t CE_t
 
 With sampled heads the sum over loops is replaced by R/m times the sum over m loops that are drawn without replacement.
@@ -12,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from looplm.config.schema import ExpectedCrossEntropy, WeightedCrossEntropy
+from looplm.config.schema import ExitPrior, ExpectedCrossEntropy, WeightedCrossEntropy
 from looplm.metrics.step import LoopSums
+from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.output import Output
 from looplm.objective.base import Groups, Sums, draw_loops, scoring
@@ -75,7 +78,19 @@ class Expected(PerLoop):
         plogp_RBS = exit_RBS * jnp.where(exit_RBS > 0, output.log_exit_RBS, 0.0)
         entropy = -jnp.sum(plogp_RBS, where=scored_BS)
         exit_R = jnp.sum(exit_RBS, axis=(1, 2), where=scored_BS)
-        return Weights(exit_RBS, self.config.entropy_weight * entropy, {"gate/entropy": entropy}, exit_R)
+        bonus, extra = self.config.entropy_weight * entropy, {"gate/entropy": entropy}
+        if (prior := self.config.prior) is not None:
+            tokens, log_prior_RB1 = jnp.sum(scored_BS), jnp.log(prior_over_loops(prior, output.depth))[:, :, None]
+            if prior.over == "token":
+                divergence = -entropy - jnp.sum(jnp.where(exit_RBS > 0, exit_RBS * log_prior_RB1, 0), where=scored_BS)
+            else:
+                mean_R = exit_R / jnp.maximum(tokens, 1)
+                some_R = jnp.where(mean_R > 0, mean_R, 1.0)
+                log_prior_R = jnp.log(jnp.mean(jnp.exp(log_prior_RB1), axis=(1, 2)))
+                terms_R = jnp.where(mean_R > 0, some_R * (jnp.log(some_R) - log_prior_R), 0)
+                divergence = tokens * jnp.sum(terms_R)
+            bonus, extra = bonus - prior.weight * divergence, extra | {"gate/divergence": divergence}
+        return Weights(exit_RBS, bonus, extra, exit_R)
 
 
 class Weighted(PerLoop):
@@ -92,3 +107,14 @@ class Weighted(PerLoop):
         raw_RB = jnp.where(active_RB, number_RB if self.config.weights == "linear" else 1, 0)
         weight_RB = raw_RB / jnp.sum(raw_RB, axis=0)
         return Weights(weight_RB[:, :, None], jnp.zeros(()), {})
+
+
+def prior_over_loops(prior: ExitPrior, depth: Depth) -> jax.Array:
+    """Return the prior over the loops of the window that ran, (R, 1) or (R, B); 0 for the others."""
+    active_RB = depth.active_RB
+    if active_RB is None:
+        active_RB = jnp.ones((depth.window, 1), bool)
+    earlier_RB = jnp.cumsum(active_RB, axis=0) - 1
+    stay = 1.0 if prior.halt_probability is None else 1 - prior.halt_probability
+    raw_RB = jnp.where(active_RB, stay**earlier_RB, 0.0)
+    return raw_RB / jnp.sum(raw_RB, axis=0)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from looplm.config.schema import (
+    DecidedCrossEntropy,
     ExitGate,
+    ExitPrior,
     ExpectedCrossEntropy,
     FinalCrossEntropy,
     GateImprovement,
@@ -74,6 +76,40 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
     np.testing.assert_allclose(sums.extra["gate/entropy"], entropy, rtol=1e-5)
     np.testing.assert_allclose(np.sum(sums.loops.exit_R), sums.tokens, rtol=1e-5)
     assert sums.tokens == B * (S - 1)
+
+
+@pytest.mark.parametrize("over", ["token", "batch"])
+@pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3))])
+@pytest.mark.parametrize("rate", [0.3, None])
+def test_exits_are_drawn_to_a_prior(lm, params, data, depth, over, rate):
+    config = ExpectedCrossEntropy(entropy_weight=0.0, prior=ExitPrior(over=over, halt_probability=rate, weight=0.7))
+    sums, output, _ = run(lm, params, data, config, depth)
+    prior_3 = np.array([(1 - (rate or 0)) ** t for t in range(3)])
+    prior_3 = prior_3 / prior_3.sum()
+    p_N3 = np.float64(np.exp(output.log_exit_RBS))[-3:, np.asarray(data[1]) >= 0].T
+    if over == "batch":
+        p_N3 = np.broadcast_to(p_N3.mean(axis=0), p_N3.shape)
+    divergence = np.sum(p_N3 * np.log(p_N3 / prior_3))
+    np.testing.assert_allclose(sums.extra["gate/divergence"], divergence, rtol=1e-4)
+    expected = sums.extra["train/expected_loss"] + 0.7 * divergence
+    np.testing.assert_allclose(sums.objective, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3))])
+def test_a_decider_learns_beside_the_model_whether_one_more_loop_pays(lm, params, data, depth):
+    config = DecidedCrossEntropy(gate_weight=0.4, threshold=0.01)
+    sums, output, model = run(lm, params, data, config, depth)
+    nll_3BS = np.stack([cross_entropy(model.logits(h_BSD), data[1])[0] for h_BSD in output.read[-3:]])
+    lambda_3BS = 1 / (1 + np.exp(-np.float64(output.gate_logits_RBS[-3:])))
+    total = 0.0
+    for b, s in zip(*np.nonzero(np.asarray(data[1]) >= 0), strict=True):
+        total += np.mean(nll_3BS[:, b, s])
+        for t in range(2):
+            stop = nll_3BS[t, b, s] - nll_3BS[t + 1, b, s] <= 0.01
+            total -= 0.4 / 2 * np.log(lambda_3BS[t, b, s] if stop else 1 - lambda_3BS[t, b, s])
+    np.testing.assert_allclose(sums.objective, total, rtol=1e-5)
+    gradient = jax.grad(lambda params: run(lm, params, data, config, depth)[0].objective)(params)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_final_loss_is_that_of_the_last_loop(lm, params, data):

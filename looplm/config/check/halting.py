@@ -6,6 +6,7 @@ from looplm.config.check.depth import max_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     ACTHalting,
+    DecidedCrossEntropy,
     Distillation,
     ExpectedCrossEntropy,
     ExpertChoice,
@@ -16,7 +17,7 @@ from looplm.config.schema import (
     WeightedCrossEntropy,
 )
 
-READS_ALL = ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | SelfDistillation
+READS_ALL = ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | DecidedCrossEntropy | SelfDistillation
 """Objectives that read the state of every loop."""
 
 
@@ -53,7 +54,10 @@ def _routers(run: Run) -> Iterator[str]:
             "let them fall"
         )
     if isinstance(halting, TokenChoice) and largest is not None and halting.loops > largest:
-        yield (f"model.halting.loops={halting.loops} is more than the {largest} loops that run; use at most that")
+        yield (
+            f"model.halting=token_choice gives a token up to {halting.loops} loops, and at most {largest} run; let its "
+            f"loops be {largest}"
+        )
 
 
 RULES: Rules = (_mean_of_states, _cost, _routers)

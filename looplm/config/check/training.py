@@ -6,6 +6,7 @@ from looplm.config.check.depth import trained_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     AddInjection,
+    DecidedCrossEntropy,
     DeepSupervision,
     Distillation,
     ExpectedCrossEntropy,
@@ -23,11 +24,14 @@ from looplm.config.schema import (
 
 def _objective(run: Run) -> Iterator[str]:
     objective, window = run.objective, trained_loops(run)
-    if isinstance(objective, ExpectedCrossEntropy | GateImprovement) and run.model.exit_gate is None:
+    if (
+        isinstance(objective, ExpectedCrossEntropy | GateImprovement | DecidedCrossEntropy)
+        and run.model.exit_gate is None
+    ):
         yield f"objective.kind={objective.kind} needs an exit gate; set model.exit_gate={{}} or objective=final"
-    if isinstance(objective, GateImprovement) and window == 1:
+    if isinstance(objective, GateImprovement | DecidedCrossEntropy) and window == 1:
         yield (
-            "objective.kind=gate compares a loop with the next, and the gradient window holds 1 loop; "
+            f"objective.kind={objective.kind} compares a loop with the next, and the gradient window holds 1 loop; "
             "use more of loop.num_loops and loop.backprop_loops"
         )
     if isinstance(objective, ExpectedCrossEntropy | WeightedCrossEntropy) and window is not None:

@@ -52,7 +52,9 @@ from looplm.config.schema.moe import GroupedBackend as GroupedBackend
 from looplm.config.schema.moe import MixtureAttention as MixtureAttention
 from looplm.config.schema.moe import MoE as MoE
 from looplm.config.schema.moe import SequenceMLP as SequenceMLP
+from looplm.config.schema.objective import DecidedCrossEntropy as DecidedCrossEntropy
 from looplm.config.schema.objective import Distillation as Distillation
+from looplm.config.schema.objective import ExitPrior as ExitPrior
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy
 from looplm.config.schema.objective import GateImprovement as GateImprovement

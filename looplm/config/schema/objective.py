@@ -16,12 +16,27 @@ class FinalCrossEntropy(Section):
     """Weight of the squared log-normaliser of the logits, which keeps them from drifting."""
 
 
+class ExitPrior(Section):
+    """What the exit distribution is drawn to: its divergence KL(exits || prior) is added to the loss. The prior is
+    geometric, cut at the last loop (PonderNet, arXiv 2107.05407), or uniform."""
+
+    over: Literal["token", "batch"] = "token"
+    """Whose exits: those of every token by itself, or the mean over all scored tokens of a micro-batch, which leaves
+    tokens free to differ (arXiv 2610.09013)."""
+    halt_probability: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.2
+    """Of leaving at a loop, given that one is still in, under the prior; None: all loops are equally probable."""
+    weight: PositiveFloat = 0.01
+    """beta: nats of loss a nat of divergence, a token."""
+
+
 class ExpectedCrossEntropy(Section):
     """Cross-entropy of every loop weighted by the exit distribution, minus an entropy bonus (arXiv 2510.25741)."""
 
     kind: Literal["expected"] = "expected"
     entropy_weight: NonNegativeFloat = 0.05
     """beta: nats of loss given for a nat of entropy of the exit distribution."""
+    prior: ExitPrior | None = None
+    """What exits are drawn to beside; None: nothing. PonderNet's loss has `entropy_weight=0`."""
     sampled_heads: PositiveInt | None = None
     """Apply the head to so many loops, drawn anew every step, with an unbiased sum; None means to all."""
     z_loss_weight: NonNegativeFloat = 0.0
@@ -48,6 +63,17 @@ class GateImprovement(Section):
     """k: slope of the target sigmoid(k (improvement - threshold))."""
     threshold: NonNegativeFloat = 0.005
     """Improvement in nats above which to go on."""
+
+
+class DecidedCrossEntropy(Section):
+    """Mean cross-entropy of all loops, and at the same time the gate's, which learns for every token and loop whether
+    one more loop lowers the loss of that token; its gradient reaches the states that it reads."""
+
+    kind: Literal["decided"] = "decided"
+    gate_weight: PositiveFloat = 0.1
+    """Of the gate's cross-entropy, a mean over the decisions of a token."""
+    threshold: NonNegativeFloat = 0.0
+    """Nats by which the loss must fall for going on."""
 
 
 class Distillation(Section):
@@ -92,6 +118,7 @@ ShippedObjective = Annotated[
     | ExpectedCrossEntropy
     | WeightedCrossEntropy
     | GateImprovement
+    | DecidedCrossEntropy
     | Distillation
     | SelfDistillation
     | SupervisedRows,
