@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from looplm.config.schema import ACTHalting, Cost, FinalCrossEntropy
+from looplm.infer.generate import generate
 from looplm.model.act import ACT
 from looplm.model.context import Context
 from looplm.model.depth import Depth, Loop
@@ -102,3 +103,20 @@ def test_any_objective_adds_the_cost_which_may_begin_later(model_config, random_
     added = sum(told[b][labels_BS[b] >= 0].sum() for b in range(2))
     np.testing.assert_allclose(sums.objective - sums.loss, 0.3 * share * added, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(sums.extra["halt/cost"], 0.3 * share * added, rtol=1e-5)
+
+
+def test_what_is_written_is_the_likeliest_of_whole_passes(model_config, random_params):
+    lm = FunctionalLM(model_config(halting=ACTHalting(initial_bias=-1.0)))
+    params, prompt = random_params(lm), np.array([3, 1, 7])
+    (row,) = generate(
+        lm, params, [prompt], num_loops=R, max_tokens=4, temperature=0.0, seed=0, end_ids=[],
+        num_ids=lm.config.vocab_size, kv="each",
+    )  # fmt: skip
+    text = [*prompt, *row.tokens.tolist()]
+    tokens_1S = jnp.array([text])
+    context = Context(jnp.arange(len(text))[None], self_mask(lm.config, jnp.zeros_like(tokens_1S)))
+    model = lm.bind(params)
+    output = Forward(model, tokens_1S, context, Depth(R), jnp.float32)()
+    likeliest_S = jnp.argmax(model.logits(output.read[0])[0], axis=-1)
+    np.testing.assert_array_equal(likeliest_S[len(prompt) - 1 : -1], row.tokens)
+    assert len(np.unique(output.halt.updates_BS)) > 1, "tokens stop in different loops"
