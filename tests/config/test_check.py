@@ -34,6 +34,19 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         ),
         ({"model.head_dim": 5}, "model.head_dim=5 is odd; rotary positions need an even one"),
         (
+            {"model.halting": {"kind": "act"}, "objective": {"kind": "weighted"}},
+            "model.halting=act says after the last loop what is read of a token, and objective=weighted reads every "
+            "loop by itself; use objective=final, or model.halting=never",
+        ),
+        (
+            {"model.halting": {"kind": "expert_choice", "capacities": [0.5, 1.0]}},
+            "model.halting.capacities=(0.5, 1.0) grow, and a loop takes tokens of the loop before alone; let them fall",
+        ),
+        (
+            {"model.halting": {"kind": "token_choice", "loops": 99}, "objective": {"kind": "final"}},
+            "model.halting=token_choice gives a token up to 99 loops, and at most 3 run; let its loops be 3",
+        ),
+        (
             {"model.attention": {"kind": "mixture", "num_experts": 2, "experts_per_token": 3}},
             "model.attention.experts_per_token=3 is more than num_experts=2; use at most that",
         ),
