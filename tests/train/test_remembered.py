@@ -1,5 +1,6 @@
 """Rows that go on over steps, and a memory of them: against bookkeeping by token, other meshes, and one long pass."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +17,7 @@ from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
-from looplm.model.memory import Memory
+from looplm.model.memory import Memory, newest
 from looplm.model.report import Report, Reporting
 from looplm.ops.attention import cached_mask, self_mask
 from looplm.sharding.mesh import build_mesh
@@ -144,8 +145,29 @@ def test_it_is_read(alone, tiny_run):
     assert empty.lower().as_text() == plain.lower().as_text()
 
 
-def test_written_text_sees_as_far_back(run):
-    """Token by token, a memory of 12 tokens is a window of 13."""
+def test_token_by_token_a_memory_is_a_window(run):
+    """So what is written with a cache sees as far back as segments of one token do."""
+    lm, T, M = FunctionalLM(run.model), 16, run.model.memory.length
+    bound, tokens_BT = lm.bind(lm.init(jax.random.key(0))), jax.random.randint(jax.random.key(1), (1, T), 0, 384)
+
+    def forward(part, memory=None, window=None):
+        places_BS = jnp.arange(T)[None, part]
+        mask = replace(self_mask(run.model, jnp.ones_like(places_BS)), window=window)
+        context = Context(places_BS, mask, reporting=Reporting(memory=True))
+        return Forward(bound, tokens_BT[:, part], context, Depth(2), jnp.float32, memory=memory)()
+
+    @jax.jit
+    def one_by_one():
+        memory, read = Memory(jnp.zeros((2, 1, 1, M, 16)), jnp.zeros((1, M), bool)), []
+        for t in range(T):
+            out = forward(slice(t, t + 1), memory)
+            entered_RLBSD = jnp.moveaxis(out.reports["block"].memory_BSD, 2, 1)
+            seen_BM = newest(memory.seen_BM, jnp.ones((1, 1), bool), axis=1)
+            memory = Memory(newest(memory.states_RLBMD, entered_RLBSD, axis=3), seen_BM)
+            read.append(out.read[0])
+        return jnp.concatenate(read, axis=1)
+
+    np.testing.assert_allclose(one_by_one(), forward(slice(None), window=M + 1).read[0], atol=5e-6)
     seen_T = cached_mask(run.model, jnp.array([[20]]), 32).dense(1)[0, 0]
     np.testing.assert_array_equal(np.flatnonzero(seen_T), np.arange(8, 21))
 
