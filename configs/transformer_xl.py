@@ -1,11 +1,11 @@
 """Transformer-XL (arXiv 1901.02860): layers that see what entered them in the segment before; a block that runs once.
 
-    looplm train configs/transformer_xl.py:enwik8_12l --workdir runs/txl --set data.train=DATASET    (bytes as tokens)
+    looplm train configs/transformer_xl.py:enwik8.12l --workdir runs/txl --set data.train=DATASET    (bytes as tokens)
     looplm train configs/transformer_xl.py:tiny --workdir runs/txl_tiny      (on the data of `looplm demo`)
 
-Sizes of the authors' scripts, of one softmax over the vocabulary: enwik8_12l has 41,055,436 parameters, enwik8_24l has
-277,231,820, and wt103_base has 151,106,305: 1,233 fewer than the authors', of which those are the three clusters of an
-adaptive softmax. That one is not built (nor wt103_large, whose embeddings have widths of their own), and nothing is
+Sizes of the authors' scripts, of one softmax over the vocabulary: enwik8.12l has 41,055,436 parameters, enwik8.24l has
+277,231,820, and wt103.base has 151,106,305: 1,233 fewer than the authors', of which those are the three clusters of an
+adaptive softmax. That one is not built (nor wt103.large, whose embeddings have widths of their own), and nothing is
 dropped (.1 and .15 in the scripts). tiny is for a CPU, and runs its block three times.
 """
 

@@ -114,6 +114,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "parcae": "140m",
         "smelt": "100m",
         "sudoku_cpu": "",
+        "transformer_xl": "enwik8.12l",
         "trm": "sudoku",
         "universal_transformer": "base",
         "urm": "sudoku",

@@ -23,9 +23,9 @@ PUBLISHED = {
     "parcae:770m": 776_655_680,
     "parcae:1.3b": 1_338_591_744,
     # A layer 5 D^2 + 2 D F + F + 5 D; embedding and head share a table, and the head has a bias; two vectors of D.
-    "transformer_xl:enwik8_12l": 204 * 513 + 12 * (5 * 512**2 + 2 * 512 * 2048 + 2048 + 5 * 512) + 2 * 512,
+    "transformer_xl:enwik8.12l": 204 * 513 + 12 * (5 * 512**2 + 2 * 512 * 2048 + 2048 + 5 * 512) + 2 * 512,
     # 151,107,538 officially, 1,233 of them for the clusters of an adaptive softmax.
-    "transformer_xl:wt103_base": 151_107_538 - 3 * 411,
+    "transformer_xl:wt103.base": 151_107_538 - 3 * 411,
 }
 
 # Queries and outputs, keys and values, norms of both branches and of heads.
