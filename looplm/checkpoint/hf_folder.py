@@ -93,8 +93,9 @@ class HFFolder:
         for name, expected in self.adapter.buffers.items():
             if name in named:
                 self._check_buffer(named[name], expected(model, named[name].shape))
-        if model.tie_embeddings and HEAD in named:
-            self._check_tied(named[HEAD], named[name_of_embeddings(tensors)])
+        for copy, name in self._copies(model, tensors).items():
+            if copy in named:
+                self._check_tied(named[copy], named[name])
         return tensors, lambda name: _finite(named[name])
 
     def stored_dtype(self) -> str:
@@ -115,8 +116,7 @@ class HFFolder:
             )
         tensors = self.adapter.tensors(model)
         named, wanted = self._named(tensors), {tensor.name for tensor in tensors}
-        # A tied head is often stored a second time.
-        known = wanted | set(self.adapter.buffers) | ({HEAD} if model.tie_embeddings else set())
+        known = wanted | set(self.adapter.buffers) | set(self._copies(model, tensors))
         if wanted - set(named) or set(named) - known:
             raise UserError(
                 f"{self.path}: missing tensors {_some(wanted - set(named))}, unknown tensors "
@@ -133,6 +133,12 @@ class HFFolder:
     def tensor(self, name: str) -> Any:
         """One tensor by the name that its file gives it."""
         return read(self._stored[name])
+
+    def _copies(self, model: Model, tensors: list[Official]) -> dict[str, str]:
+        """Tensors of a tied head, which is often stored a second time, and which ones they repeat."""
+        if not model.tie_embeddings:
+            return {}
+        return dict(self.adapter.copies) or {HEAD: name_of_embeddings(tensors)}
 
     def _named(self, tensors: list[Official]) -> dict[str, Stored]:
         """The stored tensors by official names."""

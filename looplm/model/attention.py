@@ -11,6 +11,7 @@ from looplm.config import schema
 from looplm.config.schema import DenseAttention, MixtureAttention, Model, RotaryPositions, SequenceMLP
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
+from looplm.model.convolution import biased
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import Init
@@ -20,7 +21,7 @@ from looplm.model.residual import Recalled
 from looplm.model.routing import Routing
 from looplm.ops.attention import attention, cached_attention
 from looplm.ops.rope import rotary
-from looplm.sharding.collective import per_channel, use
+from looplm.sharding.collective import per_channel, split_sequence, use
 
 AddEmbedding = Callable[[jax.Array, jax.Array], jax.Array]
 """Adds a value embedding: (values, the attention's input) -> values."""
@@ -92,7 +93,12 @@ class Attention(nnx.Module):
                 ("batch", "sequence", "kv_heads", "head_dim"),
             )
         )
-        gated = isinstance(config.attention, DenseAttention) and config.attention.output_gate
+        dense = config.attention if isinstance(config.attention, DenseAttention) else None
+        with_bias, gated = dense is not None and dense.bias, dense is not None and dense.output_gate
+        self.value_bias = (
+            parameter(rngs, zeros, (K, H), ("kv_heads", "head_dim"), elementwise=True) if with_bias else None
+        )
+        self.output_bias = parameter(rngs, zeros, (D,), ("embed",), elementwise=True) if with_bias else None
         self.gate = (
             Linear(
                 rngs,
@@ -151,7 +157,7 @@ class Attention(nnx.Module):
             M = recalled.keys_of_BMD.shape[1]
             positions_BT = jnp.concatenate([positions_BT[:, :1] + jnp.arange(-M, 0), positions_BT], axis=1)
         k_BTKH = self.key(keys_of_BTD, positions_BT)
-        v_BTKH = self.value(values_of_BTD, value_choice)
+        v_BTKH = biased(self.value(values_of_BTD, value_choice), self.value_bias)
         if add_embedding is not None:
             v_BTKH = add_embedding(v_BTKH, x_BSD)
         if cache is not None:
@@ -175,7 +181,10 @@ class Attention(nnx.Module):
                 with_softmax=self.mixture.entropy_weight > 0,
                 with_logits=context.reporting.router_logits,
             )
-        return self.output(out_BSNH, output_choice), cache, routing
+        out_BSD = self.output(out_BSNH, output_choice)
+        if self.output_bias is not None:
+            out_BSD = biased(split_sequence(out_BSD), self.output_bias)
+        return out_BSD, cache, routing
 
 
 class Unrouted(Linear):

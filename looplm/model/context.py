@@ -32,6 +32,8 @@ class Context:
     sequence_B: jax.Array | None = None
     """Index of every sequence in the global batch, so that what is drawn for it does not depend on how the batch is
     split."""
+    types_BS: jax.Array | None = None
+    """Kind of every token, int32, for `model.token_types`; None: all are of the first."""
     ids_B: jax.Array | None = None
     """Id of every sequence, int32, for `front.ids`; None where there are none."""
     counted_BS: jax.Array | None = None

@@ -16,6 +16,7 @@ from looplm.model.cache import KVCache
 from looplm.model.conditioning import build_conditioning
 from looplm.model.context import Context
 from looplm.model.damping import damped
+from looplm.model.groups import Groups
 from looplm.model.injection import build_injection
 from looplm.model.inputs import Inputs
 from looplm.model.layers import build_norm, in_group
@@ -62,7 +63,7 @@ class Single(nnx.Module):
         self.config, self.core = config, core
         self.injection = in_group("injection", build_injection(config, rngs=rngs))
         self.conditioning = build_conditioning(config, rngs=rngs)
-        self.block = Stack(config, "block", rngs=rngs)
+        self.block = Groups(config, core.groups, rngs=rngs) if core.groups > 1 else Stack(config, "block", rngs=rngs)
         self.end_norm = build_norm(config, rngs=rngs) if config.norm_at_loop_end else None
         self.first = first_vector(config.state_init, config.dim, rngs=rngs)
 

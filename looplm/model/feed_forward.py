@@ -1,5 +1,8 @@
 """The feed-forward branch of a layer: (B, S, D) -> (B, S, D)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +14,13 @@ from looplm.model.convolution import Convolution, ConvReLU, biased
 from looplm.model.init import Init
 from looplm.model.layers import Linear, parameter
 from looplm.sharding.collective import split_sequence
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+}
+"""By name, elementwise."""
 
 
 class TwoMatrices(nnx.Module):
@@ -55,24 +65,27 @@ class ConvSwiGLU(SwiGLU):
         return self.down(jax.nn.silu(self.conv(inner_BSF, positions_BS)))
 
 
-class ReLU(TwoMatrices):
-    """relu(x W_up + a) W_down + b (arXiv 1706.03762)."""
+class Activated(TwoMatrices):
+    """activation(x W_up + a) W_down + b (arXiv 1706.03762, 1606.08415)."""
 
-    def __init__(self, D: int, F: int, init: Init, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        D: int,
+        F: int,
+        init: Init,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        bias: bool,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(D, F, init, rngs=rngs)
+        self.activation = activation
         self.up_bias = parameter(rngs, zeros, (F,), ("hidden",), elementwise=True) if bias else None
         self.down_bias = parameter(rngs, zeros, (D,), ("embed",), elementwise=True) if bias else None
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> jax.Array:
-        out_BSD = split_sequence(self.down(jax.nn.relu(biased(self.up(x_BSD), self.up_bias))))
-        return biased(out_BSD, self.down_bias)
-
-
-class GELU(TwoMatrices):
-    """gelu(x W_up) W_down, the tanh form (arXiv 1606.08415)."""
-
-    def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_BSD), approximate=True))
+        out_BSD = self.down(self.activation(biased(self.up(x_BSD), self.up_bias)))
+        return out_BSD if self.down_bias is None else biased(split_sequence(out_BSD), self.down_bias)
 
 
 class SquaredReLU(TwoMatrices):
@@ -100,11 +113,13 @@ def build_dense(
             return SwiGLU(D, F, init, rngs=rngs)
         case schema.ConvSwiGLU(kernel=kernel):
             return ConvSwiGLU(D, F, init, kernel=kernel, rngs=rngs)
-        case schema.GELU():
-            return GELU(D, F, init, rngs=rngs)
+        case schema.GELU(exact=exact, bias=bias):
+            return Activated(
+                D, F, init, activation=ACTIVATIONS["gelu_exact" if exact else "gelu"], bias=bias, rngs=rngs
+            )
         case schema.SquaredReLU(scale=scale):
             return SquaredReLU(D, F, init, scale=scale, rngs=rngs)
         case schema.ReLU(bias=bias):
-            return ReLU(D, F, init, bias=bias, rngs=rngs)
+            return Activated(D, F, init, activation=ACTIVATIONS["relu"], bias=bias, rngs=rngs)
         case schema.ConvReLU():
             return ConvReLU(config, kind, init, rngs=rngs)

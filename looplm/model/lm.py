@@ -28,12 +28,13 @@ from looplm.model.context import Context
 from looplm.model.core import build_core
 from looplm.model.depth import Loop
 from looplm.model.dropping import draw
+from looplm.model.ends import Narrowing, SequenceHead, build_read_out, build_widening
 from looplm.model.front import Front
 from looplm.model.gates import ExitGate, SequenceGate
 from looplm.model.halting import Halting
-from looplm.model.init import Init, identity
+from looplm.model.init import Init
 from looplm.model.inputs import Entered, Inputs
-from looplm.model.layers import Embedding, Linear, LoopParam, build_norm, in_group, parameter
+from looplm.model.layers import Embedding, LoopParam, build_norm, in_group, parameter
 from looplm.model.loop import Step
 from looplm.model.output import Carry
 from looplm.model.positions import PositionTable
@@ -66,29 +67,27 @@ class LoopLM(nnx.Module):
             return Stack(config, place, rngs=rngs) if config.layers_of(place) else None
 
         self.config = config
-        self.embedding = Embedding(rngs, init.embedding, config.vocab_size, config.dim)
+        self.embedding = Embedding(rngs, init.embedding, config.vocab_size, config.embedding_width)
         self.front = Front(config, init, rngs=rngs) if config.front else None
         self.value_embedding = ValueEmbedding(config, rngs=rngs) if config.value_embedding else None
         self.position_table = (
-            PositionTable(config.dim, config.positions, init, rngs=rngs)
+            PositionTable(config.embedding_width, config.positions, init, rngs=rngs)
             if isinstance(config.positions, LearnedPositions)
             else None
         )
+        self.widening = build_widening(config, init, rngs=rngs)
         self.prelude, self.coda = stack("prelude"), stack("coda")
         self.prelude_norm = build_norm(config, rngs=rngs) if config.prelude_norm else None
         self.core, self.halting = build_core(config, rngs=rngs), build_halting(config, rngs=rngs)
         self.gate = in_group("gate", ExitGate(config.dim, config.exit_gate, rngs=rngs)) if config.exit_gate else None
         gated = config.sequence_gate
         self.sequence_gate = in_group("gate", SequenceGate(config.dim, gated, rngs=rngs)) if gated else None
-        D, out = config.dim, ("batch", "residual", "embed")
-        first = identity if config.read_out and config.read_out.init == "identity" else init.matrix
-        self.read_out = (
-            Linear(rngs, first, "BSD,DE->BSE", (D, D), ("embed", "embed_out"), out, decays=False)
-            if config.read_out
-            else None
-        )
+        classified, narrowed = config.sequence_head, config.head_transform
+        self.sequence_head = SequenceHead(config, classified.classes, init, rngs=rngs) if classified else None
+        self.read_out = build_read_out(config, init, rngs=rngs)
         self.final_norm = build_norm(config, rngs=rngs) if config.final_norm else None
-        shape, axes = (config.vocab_size, D), ("vocab", "embed")
+        self.narrowing = Narrowing(config, narrowed, init, rngs=rngs) if narrowed else None
+        shape, axes = (config.vocab_size, config.embedding_width if narrowed else config.dim), ("vocab", "embed")
         self.head = None if config.tie_embeddings else parameter(rngs, init.head, shape, axes)
         self.head_bias = (
             parameter(rngs, init.head_bias, shape[:1], axes[:1], elementwise=True) if config.head_bias else None
@@ -122,7 +121,7 @@ class LoopLM(nnx.Module):
         embedded_BSD = embedded_BSD * jnp.asarray(self.config.embedding_scale, dtype)
         if self.position_table is not None:
             embedded_BSD += self.position_table(context.positions_BS, dtype)
-        return embedded_BSD, values
+        return self.widening(embedded_BSD, context.types_BS) if self.widening else embedded_BSD, values
 
     def body(self, context: Context, halting: Halting, per_loop: Any = None) -> Body:
         """Return one loop as a function, and its parameters: what training, scoring and writing share. per_loop: what
@@ -148,7 +147,7 @@ class LoopLM(nnx.Module):
     def leave(
         self, h_BSD: jax.Array, context: Context, entered: Entered, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None, Report]:
-        """Turn what is read of a state into what the head reads: read-out, coda, final norm.
+        """Turn what is read of a state into what the head reads: read-out, coda, final norm, transform.
 
         Returns (hidden (B, S, D), the coda's cache, the report of its layers).
         """
@@ -157,7 +156,8 @@ class LoopLM(nnx.Module):
             x_BSD = self.final_norm(x_BSD)
         if self.coda:
             x_BSD, cache, report = self.coda(x_BSD, context, cache, entered.values.coda)
-        hidden_BSD = gather_sequence(self.final_norm(x_BSD) if self.final_norm else x_BSD)
+        hidden_BSD = self.final_norm(x_BSD) if self.final_norm else x_BSD
+        hidden_BSD = gather_sequence(self.narrowing(hidden_BSD) if self.narrowing else hidden_BSD)
         return self.of_tokens(hidden_BSD), cache, report
 
     def of_tokens(self, x_BSD: jax.Array) -> jax.Array:

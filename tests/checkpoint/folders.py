@@ -7,7 +7,7 @@ from pathlib import Path
 GOLDEN = Path(__file__).parents[1] / "golden"
 SUPPORTED = (
     "ouro", "huginn", "parcae", "moeut", "nanbeige", "llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen3moe",
-    "hrm", "trm", "urm", "hrm_text",
+    "hrm", "trm", "urm", "hrm_text", "albert",
 )  # fmt: skip
 UNREAD = ("ut_act", "mor_expert", "mor_token", "txl")
 """Systems whose folders are no checkpoints that looplm reads: their tests map the names of tensors."""

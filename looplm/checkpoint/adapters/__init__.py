@@ -6,7 +6,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from looplm.checkpoint.adapters import dense, hrm_text, huginn, moe, moeut, ouro, parcae, puzzles, transformer_xl
+from looplm.checkpoint.adapters import (
+    albert,
+    dense,
+    hrm_text,
+    huginn,
+    moe,
+    moeut,
+    ouro,
+    parcae,
+    puzzles,
+    transformer_xl,
+)
 from looplm.checkpoint.adapters.base import Official
 from looplm.checkpoint.adapters.config import OfficialConfig
 from looplm.config.schema import Loop, Model, Objective
@@ -28,6 +39,8 @@ class Adapter(Generic[Config]):
     """What it was trained with."""
     buffers: Mapping[str, Callable[[Model, tuple[int, ...]], np.ndarray]] = field(default_factory=dict)
     """Stored tensors that follow from the config: what each must hold, by its stored shape."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Where the head is tied: tensors that some folders store a second time, and which ones they must equal."""
     describe: Callable[[Model, Loop, int], dict[str, Any]] | None = None
     """The config.json of a model that is looped so and takes sequences of a length; what the family cannot say is left
     out, see `expressible`. None for a family that is read alone."""
@@ -78,6 +91,10 @@ ADAPTERS: dict[str, Adapter[Any]] = {
     "URM": Adapter(puzzles.URMConfig, puzzles.urm, puzzles.urm_loop, puzzles.tensors, puzzles.OBJECTIVE),
     "hrm_text": Adapter(
         hrm_text.HrmTextConfig, hrm_text.model, hrm_text.loop, hrm_text.tensors, hrm_text.OBJECTIVE
+    ),
+    "albert": Adapter(
+        albert.AlbertConfig, albert.model, albert.loop, albert.tensors, albert.OBJECTIVE, describe=albert.describe,
+        copies=albert.COPIES,
     ),
 }  # fmt: skip
 """By the kind that the official config.json names."""

@@ -85,6 +85,7 @@ from looplm.config.schema.parts import DiagonalInjection as DiagonalInjection
 from looplm.config.schema.parts import ExitGate as ExitGate
 from looplm.config.schema.parts import FanInInit as FanInInit
 from looplm.config.schema.parts import GateInjection as GateInjection
+from looplm.config.schema.parts import HeadTransform as HeadTransform
 from looplm.config.schema.parts import Init as Init
 from looplm.config.schema.parts import Injection as Injection
 from looplm.config.schema.parts import LearnedPositions as LearnedPositions
@@ -120,6 +121,7 @@ from looplm.config.schema.run import Sharding as Sharding
 from looplm.config.schema.sequence import Front as Front
 from looplm.config.schema.sequence import Ids as Ids
 from looplm.config.schema.sequence import SequenceGate as SequenceGate
+from looplm.config.schema.sequence import SequenceHead as SequenceHead
 from looplm.config.schema.task import TASK_KINDS as TASK_KINDS
 from looplm.config.schema.task import Addition as Addition
 from looplm.config.schema.task import AnyTask as AnyTask

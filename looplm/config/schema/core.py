@@ -59,6 +59,8 @@ class SingleCore(DampedCore):
     """One stream: injection, the shared block, a norm at the loop's end."""
 
     kind: Literal["single"] = "single"
+    groups: PositiveInt = 1
+    """Shared blocks: of R loops and G groups, loop t (from 0) applies block floor(t G / R) (arXiv 1909.11942)."""
 
 
 class TwoSpeedCore(DampedCore):

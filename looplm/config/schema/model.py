@@ -19,6 +19,7 @@ from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
 from looplm.config.schema.parts import (
     Conditioning,
     ExitGate,
+    HeadTransform,
     Init,
     Injection,
     NoConditioning,
@@ -34,6 +35,7 @@ from looplm.config.schema.parts import (
 from looplm.config.schema.sequence import (
     Front,
     SequenceGate,
+    SequenceHead,
 )
 
 Place = Literal["prelude", "block", "coda"]
@@ -47,6 +49,13 @@ class Model(Section):
     """Tokens of the vocabulary (V); at least those of the tokenizer."""
     dim: PositiveInt
     """Width of the residual stream (D)."""
+    embedding_dim: PositiveInt | None = None
+    """Width of the embeddings (E), from which a linear map goes to `dim` (arXiv 1909.11942); None means `dim`, and no
+    map."""
+    embedding_norm: bool = False
+    """A norm on the embeddings, what positions and types add included."""
+    token_types: NonNegativeInt = 0
+    """Kinds of tokens, each with a learned vector that is added to the embedding; 0 means that they have none."""
     num_heads: PositiveInt
     """Query heads (N)."""
     num_kv_heads: PositiveInt | None = None
@@ -133,6 +142,10 @@ class Model(Section):
     """What says, for every token and loop, how probable it is to leave; None means no gate."""
     sequence_gate: SequenceGate | None = None
     """What says, for every sequence, whether it may halt; None means no such gate."""
+    sequence_head: SequenceHead | None = None
+    """What classifies whole sequences; None means nothing does."""
+    head_transform: HeadTransform | None = None
+    """What stands between the last state and the head; None means nothing."""
     read_out: ReadOut | None = None
     """A map between the loops and the coda; None means the state itself."""
     tie_embeddings: bool = False
@@ -149,6 +162,11 @@ class Model(Section):
     """Parameters that are added to learn in place of the model's own."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute type; `auto` is bfloat16 on accelerators and float32 on a CPU. Parameters are float32."""
+
+    @property
+    def embedding_width(self) -> int:
+        """E."""
+        return self.embedding_dim or self.dim
 
     @property
     def kv_heads(self) -> int:

@@ -77,6 +77,8 @@ class DenseAttention(Section):
     output_gate: bool = False
     """Every channel of a head's output is multiplied with the sigmoid of a linear map of what queries read (arXiv
     2505.06708)."""
+    bias: bool = False
+    """A learned bias on values and on what the output projection gives; `model.qk_bias` is that of queries and keys."""
 
 
 class MixtureAttention(Section):

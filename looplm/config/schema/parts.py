@@ -60,9 +60,13 @@ class SwiGLU(Section):
 
 
 class GELU(Section):
-    """gelu(x W_up) W_down, the tanh form."""
+    """gelu(x W_up + a) W_down + b (arXiv 1606.08415)."""
 
     kind: Literal["gelu"] = "gelu"
+    exact: bool = False
+    """Whether gelu is x times the normal distribution function; else it is the tanh form."""
+    bias: bool = False
+    """Whether there are a and b."""
 
 
 class ConvSwiGLU(Section):
@@ -295,6 +299,13 @@ class ValueEmbedding(Section):
     """The last layer of prelude, block and coda has one, and every so many-th before it."""
     gate_channels: PositiveInt = 32
     """The gate reads so many of the first channels of what the attention reads."""
+
+
+class HeadTransform(Section):
+    """The head reads norm(activation(W h + b)), of the width of the embeddings (arXiv 1810.04805)."""
+
+    activation: Literal["gelu", "gelu_exact", "relu"] = "gelu"
+    """The tanh form of gelu, the exact one, or relu."""
 
 
 class ReadOut(Section):

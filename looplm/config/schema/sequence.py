@@ -33,6 +33,14 @@ class Front(Section):
         return (0 if self.ids is None else -(-self.ids.dim // dim)) + self.learned + self.zeros
 
 
+class SequenceHead(Section):
+    """Classes of a whole sequence: logits of tanh(W h + b), h being the last state of its first token (arXiv
+    1810.04805)."""
+
+    classes: PositiveInt = 2
+    """How many there are."""
+
+
 class SequenceGate(Section):
     """Linear units per sequence on the state after the last loop, in float32: whether the sequence may halt, and
     whether it should go on (arXiv 2506.21734)."""
