@@ -18,8 +18,8 @@ OUT = ("batch", "residual", "embed")
 
 
 class Widening(nnx.Module):
-    """W norm(embedding + type) + b, of the parts that the config names: from the embeddings' width to the model's (arXiv
-    1909.11942)."""
+    """W norm(embedding + type) + b, of the parts that the config names: from the embeddings' width to the model's
+    (arXiv 1909.11942)."""
 
     def __init__(self, config: Model, init: Init, *, rngs: nnx.Rngs):
         E, D, types = config.embedding_width, config.dim, config.token_types

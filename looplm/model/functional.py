@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Model
+from looplm.config.schema import Model, SingleCore
 from looplm.errors import UserError
 from looplm.model.apart import Apart
 from looplm.model.layers import LoopParam
@@ -97,7 +97,9 @@ class FunctionalLM:
     @property
     def one_pass(self) -> bool:
         """Whether loop d of a longer pass is that of a pass of d loops, so that one pass reads every depth."""
-        return self.config.residual_step != "inverse_loops"
+        core = self.config.core
+        one_block = not isinstance(core, SingleCore) or core.groups == 1
+        return one_block and self.config.residual_step != "inverse_loops"
 
     @cached_property
     def has_loop_parameters(self) -> bool:

@@ -87,11 +87,13 @@ def test_loss_and_all_gradients(lm, io, folder):
     assert float(value) == pytest.approx(float(io["loss"]), rel=1e-5)
     found, expected = lm.official_tensors(grads), load_file(folder / "grads.safetensors")
     assert set(found) == set(expected)
+    # That of a bias on keys is 0 but for rounding, so nothing is measured by its own size.
+    scale = 1e-5 * max(np.abs(gradient).max() for gradient in expected.values())
     for name, gradient in expected.items():
         ours = np.array(found[name])
         if name == "albert.embeddings.word_embeddings.weight" and (io["input_ids"] == 0).any():
             ours[0] = gradient[0]
-        np.testing.assert_allclose(ours, gradient, rtol=2e-4, atol=2e-5 * np.abs(gradient).max(), err_msg=name)
+        np.testing.assert_allclose(ours, gradient, rtol=2e-4, atol=scale, err_msg=name)
 
 
 def test_weights_go_back_to_their_official_names(lm, folder):

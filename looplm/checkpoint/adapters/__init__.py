@@ -39,11 +39,11 @@ class Adapter(Generic[Config]):
     """What it was trained with."""
     buffers: Mapping[str, Callable[[Model, tuple[int, ...]], np.ndarray]] = field(default_factory=dict)
     """Stored tensors that follow from the config: what each must hold, by its stored shape."""
-    copies: Mapping[str, str] = field(default_factory=dict)
-    """Where the head is tied: tensors that some folders store a second time, and which ones they must equal."""
     describe: Callable[[Model, Loop, int], dict[str, Any]] | None = None
     """The config.json of a model that is looped so and takes sequences of a length; what the family cannot say is left
     out, see `expressible`. None for a family that is read alone."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Where the head is tied: tensors that some folders store a second time, and which ones they must equal."""
 
 
 ADAPTERS: dict[str, Adapter[Any]] = {

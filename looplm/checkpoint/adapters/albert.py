@@ -1,11 +1,11 @@
-"""ALBERT (arXiv 1909.11942) in the names of the library transformers (5.23.0): a loop is one visit of a group of layers.
+"""ALBERT (arXiv 1909.11942) in the names of the library transformers (5.23.0): a loop is a visit of a group of layers.
 
 Dropout is of training alone and looplm has none. `AlbertModel`, which has no head, is not read: a language model is.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from looplm.checkpoint.adapters.base import Official, Part, linear, vector
 from looplm.checkpoint.adapters.config import OfficialConfig, only, other_model
@@ -56,7 +56,7 @@ class AlbertConfig(OfficialConfig):
         "chunk_size_feed_forward": FORM,
         "initializer_factor": FIRST_VALUES,
     }
-    architectures: list[Annotated[str, only(MASKED, PRETRAINING)]] = [MASKED]
+    architectures: tuple[Annotated[str, only(MASKED, PRETRAINING)], ...] = Field((MASKED,), strict=False)
     vocab_size: int = 30000
     embedding_size: int = 128
     hidden_size: int = 4096
@@ -148,7 +148,8 @@ def describe(model: Model, loop: Loop, length: int) -> dict[str, Any]:
 
 def tensors(model: Model) -> list[Official]:
     D, E, V = model.dim, model.embedding_width, model.vocab_size
-    assert isinstance(model.positions, LearnedPositions) and isinstance(model.core, SingleCore), "of `model`"
+    assert isinstance(model.positions, LearnedPositions), "of `model`"
+    assert isinstance(model.core, SingleCore), "of `model`"
     table = [Official(TYPES, (vector("widening.types", model.token_types, E),))] if model.token_types else []
     head = [] if model.tie_embeddings else [Official("predictions.decoder.weight", (vector("head", V, E),))]
     return [

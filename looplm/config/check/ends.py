@@ -38,8 +38,8 @@ def _groups(run: Run) -> Iterator[str]:
     name = f"model.core.groups={core.groups}"
     if run.loop.depth_per == "sequence":
         yield (
-            f"{name} gives loops blocks of their own, and loop.depth_per=sequence has sequences at different loops at a "
-            "time; use loop.depth_per=batch, or one group"
+            f"{name} gives loops blocks of their own, and loop.depth_per=sequence has sequences at different loops at "
+            "a time; use loop.depth_per=batch, or one group"
         )
     if core.groups > run.loop.num_loops:
         yield f"{name} is more than loop.num_loops={run.loop.num_loops}, so some would never run; use at most that"
