@@ -11,7 +11,7 @@ from looplm.config import schema
 from looplm.config.schema import DenseAttention, MixtureAttention, Model, RotaryPositions, SequenceMLP
 from looplm.model.cache import KVCache, Visit
 from looplm.model.context import Context
-from looplm.model.convolution import biased
+from looplm.model.convolution import biased, branch_biased
 from looplm.model.feed_forward import SwiGLU
 from looplm.model.head_experts import HeadRouter, OutputExperts, ValueExperts, routing_of
 from looplm.model.init import Init
@@ -21,7 +21,7 @@ from looplm.model.residual import Recalled
 from looplm.model.routing import Routing
 from looplm.ops.attention import attention, cached_attention
 from looplm.ops.rope import rotary
-from looplm.sharding.collective import per_channel, split_sequence, use
+from looplm.sharding.collective import per_channel, use
 
 AddEmbedding = Callable[[jax.Array, jax.Array], jax.Array]
 """Adds a value embedding: (values, the attention's input) -> values."""
@@ -181,10 +181,7 @@ class Attention(nnx.Module):
                 with_softmax=self.mixture.entropy_weight > 0,
                 with_logits=context.reporting.router_logits,
             )
-        out_BSD = self.output(out_BSNH, output_choice)
-        if self.output_bias is not None:
-            out_BSD = biased(split_sequence(out_BSD), self.output_bias)
-        return out_BSD, cache, routing
+        return branch_biased(self.output(out_BSNH, output_choice), self.output_bias), cache, routing
 
 
 class Unrouted(Linear):

@@ -13,7 +13,7 @@ from looplm.config.schema import Model
 from looplm.model.init import Init, uniform_within
 from looplm.model.layers import Linear, parameter
 from looplm.ops.precision import at_least_fp32
-from looplm.sharding.collective import per_channel, use
+from looplm.sharding.collective import per_channel, split_sequence, use
 
 
 class Convolution(nnx.Module):
@@ -66,6 +66,12 @@ def shifted(x_BSF: jax.Array, count: int, positions_BS: jax.Array | None) -> jax
 def biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     """Add a bias per channel, if there is one."""
     return x if bias is None else per_channel(jnp.add, [use(bias, x.dtype)], x)
+
+
+def branch_biased(out_BSD: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """Add a bias to what a branch gives, in the layout of the residual stream: what is there before may be parts of a
+    sum on every device."""
+    return out_BSD if bias is None else biased(split_sequence(out_BSD), bias)
 
 
 class Wide(nnx.Module):

@@ -10,10 +10,9 @@ from jax.nn.initializers import zeros
 
 from looplm.config import schema
 from looplm.config.schema import Model
-from looplm.model.convolution import Convolution, ConvReLU, biased
+from looplm.model.convolution import Convolution, ConvReLU, biased, branch_biased
 from looplm.model.init import Init
 from looplm.model.layers import Linear, parameter
-from looplm.sharding.collective import split_sequence
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=True),
@@ -85,7 +84,7 @@ class Activated(TwoMatrices):
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array | None = None) -> jax.Array:
         out_BSD = self.down(self.activation(biased(self.up(x_BSD), self.up_bias)))
-        return out_BSD if self.down_bias is None else biased(split_sequence(out_BSD), self.down_bias)
+        return branch_biased(out_BSD, self.down_bias)
 
 
 class SquaredReLU(TwoMatrices):
