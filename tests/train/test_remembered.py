@@ -62,7 +62,7 @@ def test_rows_go_on_and_positions_say_so(run):
 def test_only_tokens_of_the_same_document_are_seen(run):
     """Against the documents' numbers in the dataset, token by token."""
     rules, dataset = Remembered(SegmentMemory(length=40), loops=1, layers=1), TokenDataset.open(run.data.train)
-    mixture, S, steps = open_mixture(run.data, seed=run.seed), run.data.sequence_length, 12
+    mixture, S, steps = open_mixture(run.data, seed=run.seed), run.data.sequence_length, 120
     rounds, offsets = len(mixture.parts[0].windows) // mixture.batch_size, dataset.document_offsets
     carry, seen_some = None, 0
     for step, rows in enumerate(batches(run, steps)):
