@@ -13,7 +13,7 @@ from looplm.config.schema import DenseAttention, Loop, NormalState, Run, Sequenc
 
 def config_sudoku() -> Run:
     """4.9 M parameters, and nothing in front of the cells."""
-    first = NormalState(std=1.0)
+    first = NormalState(std=1.0, cut=2.0, corrected=True)
     return puzzle_run(
         TwoSpeedCore(inner_loops=6, damping=0.95, noise=0.01, low_init=first),
         Loop(num_loops=3, backprop_loops=1),

@@ -17,7 +17,7 @@ def first_vector(config: StateInit, dim: int, *, rngs: nnx.Rngs) -> nnx.Param | 
     """Declare the vector that is the first state; None where it is none."""
     if not isinstance(config, VectorState):
         return None
-    return parameter(rngs, truncated_normal(1.0), (dim,), ("embed",), elementwise=True)
+    return parameter(rngs, truncated_normal(1.0, 2.0, corrected=True), (dim,), ("embed",), elementwise=True)
 
 
 def initial_state(
@@ -46,8 +46,8 @@ def initial_state(
             return embedded_BSD
         case ZeroState():
             return jnp.zeros_like(input_BSD)
-        case NormalState(std=std):
-            return _drawn(context, input_BSD, std, stream)
+        case NormalState():
+            return _drawn(config, context, input_BSD, stream)
         case VectorState(learned=learned):
             assert vector is not None, "see first_vector"
             value_D = use(vector, input_BSD.dtype)
@@ -76,9 +76,11 @@ def of_tokens(draw: Callable[[jax.Array], jax.Array], context: Context, *purpose
     )
 
 
-def _drawn(context: Context, like_BSD: jax.Array, std: float, stream: int) -> jax.Array:
+def _drawn(config: NormalState, context: Context, like_BSD: jax.Array, stream: int) -> jax.Array:
+    law = truncated_normal(config.std, config.cut, corrected=config.corrected)
+
     def token(key: jax.Array) -> jax.Array:
-        return std * jax.random.truncated_normal(key, -3.0, 3.0, like_BSD.shape[-1:])
+        return law(key, like_BSD.shape[-1:])
 
     drawn_BSD = of_tokens(token, context, *((stream,) if stream else ()))
     return split_sequence(drawn_BSD.astype(like_BSD.dtype))

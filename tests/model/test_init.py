@@ -5,10 +5,24 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from scipy.stats import truncnorm
 
 from looplm.config.load import load_config
-from looplm.config.schema import DepthScaledInit, DiagonalInjection, Model, OrthogonalInit, ReadOut, ValueEmbedding
+from looplm.config.schema import (
+    DepthScaledInit,
+    DiagonalInjection,
+    Model,
+    NormalState,
+    OrthogonalInit,
+    ReadOut,
+    ValueEmbedding,
+    VectorState,
+)
+from looplm.model.context import Context
 from looplm.model.functional import FunctionalLM
+from looplm.model.init import truncated_normal
+from looplm.model.state_init import first_vector, initial_state
 
 D, V = 16, 48
 
@@ -35,6 +49,30 @@ def test_orthogonal_matrices_have_one_singular_value_and_the_published_size(path
     for matrix in leaf.reshape(2, D, -1) if "layers" in path else [leaf]:
         singular = np.linalg.svd(matrix, compute_uv=False)
         np.testing.assert_allclose(singular, math.sqrt(2 / (5 * D)) * math.sqrt(max(matrix.shape)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [2.0, 3.0, 0.5])
+def test_what_is_left_of_a_cut_law_is_as_wide_as_the_theory_says(cut):
+    left = truncnorm.std(-cut, cut)
+    for corrected, std in ((True, 0.7), (False, 0.7 * left)):
+        drawn = np.asarray(truncated_normal(0.7, cut, corrected=corrected)(jax.random.key(0), (200_000,)))
+        np.testing.assert_allclose(drawn.std(), std, rtol=5e-3)
+        largest = cut * std / left
+        assert 0.99 * largest < np.abs(drawn).max() <= largest * (1 + 1e-6)
+
+
+def test_first_states_are_cut_where_their_authors_cut():
+    vector = first_vector(VectorState(), 100_000, rngs=nnx.Rngs(0))[...]
+    np.testing.assert_allclose(np.std(vector), 1, rtol=1e-2)
+    # The largest value of trunc_normal_init_ in the authors' code: 2 / 0.8796.
+    assert 2.27 < np.abs(vector).max() < 2.2738
+    context = Context(np.arange(50)[None], None, key=jax.random.key(0), sequence_B=np.arange(1))
+    like_BSD = np.zeros((1, 50, 2000), np.float32)
+    for state, largest in (
+        (load_config("configs/eqr.py").model.state_init, 2.2738), (NormalState(std=1.0), 3.0),
+    ):  # fmt: skip
+        drawn = initial_state(state, input_BSD=like_BSD, embedded_BSD=like_BSD, context=context)
+        assert 0.98 * largest < np.abs(drawn).max() < largest
 
 
 def test_layers_start_as_the_identity(params):

@@ -27,16 +27,21 @@ class ZeroState(Section):
 
 
 class NormalState(Section):
-    """The first state is drawn anew for every token: normal, cut at 3 standard deviations (arXiv 2502.05171)."""
+    """The first state is drawn anew for every token: normal, cut at some standard deviations (arXiv 2502.05171)."""
 
     kind: Literal["normal"] = "normal"
     std: PositiveFloat = 0.4**0.5
     """Standard deviation before it is cut."""
+    cut: PositiveFloat = 3.0
+    """Values beyond so many standard deviations are drawn again."""
+    corrected: bool = False
+    """Whether what is left of the cut is widened, so that `std` is its standard deviation (arXiv 2605.21488, which cuts
+    at 2)."""
 
 
 class VectorState(Section):
-    """The first state is one vector, the same at every place: normal with standard deviation 1, cut at 3 of them (arXiv
-    2506.21734)."""
+    """The first state is one vector, the same at every place: normal, cut at 2 standard deviations and then widened to a
+    standard deviation of 1 (arXiv 2506.21734)."""
 
     kind: Literal["vector"] = "vector"
     learned: bool = False
