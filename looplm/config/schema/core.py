@@ -40,7 +40,7 @@ class NormalState(Section):
 
 
 class VectorState(Section):
-    """The first state is one vector, the same at every place: normal, cut at 2 standard deviations and then widened to a
+    """The first state is one vector, the same at every place: normal, cut at 2 standard deviations and widened to a
     standard deviation of 1 (arXiv 2506.21734)."""
 
     kind: Literal["vector"] = "vector"
