@@ -1,15 +1,17 @@
-"""`looplm eval`: a depth sweep of a run's checkpoint, exits, KV policies and first states, to the screen and to
-WORKDIR/eval."""
+"""`looplm eval`: a depth sweep of a run's checkpoint, a reasoner's answers, exits, KV policies and first states, to the
+screen and to WORKDIR/eval."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from rich.console import Console
 
 from looplm.data.folder import obstacle, write_result
 from looplm.errors import UserError, warn
+from looplm.eval.answers import measure_answers, segments_of
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.exit_choice import parse_swept
 from looplm.eval.exit_sweep import TOLERANCES, measure_exits
@@ -19,13 +21,16 @@ from looplm.eval.kv import add_to, measure_kv, parse_policies
 from looplm.eval.restarts import check_restarts, measure_restarts, settling_loops
 from looplm.eval.score import Scorer
 from looplm.eval.subject import open_subject, run_of
-from looplm.eval.tables import print_exits, print_first_states, print_kv, print_restarts
+from looplm.eval.tables import print_answers, print_exits, print_first_states, print_kv, print_restarts
+from looplm.metrics.answers import KIND as ANSWERS
 from looplm.metrics.exit_sweep import KIND as EXITS
 from looplm.metrics.first_states import KIND as FIRST_STATES
 from looplm.metrics.kv_loss import KIND as KV
 from looplm.metrics.restarts import KIND as RESTARTS
 from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import SOME_DEPTHS, Sweep
+
+M = TypeVar("M", bound=Measured)
 
 
 def evaluate(
@@ -98,30 +103,25 @@ def evaluate(
         exits=gathered,
     )
     shown(result)
-    keep = partial(_keep, workdir / "eval", other=subject.other, keeps=keeps)
+    keep = partial(_keep, workdir / "eval", other=subject.other, keeps=keeps, console=console)
     if jax.process_index() == 0:
         _keep_sweep(result, workdir / "eval", subject.other, depths is not None, out, console, keeps)
+    if subject.is_task and (segments := segments_of(run, wanted, asked=depths is not None)):
+        answers = measure_answers(subject, segments)
+        keep(ANSWERS, answers, print_answers)
     if gathered is not None:
         tolerances = (*TOLERANCES, *((excess,) if excess is not None else ()))
         found = measure_exits(gathered.tokens(), rules, subject, tolerances)
-        keep(EXITS, found)
-        if console is not None:
-            print_exits(found, console)
+        keep(EXITS, found, print_exits)
     if policies:
         losses = measure_kv(subject, policies)
-        keep(KV, add_to(workdir / "eval", losses, subject.other))
-        if console is not None:
-            print_kv(losses, console)
+        keep(KV, add_to(workdir / "eval", losses, subject.other), print_kv)
     if first_states:
         states = measure_first_states(subject, first_states)
-        keep(FIRST_STATES, states)
-        if console is not None:
-            print_first_states(states, console)
+        keep(FIRST_STATES, states, print_first_states)
     if restarts:
         tries = measure_restarts(subject, restarts, max(wanted), settling_loops(run, max(wanted)))
-        keep(RESTARTS, tries)
-        if console is not None:
-            print_restarts(tries, console)
+        keep(RESTARTS, tries, print_restarts)
     return result
 
 
@@ -177,11 +177,21 @@ def _keep_sweep(
             raise UserError(f"--out {out} could not be written: {error.strerror}; name another file") from error
 
 
-def _keep(folder: Path, kind: str, result: Measured, *, other: str | None, keeps: bool) -> None:
-    """Save what else was measured in the run, if it can be."""
-    if not keeps or jax.process_index() != 0:
-        return
-    try:
-        result.save(folder, kind, other_data=other)
-    except OSError as error:
-        warn(f"{folder} could not be written ({error.strerror}); {kind} of step {result.step} are not there")
+def _keep(
+    folder: Path,
+    kind: str,
+    result: M,
+    show: Callable[[M, Console], None],
+    *,
+    other: str | None,
+    keeps: bool,
+    console: Console | None,
+) -> None:
+    """Save what else was measured in the run, if it can be, and show it."""
+    if keeps and jax.process_index() == 0:
+        try:
+            result.save(folder, kind, other_data=other)
+        except OSError as error:
+            warn(f"{folder} could not be written ({error.strerror}); {kind} of step {result.step} are not there")
+    if console is not None:
+        show(result, console)

@@ -4,6 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from looplm.metrics.answers import Answers
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
@@ -90,6 +91,23 @@ def _print_solved(result: Sweep, console: Console) -> None:
     needs = ", ".join(f"{name[1:]} % after {loops}" for name, loops in solve.needs.items() if loops is not None)
     if needs:
         console.print(f"loops that solved examples needed: {needs}", soft_wrap=True)
+
+
+def print_answers(result: Answers, console: Console) -> None:
+    """Print when a reasoner's gate says that it may halt, whether its answer is right then, and what votes solve."""
+    console.print(
+        f"segments of {result.segment_loops} loops; examples that may halt by then, and of those the right answers:",
+        soft_wrap=True,
+    )
+    table = _table("segment", "halted", "right then", "solved")
+    for segment, (halted, right, solved) in enumerate(zip(result.halted, result.right, result.solved, strict=True), 1):
+        table.add_row(str(segment), f"{halted:.1%}", "-" if right is None else f"{right:.1%}", f"{solved:.1%}")
+    console.print(table)
+    if result.attempts is not None:
+        of = result.attempts
+        console.print(
+            f"{of.count} attempts by votes over augmentations: {of.solved:.1%} of {of.num_tasks} tasks solved"
+        )
 
 
 def print_exits(result: ExitSweep, console: Console) -> None:

@@ -14,10 +14,13 @@ from looplm.report.sections.exits import exits
 from looplm.report.sections.experts import experts
 from looplm.report.sections.facts import facts, settings, sources
 from looplm.report.sections.first_states import first_states
+from looplm.report.sections.grids import grids
+from looplm.report.sections.halting import halting
 from looplm.report.sections.header import header
 from looplm.report.sections.loops import loops
 from looplm.report.sections.machine import machine
 from looplm.report.sections.policies import policies
+from looplm.report.sections.restarts import restarts
 from looplm.report.sections.solve import solve
 from looplm.report.sections.tasks import tasks
 from looplm.report.sections.texts import texts
@@ -25,8 +28,8 @@ from looplm.report.sections.tokens import tokens
 from looplm.report.sections.training import training
 
 SECTIONS = (
-    depth, tasks, solve, exits, policies, loops, first_states, tokens, texts, training, experts, machine,
-    sources, facts, settings,
+    depth, tasks, solve, halting, grids, restarts, exits, policies, loops, first_states, tokens, texts, training,
+    experts, machine, sources, facts, settings,
 )  # fmt: skip
 """In the order in which they are read."""
 

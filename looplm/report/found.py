@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 from looplm.config.load import from_json
 from looplm.config.schema import Run
 from looplm.errors import UserError
-from looplm.metrics import exit_sweep, first_states, kv_loss
+from looplm.metrics import answers, exit_sweep, first_states, kv_loss, restarts
+from looplm.metrics.answers import Answers
 from looplm.metrics.events import NOTE, read_events
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
 from looplm.metrics.loads import read_loads
+from looplm.metrics.restarts import Restarts
 from looplm.metrics.sinks import read_metrics
 from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import Sweep, read_sweeps
@@ -37,6 +39,8 @@ class Found:
     exits: ExitSweep | None = None
     kv: KVLosses | None = None
     first_states: FirstStates | None = None
+    answers: Answers | None = None
+    restarts: Restarts | None = None
     tasks: tuple[int, Sequence[TaskNumber]] = (0, ())
     """Step, and what the harness found there."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -72,6 +76,8 @@ def read(workdir: Path) -> Found:
         _latest(folder, exit_sweep.KIND, ExitSweep),
         _latest(folder, kv_loss.KIND, KVLosses),
         _latest(folder, first_states.KIND, FirstStates),
+        _latest(folder, answers.KIND, Answers),
+        _latest(folder, restarts.KIND, Restarts),
         read_task_results(folder),
         whole([event for event in events if event["kind"] == TIME]),
         read_loads(workdir / "experts.jsonl"),

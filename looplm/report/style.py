@@ -103,6 +103,15 @@ code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em; }
 #heat-change:checked ~ .tokens .worse, .key.change i.worse { background: rgb(var(--worse) / var(--c)); }
 #heat-loss:checked ~ .tokens span, .key.loss i { background: rgb(var(--heat) / var(--l)); }
 #heat-exit:checked ~ .tokens span, .key.exit i { background: rgb(var(--heat) / var(--e)); }
+.cells { width: auto; font-size: .82rem; margin: 0 0 .2rem; }
+.cells td { text-align: center; padding: 0; min-width: 1.5em; height: 1.5em; line-height: 1.4; position: static;
+  border: 1px solid var(--line); color: var(--ink); }
+.cells .given { color: var(--soft); }
+.cells .wrong { background: rgb(var(--worse) / .3); font-weight: 700; text-decoration: underline; }
+.cells.small { font-size: .32rem; }
+.guesses { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; }
+.guesses > div { min-width: 0; }
+.guesses h4 { margin: 0 0 .25rem; font-size: .82rem; color: var(--soft); font-weight: 600; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .84rem; }
 @media (max-width: 1116px) { .pair { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
   .pair > :last-child { grid-column: auto; } }

@@ -7,9 +7,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
+from looplm.metrics.answers import Answers
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
+from looplm.metrics.restarts import Restarts
 from looplm.metrics.sweep import Sweep
 
 TEXT = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
@@ -29,7 +31,9 @@ def fields(kind: type[BaseModel], seen: set[type] | None = None) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", [Sweep, ExitSweep, KVLosses, FirstStates], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Sweep, ExitSweep, KVLosses, FirstStates, Answers, Restarts], ids=lambda kind: kind.__name__
+)
 def test_all_fields_are_named(kind: type[BaseModel]) -> None:
     named = set(re.findall(r"`(\w+)`", TEXT))
     assert fields(kind) - OTHER - named == {"num_bytes"} & fields(kind)

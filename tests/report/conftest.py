@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from looplm.config.load import to_json
+from looplm.config.load import override, to_json
 from looplm.config.schema import Data, ExitGate, ExpectedCrossEntropy, Loop, Model, Optim, Run
 from looplm.metrics.sinks import JsonlSink
 from looplm.metrics.sweep import Sweep
 from looplm.report import picture, write_report
+from tests.reasoner import REASONER
 from tests.report.parsed import Page
 
 SOURCE = "def total(items):\n    # add <them> up & return\n\treturn sum(i for i in items)\n"
@@ -174,6 +175,27 @@ def example_first_states(step: int = 300) -> dict[str, Any]:
     }
 
 
+def example_answers(step: int = 300) -> dict[str, Any]:
+    """Two puzzles of 2 x 2 over three segments: 3 cells wrong of 3, then 1, then none; and one without a label."""
+    grid = {"columns": 2, "given": [0, 2, 0, 0], "wanted": [1, -100, 3, 4], "segments": [1, 2, 3]}
+    return measured_of(step) | {
+        "segment_loops": 4,
+        "halted": [0.0, 0.25, 0.8],
+        "right": [None, 0.9, 0.85],
+        "solved": [0.1, 0.3, 0.75],
+        "grids": [
+            grid | {"guesses": [[4, 2, 4, 3], [1, 2, 4, 4], [1, 2, 3, 4]]},
+            grid | {"columns": 4, "guesses": [[1, 9, 3, 4]] * 3},
+        ],
+        "attempts": {"count": 2, "num_tasks": 40, "solved": 0.125},
+    }
+
+
+def example_restarts(step: int = 300) -> dict[str, Any]:
+    shares = {"settled": [0.5, 0.6, 0.7], "vote": [0.5, 0.5, 0.65], "any_of_them": [0.5, 0.7, 0.9]}
+    return measured_of(step) | {"depth": 16, "settling_loops": 12, "tries": [1, 2, 4], "single": 0.52} | shares
+
+
 def write_run(workdir: Path, run: Run, *sweeps: dict[str, Any]) -> Path:
     """Writes config, metrics of every step, and the sweeps."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -192,7 +214,9 @@ def write_run(workdir: Path, run: Run, *sweeps: dict[str, Any]) -> Path:
 
 def write_evaluations(workdir: Path, step: int) -> None:
     """Writes what is measured of exits, caches and first states."""
-    made = {"exits": example_exits, "kv": example_kv, "first_states": example_first_states}
+    made = {
+        "exits": example_exits, "kv": example_kv, "first_states": example_first_states, "restarts": example_restarts,
+    }  # fmt: skip
     for kind, example in made.items():
         (workdir / "eval" / f"{kind}-{step}.json").write_text(json.dumps(example(step)))
 
@@ -232,6 +256,19 @@ def build_run() -> Callable[..., Path]:
         return write_run(workdir, example_run(12, **data), *(example_sweep(**sweep) for sweep in sweeps))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def reasoner_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The report of a run whose rows halt."""
+    workdir = tmp_path_factory.mktemp("reasoner")
+    run = override(example_run(12), {name: value for name, value in REASONER.items() if not name.startswith("data.")})
+    write_run(workdir, run, example_sweep(12))
+    sink = JsonlSink(workdir / "metrics.jsonl", resume_step=12)
+    sink.write(12, {"train/exact": 0.5, "gate/right": 0.75, "carry/segments": 2.5, "carry/replaced": 0.4})
+    sink.close()
+    (workdir / "eval" / "answers-12.json").write_text(json.dumps(example_answers(12)))
+    return Page(write_report(workdir))
 
 
 @pytest.fixture(scope="session")

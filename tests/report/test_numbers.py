@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from tests.report.conftest import (
+    example_answers,
     example_exits,
     example_first_states,
     example_kv,
+    example_restarts,
     example_run,
     example_sweep,
     measured,
@@ -83,6 +85,47 @@ def test_examples_solved(page: Page) -> None:
     assert page.says(
         "Of the examples that are ever solved: 50\u00a0% of them after 2 loops, 90\u00a0% of them after 3 loops."
     )
+
+
+def test_several_tries(page: Page) -> None:
+    one = example_restarts(STEP)
+    wanted = [list(row) for row in columns(one, "tries", "settled", "vote", "any_of_them")]
+    assert_rows(page.table("several-tries", "tries"), wanted)
+    assert page.says("16 loops a try")
+    assert page.says("over the last 12 loops")
+
+
+def test_halting_and_puzzles(reasoner_page: Page) -> None:
+    one = example_answers(STEP)
+    one["segment"] = [1, 2, 3]
+    rows = [list(row) for row in columns(one, "segment", "halted", "right", "solved")]
+    assert_rows(reasoner_page.table("halting", "segment"), rows)
+    assert reasoner_page.says("by votes over augmentations: 12.5\u00a0% of 40 tasks solved.")
+    assert any("right when halted: - at segment 1, 85.0 % at segment 3" in words for words in reasoner_page.pictures)
+    for words in ("all labels met", "the gate knew", "segments of rows that end", "rows that end in a step"):
+        assert any(words in told for told in reasoner_page.pictures)
+    assert reasoner_page.tables["puzzles"][:3] == [
+        [["4", "2"], ["4", "3"]],
+        [["1", "2"], ["4", "4"]],
+        [["1", "2"], ["3", "4"]],
+    ]
+    assert reasoner_page.tables["puzzles"][3] == [["1", "9", "3", "4"]]
+    labels = [one["aria-label"] for one in reasoner_page.all("table") if str(one["class"]).startswith("cells")]
+    assert labels[:4] == [
+        "Puzzle 1 after 4 loops: 3 of 3 wrong",
+        "Puzzle 1 after 8 loops: 1 of 3 wrong",
+        "Puzzle 1 after 12 loops: 0 of 3 wrong",
+        "Puzzle 2 after 4 loops: 0 of 3 wrong",
+    ]
+    assert [cell.get("class") for cell in reasoner_page.all("td") if cell.get("class") in ("wrong", "given")] == [
+        "wrong",
+        "given",
+        "wrong",
+        "wrong",
+        "given",
+        "wrong",
+        "given",
+    ]
 
 
 def test_exits(page: Page) -> None:

@@ -26,6 +26,7 @@ class TestFullReport:
         assert page.text["h2"] == [
             "Loss by depth",
             "Examples solved",
+            "Several tries",
             "Exits",
             "Key-value caches",
             "What the loops do",

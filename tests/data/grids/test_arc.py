@@ -164,6 +164,19 @@ def test_votes_by_hand() -> None:
     assert len(vote([(np.zeros((2, 3), np.uint8), 1.0), (np.zeros((3, 2), np.uint8), 1.0)])) == 2
 
 
+def test_votes_are_ranked_as_a_comparison_of_all_with_all_ranks_them() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        cast = [(np.full((1, rng.integers(1, 3)), rng.integers(2), np.uint8), float(q)) for q in rng.random(9)]
+        answers = {str(grid.tolist()): [q for other, q in cast if np.array_equal(grid, other)] for grid, _ in cast}
+
+        def beats(a: str, b: str, of: dict[str, list[float]] = answers) -> bool:
+            return len(of[a]) > len(of[b]) or (len(of[a]) == len(of[b]) and np.mean(of[a]) > np.mean(of[b]))
+
+        want = [next(a for a in answers if sum(beats(b, a) for b in answers) == place) for place in range(len(answers))]
+        assert [str(grid.tolist()) for grid in vote(cast, 9)] == want
+
+
 def test_answers_under_all_augmentations_are_voted_on_together(folder: Path) -> None:
     test = read(folder, "test")
     names, inputs, labels = zip(*test, strict=True)
