@@ -78,13 +78,13 @@ def run_app(*words: object) -> str:
 def test_votes_from_the_data_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_app(
-        "data", "grids", "rules", "--out", "rules", "--tasks", 12, "--demonstrations", 24, "--size", 4, "--augment", 3
+        "data", "grids", "rules", "--out", "rules", "--tasks", 12, "--demonstrations", 12, "--size", 6, "--augment", 3
     )
     names = json.loads((tmp_path / "rules" / "identifiers.json").read_text())
     config = Path(__file__).parents[2] / "configs" / "trm.py"
     changes = {
-        "data.train.folder": "rules", "data.validation.folder": "rules", "data.sequence_length": 16,
-        "data.batch_tokens": 16 * 64, "num_steps": 400, "carry.max_segments": 4, "model.dim": 64,
+        "data.train.folder": "rules", "data.validation.folder": "rules", "data.sequence_length": 36,
+        "data.batch_tokens": 36 * 64, "num_steps": 400, "carry.max_segments": 4, "model.dim": 64,
         "model.num_heads": 4, "model.hidden_dim": 128, "model.block_layers": 1, "model.embedding_scale": 8,
         "model.core.inner_loops": 2, "model.front.ids.num_ids": len(names), "model.front.ids.dim": 64,
         "model.front.zeros": 0, "optim.learning_rate": 2e-3, "optim.schedule.warmup_steps": 20,
