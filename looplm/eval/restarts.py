@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from looplm.config.schema import Model, NoCarry, NormalState, OwnCore, Run, TwoSpeedCore
+from looplm.config.schema import DampedCore, Model, NoCarry, NormalState, OwnCore, Run, TwoSpeedCore
 from looplm.data.loader import eval_batches
 from looplm.errors import UserError
 from looplm.eval.reading import head_of, sliced
@@ -40,10 +40,11 @@ def check_restarts(model: Model, number: int, *, is_task: bool) -> None:
         raise UserError("--restarts counts the examples of a task that are solved, and the data are texts; give --data")
     inits = [model.state_init, *([model.core.low_init] if isinstance(model.core, TwoSpeedCore) else [])]
     drawn = any(isinstance(init, NormalState) for init in inits)
-    if not drawn and not isinstance(model.core, OwnCore) and not model.core.noise:
+    noisy = isinstance(model.core, OwnCore) or (isinstance(model.core, DampedCore) and model.core.noise > 0)
+    if not drawn and not noisy:
         raise UserError(
             f"--restarts tries examples from several first states, and this model begins with model.state_init="
-            f"{model.state_init.kind} and model.core.noise=0: all tries would be the same; leave it out"
+            f"{model.state_init.kind} and its core adds no noise: all tries would be the same; leave it out"
         )
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from looplm.config.schema import ConvReLU, ConvSwiGLU, DepthRouter, Model, Place, SequenceMLP
+from looplm.config.schema import ConvReLU, ConvSwiGLU, DepthRouter, LatentFeedbackCore, Model, Place, SequenceMLP
 from looplm.errors import UserError
 from looplm.model.cache import Cache, Kept, KVCache
 
@@ -59,6 +59,8 @@ def check_writes(config: Model) -> None:
         "model.front": config.front is not None,
         # The cache has no mark for tokens that a later one does not see in some loops.
         f"model.halting={config.halting.kind}": isinstance(config.halting, DepthRouter),
+        # A written latent is a state, and not a token that was drawn.
+        f"model.core={config.core.kind}": isinstance(config.core, LatentFeedbackCore),
         "model.attention=sequence_mlp": isinstance(config.attention, SequenceMLP),
         **{f"model.feed_forward={kind.kind}": isinstance(kind, ConvSwiGLU | ConvReLU) for kind in kinds},
     }

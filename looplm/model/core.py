@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looplm.config.schema import Model, OwnCore, SingleCore, TwoSpeedCore
+from looplm.config.schema import LatentFeedbackCore, Model, OwnCore, SingleCore, TwoSpeedCore
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.conditioning import build_conditioning
@@ -19,6 +19,7 @@ from looplm.model.damping import damped
 from looplm.model.groups import Groups
 from looplm.model.injection import build_injection
 from looplm.model.inputs import Inputs
+from looplm.model.latent_feedback import LatentFeedback
 from looplm.model.layers import build_norm, in_group
 from looplm.model.report import Report
 from looplm.model.state_init import first_vector, initial_state
@@ -103,5 +104,7 @@ def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:
             return Single(config, core, rngs=rngs)
         case TwoSpeedCore() as core:
             return TwoSpeed(config, core, rngs=rngs)
+        case LatentFeedbackCore() as core:
+            return LatentFeedback(config, core, rngs=rngs)
         case OwnCore() as own:
             return own.build(config, rngs=rngs)

@@ -6,6 +6,13 @@ from looplm.config.check import check, max_loops, trained_loops
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
+LATENTS = {
+    "model.core": {"kind": "latent_feedback", "token": 1},
+    "model.final_norm": False,
+    "model.norm_at_loop_end": True,
+    "model.exit_gate": None,
+    "objective": "final",
+}
 EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
 
 
@@ -141,6 +148,32 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                     {"model.residual_step": "inverse_loops"},
                     "model.residual_step=inverse_loops counts loops of one block; use one with model.core=two_speed",
                 ),
+            )
+        ),
+        *(
+            (
+                LATENTS | changes,
+                f"model.core=latent_feedback does not go with this: {told}",
+            )
+            for changes, told in (
+                (
+                    {"model.prelude_layers": 1},
+                    "a prelude has read the latents before they are filled; use model.prelude_layers=0",
+                ),
+                (
+                    {"model.final_norm": True},
+                    "what is fed back has had the norm that the head reads; use model.final_norm=false",
+                ),
+                ({"model.halting": {"kind": "act"}}, "every token runs all loops; use model.halting=never"),
+                (
+                    {"loop.backprop_loops": 2},
+                    "gradients flow through all latents; use loop.backprop_loops=null and loop.backprop_growth=null",
+                ),
+                (
+                    {"loop.depth": {"kind": "uniform", "max_loops": 3}},
+                    "every row needs its loops; use loop.depth=fixed",
+                ),
+                ({"mesh.context": 2}, "a device needs whole sequences; use mesh.data or mesh.fsdp"),
             )
         ),
         *(
@@ -432,6 +465,7 @@ def test_what_does_not_fit_a_mixture_over_places(tiny_run: Callable[..., Run], c
         {"optim.ema_decay": 0.999},
         {"optim.schedule.decay": "wsd", "optim.schedule.wsd_fraction": 0.5},
         {"data.validation": None},
+        LATENTS,
         {"data.train": "p_hop", "data.validation": {"kind": "p_hop", "seed": 1}},
         {"data.train": [{"name": "a", "data": "x"}, {"name": "b", "data": "s3://bucket/y", "weight": {2: 1.0}}]},
         {"data.train": {"kind": "sudoku", "in_place": True}, "data.validation": None, "model.attention_mask": "full"},

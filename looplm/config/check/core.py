@@ -2,8 +2,24 @@
 
 from collections.abc import Iterator
 
+from looplm.config.check.depth import max_loops
+from looplm.config.check.halting import READS_ALL
 from looplm.config.check.rule import Rules
-from looplm.config.schema import MixtureAttention, MoE, Run, TwoSpeedCore
+from looplm.config.schema import (
+    FixedDepth,
+    InputState,
+    LatentFeedbackCore,
+    LearnedPositions,
+    MixtureAttention,
+    MoE,
+    NeverHalting,
+    NoCarry,
+    NoConditioning,
+    NoInjection,
+    Run,
+    ScheduledDepth,
+    TwoSpeedCore,
+)
 
 
 def _inner_loops(run: Run) -> Iterator[str]:
@@ -53,4 +69,47 @@ def _parts(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_inner_loops, _parts)
+def _latents(run: Run) -> Iterator[str]:
+    """What feeds back latents goes over one sequence again and again, every time with the same parameters."""
+    model, loop, core = run.model, run.loop, run.model.core
+    if not isinstance(core, LatentFeedbackCore):
+        return
+    name, largest = "model.core=latent_feedback", max_loops(run)
+    if core.token >= model.vocab_size:
+        yield f"model.core.token={core.token} is no id below model.vocab_size={model.vocab_size}; use one"
+    for refused, told, remedy in (
+        (model.prelude_layers > 0, "a prelude has read the latents before they are filled", "model.prelude_layers=0"),
+        (model.coda_layers > 0, "a coda stands between what is fed back and the head", "model.coda_layers=0"),
+        (model.read_out is not None, "a read-out stands between what is fed back and the head", "model.read_out=null"),
+        (model.final_norm, "what is fed back has had the norm that the head reads", "model.final_norm=false"),
+        (not model.norm_at_loop_end, "the norm before the head is that of a loop's end", "model.norm_at_loop_end=true"),
+        (isinstance(model.positions, LearnedPositions), "their table is not added to states", "model.positions=rotary"),
+        (model.embedding_norm, "its norm is not put on states", "model.embedding_norm=false"),
+        (not isinstance(model.state_init, InputState), "the first loop reads its input", "model.state_init=input"),
+        (not isinstance(model.injection, NoInjection), "the input is in the state", "model.injection=none"),
+        (not isinstance(model.conditioning, NoConditioning), "loops differ", "model.conditioning=none"),
+        (model.norm_loops is not None, "loops differ", "model.norm_loops=null"),
+        (model.residual_step != "one", "loops differ", "model.residual_step=one"),
+        (model.adapter is not None, "adapters may differ from loop to loop", "model.adapter=null"),
+        (not isinstance(model.halting, NeverHalting), "every token runs all loops", "model.halting=never"),
+        (model.exit_gate is not None, "every token runs all loops", "model.exit_gate=null"),
+        (model.attention_mask != "causal", "a latent is what was read before it", "model.attention_mask=causal"),
+        (model.front is not None, "latents are among tokens alone", "model.front=null"),
+        (model.value_embedding is not None, "latents have no token's value", "model.value_embedding=null"),
+        (not isinstance(run.carry, NoCarry), "a state is of one pass", "carry=none"),
+        (isinstance(run.objective, READS_ALL), "loops before the last have latents to fill", "objective=final"),
+        (run.mesh.context != 1 or run.mesh.tensor != 1, "a device needs whole sequences", "mesh.data or mesh.fsdp"),
+        (not isinstance(loop.depth, FixedDepth | ScheduledDepth), "every row needs its loops", "loop.depth=fixed"),
+        (loop.growth is not None, "every row needs its loops", "loop.growth=null"),
+        (
+            loop.backprop_growth is not None
+            or (loop.backprop_loops is not None and largest is not None and loop.backprop_loops < largest),
+            "gradients flow through all latents",
+            "loop.backprop_loops=null and loop.backprop_growth=null",
+        ),
+    ):
+        if refused:
+            yield f"{name} does not go with this: {told}; use {remedy}"
+
+
+RULES: Rules = (_inner_loops, _parts, _latents)

@@ -16,6 +16,7 @@ from looplm.config.schema.core import Core as Core
 from looplm.config.schema.core import DampedCore as DampedCore
 from looplm.config.schema.core import EmbeddingState as EmbeddingState
 from looplm.config.schema.core import InputState as InputState
+from looplm.config.schema.core import LatentFeedbackCore as LatentFeedbackCore
 from looplm.config.schema.core import NormalState as NormalState
 from looplm.config.schema.core import SingleCore as SingleCore
 from looplm.config.schema.core import StateInit as StateInit

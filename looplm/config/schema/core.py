@@ -85,5 +85,14 @@ class TwoSpeedCore(DampedCore):
     """The first low state."""
 
 
-ShippedCore = Annotated[SingleCore | TwoSpeedCore, Field(discriminator="kind")]
+class LatentFeedbackCore(Section):
+    """Latent thoughts: at the places of one token the input is the state that the head reads of the place before, one
+    latent of a document a loop, so `loop.num_loops` is one more than the most latents (arXiv 2412.06769)."""
+
+    kind: Literal["latent_feedback"] = "latent_feedback"
+    token: NonNegativeInt
+    """Id of the latent token."""
+
+
+ShippedCore = Annotated[SingleCore | TwoSpeedCore | LatentFeedbackCore, Field(discriminator="kind")]
 Core = Annotated[ShippedCore | OwnCore, OrOwn(OwnCore)]
