@@ -122,12 +122,18 @@ def eval(
             help="Tries of every example of a task, of a model that draws: what choosing among them is worth."
         ),
     ] = 0,
+    memory: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Tokens of memory to compare with none and with those of training, by context length; repeatable."
+        ),
+    ] = None,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
 ) -> None:
-    """Held-out loss, bits per byte and accuracy at every depth, in one pass; exit rules, KV policies, first states."""
+    """Held-out loss, bits per byte and accuracy at every depth; exit rules, KV policies, first states, memories."""
     with several(coordinator, num_processes, process_id):
         from looplm.compile.kept import keep_compiled
         from looplm.eval.command import evaluate
@@ -138,7 +144,7 @@ def eval(
             from looplm.lm_eval.tasks import evaluate_tasks
 
             others = {"data": data, "exit": exit, "excess": excess, "kv": kv, "first-states": first_states or None}
-            others |= {"restarts": restarts or None}
+            others |= {"restarts": restarts or None, "memory": str(memory) if memory else None}
             if given := [name for name, value in others.items() if value is not None]:
                 raise UserError(f"--{given[0]} is of held-out data, and --tasks bring their own; leave one of them out")
             evaluate_tasks(
@@ -160,6 +166,7 @@ def eval(
             kv=kv or (),
             first_states=first_states,
             restarts=restarts,
+            memory=memory or (),
             console=console,
             shown=lambda result: print_sweep(result, console),
         )

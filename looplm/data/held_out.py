@@ -1,6 +1,8 @@
 """Held-out data: what a depth sweep reads, from a token dataset, records or a task."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,10 @@ from looplm.config.schema import Data
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import eval_batches
 from looplm.data.mixture import open_dataset, open_examples
+from looplm.data.streams import Streams
 from looplm.data.synthetic import TaskWindows
 from looplm.data.tokenizer import Tokenizer
-from looplm.data.window import IGNORED, AllWindows, Windows
+from looplm.data.window import IGNORED, AllWindows, DatasetWindows, Windows
 from looplm.errors import UserError
 
 
@@ -40,6 +43,19 @@ class HeldOut:
         if self.dataset is None or not self.num_bytes or self.dataset.manifest.has_loss_mask:
             return None
         return (self.dataset.num_tokens - self.num_documents) / self.num_bytes
+
+    def batches(
+        self, *, batch_size: int, max_batches: int | None = None, in_streams: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Iterate over all windows, as `eval_batches` does.
+
+        in_streams: every row of a batch goes on where it ended in the batch before (see `data.streams`), and
+        `max_batches` are the first ones of every stream. Examples go on in nothing, and are read as always.
+        """
+        if in_streams and isinstance(self.windows, DatasetWindows):
+            streams = Streams(self.windows, batch_size, whole=True)
+            return islice(eval_batches(streams, batch_size=batch_size), max_batches)
+        return eval_batches(self.windows, batch_size=batch_size, max_batches=max_batches)
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise UserError unless a model with `vocab_size` embeddings knows every token."""

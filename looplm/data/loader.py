@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from looplm.data.mixture import Mixture
-from looplm.data.window import Windows
+from looplm.data.window import Readable
 from looplm.errors import UserError
 
 # Grain wants a length; no run gets there.
@@ -41,7 +41,7 @@ def train_loader(
 
 
 def eval_batches(
-    windows: Windows, *, batch_size: int, max_batches: int | None = None, host: int = 0, num_hosts: int = 1
+    windows: Readable, *, batch_size: int, max_batches: int | None = None, host: int = 0, num_hosts: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterate once over all windows in order, so that every token is scored once; every batch has the same shape.
 

@@ -20,8 +20,20 @@ PADDING = 0
 """Segment of a position that holds no token."""
 
 
-class Windows(Protocol):
-    """What a source gives: windows that are known by their number. Sent to other processes, so it pickles."""
+class Readable(Protocol):
+    """Windows that are known by their number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`.
+
+        With `Windows.num_ids` also `ids`, (B,): which puzzle each is of.
+        """
+
+
+class Windows(Readable, Protocol):
+    """What a source gives. Sent to other processes, so it pickles."""
 
     @property
     def fingerprint(self) -> str:
@@ -38,14 +50,6 @@ class Windows(Protocol):
     @property
     def num_ids(self) -> int:
         """Every id of a puzzle is below this; 0 where windows have none."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
-        """Read windows as int32 (B, S): tokens, labels, segments, positions; see `read_windows`.
-
-        With `num_ids` also `ids`, (B,): which puzzle each is of.
-        """
 
 
 def check_ids(name: str, windows: Windows, rows: int) -> None:
@@ -71,6 +75,10 @@ class DatasetWindows(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, window_ids_B: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Readable`."""
 
     @property
     def fingerprint(self) -> str:

@@ -18,14 +18,16 @@ from looplm.eval.exit_sweep import TOLERANCES, measure_exits
 from looplm.eval.exit_tokens import ExitTokens
 from looplm.eval.first_states import check_first_states, measure_first_states
 from looplm.eval.kv import add_to, measure_kv, parse_policies
+from looplm.eval.memory import check_memory, measure_memory
 from looplm.eval.restarts import check_restarts, measure_restarts, settling_loops
 from looplm.eval.score import Scorer
 from looplm.eval.subject import open_subject, run_of
-from looplm.eval.tables import print_answers, print_exits, print_first_states, print_kv, print_restarts
+from looplm.eval.tables import print_answers, print_exits, print_first_states, print_kv, print_memory, print_restarts
 from looplm.metrics.answers import KIND as ANSWERS
 from looplm.metrics.exit_sweep import KIND as EXITS
 from looplm.metrics.first_states import KIND as FIRST_STATES
 from looplm.metrics.kv_loss import KIND as KV
+from looplm.metrics.memory_loss import KIND as MEMORY
 from looplm.metrics.restarts import KIND as RESTARTS
 from looplm.metrics.stored import Measured
 from looplm.metrics.sweep import SOME_DEPTHS, Sweep
@@ -46,6 +48,7 @@ def evaluate(
     kv: Sequence[str] = (),
     first_states: int = 0,
     restarts: int = 0,
+    memory: Sequence[int] = (),
     console: Console | None = None,
     shown: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
@@ -66,6 +69,7 @@ def evaluate(
         first_states: how many first states are compared, of a model that draws them; 0: none.
         restarts: how many tries every example of a task gets, over the most of `depths`, of a model that draws first
             states or noise; 0: none.
+        memory: lengths of a memory over the sequence that are compared, beside that of training and none.
         console: where it is said that a part is read, that the report keeps what it has, and what exits, policies and
             first states gave.
         shown: called with the result as soon as it is known: before it is saved, which may fail.
@@ -82,6 +86,7 @@ def evaluate(
     policies = parse_policies(kv, run, [name for name, rule in rules.items() if rule is not None])
     if first_states:
         check_first_states(run.model, first_states)
+    lengths = check_memory(run, memory) if memory else []
     keeps = _can_be_kept(workdir / "eval", out)
     subject = open_subject(workdir, run, step=step, data=data, ema=ema, console=console)
     if restarts:
@@ -122,6 +127,8 @@ def evaluate(
     if restarts:
         tries = measure_restarts(subject, restarts, max(wanted), settling_loops(run, max(wanted)))
         keep(RESTARTS, tries, print_restarts)
+    if lengths:
+        keep(MEMORY, measure_memory(subject, lengths), print_memory)
     return result
 
 

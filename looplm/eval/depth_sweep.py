@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from looplm.data.held_out import HeldOut
-from looplm.data.loader import eval_batches
 from looplm.data.window import check_ids
 from looplm.eval.bootstrap import interval, resampled_means
 from looplm.eval.calibration import calibrated
@@ -55,7 +54,8 @@ def depth_sweep(
         depths: which depths are reported, ascending.
         trained_depth: R of the run; exits and the gain refer to it.
         ema: whether `params` are averaged weights; goes into the record.
-        max_batches: read only so many batches, spread over the data.
+        max_batches: read only so many batches, spread over the data (of a model with a memory: the first ones of rows
+            that are spread over it).
         with_xz: compress the text for comparison (seconds per 10 MB).
         exits: gathers what exit rules ask, of a scorer of signals.
         stops: asked before every batch whether to give up; the same answer in all processes.
@@ -69,10 +69,12 @@ def depth_sweep(
     has_exits = config.exit_gate and score.one_pass and trained_depth <= score.num_loops
     tally = Tally(held_out.num_documents, score.num_loops, trained_depth if has_exits else None, score.tempered)
     sample: Sample | None = None
-    for batch in eval_batches(held_out.windows, batch_size=batch_size, max_batches=max_batches):
+    kept = None
+    for batch in held_out.batches(batch_size=batch_size, max_batches=max_batches, in_streams=score.remembers):
         if stops():
             raise CutOff
-        scores = score(params, batch)
+        scores = score(params, batch, kept)
+        kept = scores.kept
         tally.add(batch, scores)
         sample = sample or take_sample(held_out, batch, scores, depths, tally.exits(scores))
         if exits is not None:

@@ -28,6 +28,11 @@ def parse_swept(texts: Sequence[str], run: Run) -> dict[str, ExitRule | None]:
             "--exit is measured in one pass, and loops of a model with model.residual_step=inverse_loops depend on how "
             "many there are; leave it out"
         )
+    if texts and model.memory is not None and model.memory.length and model.memory.loops == "last":
+        raise UserError(
+            "--exit is measured in one pass, and with model.memory.loops=last every depth has a memory of its own; "
+            "leave it out"
+        )
     if texts and run.loop.num_loops == 1:
         raise UserError("--exit needs a model of at least two loops (loop.num_loops=1); leave it out")
     for text in texts:

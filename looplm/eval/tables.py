@@ -8,6 +8,7 @@ from looplm.metrics.answers import Answers
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
+from looplm.metrics.memory_loss import MemoryLosses
 from looplm.metrics.restarts import Restarts
 from looplm.metrics.sweep import Gain, Sweep
 
@@ -185,6 +186,25 @@ def print_restarts(result: Restarts, console: Console) -> None:
     table = _table("tries", "settled", "vote", "any")
     for count, *shares in zip(result.tries, result.settled, result.vote, result.any_of_them, strict=True):
         table.add_row(str(count), *(f"{share:.1%}" for share in shares))
+    console.print(table)
+
+
+def print_memory(result: MemoryLosses, console: Console) -> None:
+    """What memories of several lengths are worth, and losses by context length under each."""
+    console.print(
+        f"tokens remembered before windows of {result.window} ({result.trained_length} in training), depth "
+        f"{result.num_loops}; change against none, paired by document:",
+        soft_wrap=True,
+    )
+    table = _table("memory", "loss", "change", "95 % interval")
+    for one in result.memories:
+        table.add_row(str(one.length), f"{one.loss:.4f}", *_change(one.change, one.change_low, one.change_high))
+    console.print(table)
+    console.print("loss by how many tokens of its document were read before a token:")
+    table = _table("from", "tokens", *(f"memory {one.length}" for one in result.memories))
+    losses = zip(*(one.loss_by_context for one in result.memories), strict=True)
+    for least, count, row in zip(result.context, result.context_tokens, losses, strict=True):
+        table.add_row(str(least), str(count), *(f"{loss:.4f}" for loss in row))
     console.print(table)
 
 

@@ -114,6 +114,24 @@ def parse_policy(text: str | None, num_loops: int) -> Policy:
     raise _unknown(text)
 
 
+def usual_kv(config: Model, text: str | None, num_loops: int) -> str | None:
+    """Return the policy that was asked for, or the one that a model needs; None where `parse_policy` is to choose.
+
+    A model whose loops all see the memory of the last one sees tokens that were written before in the same way.
+    Raises UserError for a policy that has more.
+    """
+    memory = config.memory
+    if memory is None or not memory.length or memory.loops != "last":
+        return text
+    text = text or "last"
+    if parse_policy(text, num_loops).slots > 1:
+        raise UserError(
+            f"kv={text} keeps keys of several loops, and with model.memory.loops=last every loop sees what is "
+            "remembered of the last one; use kv=last, or leave it out"
+        )
+    return text
+
+
 def _unknown(text: str | None) -> UserError:
     return UserError(
         f"KV policy {text!r} is not known; use {POLICIES} with K of at least 1, e.g. ring:4, and `,bf16` or `,int8` "

@@ -10,7 +10,7 @@ import numpy as np
 
 from looplm.errors import UserError
 from looplm.infer.board import Counts
-from looplm.infer.cache import check_writes, parse_policy
+from looplm.infer.cache import check_writes, parse_policy, usual_kv
 from looplm.infer.continuation import Written
 from looplm.infer.draft import parse_draft
 from looplm.infer.exit_rule import ExitRule
@@ -79,6 +79,7 @@ class Generation:
         self._lm, self._sampling, self._end_ids, self._watch = lm, sampling, end_ids, watch
         self._params = lm.apart(params) if jax.default_backend() == "cpu" else params
         check_writes(lm.config)
+        kv = usual_kv(lm.config, kv, num_loops)
         policy = parse_policy(kv, num_loops)
         rows = min(batch_size or len(prompts), len(prompts))
         drafts = parse_draft(draft, num_loops)

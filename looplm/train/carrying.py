@@ -12,9 +12,9 @@ import jax
 from looplm.config.schema import DeepSupervision, NoCarry, Run
 from looplm.model.forward import Forward
 from looplm.model.output import Output
+from looplm.model.remembered import remembered_of
 from looplm.train.batch import Batch
 from looplm.train.deep_supervision import Segments
-from looplm.train.remembered import Remembered
 
 
 class Carrying(Protocol):
@@ -47,11 +47,8 @@ class Carrying(Protocol):
 def build_carrying(run: Run) -> Carrying | None:
     """Make what the run names; None where nothing is kept."""
     match run.carry:
-        case NoCarry() if run.model.memory is not None and run.model.memory.length:
-            loops = 1 if run.model.memory.loops == "last" else run.loop.num_loops
-            return Remembered(run.model.memory, loops=loops, layers=run.model.block_layers)
         case NoCarry():
-            return None
+            return remembered_of(run.model, run.loop.num_loops)
         case DeepSupervision() as config:
             assert run.model.sequence_gate is not None, "config.check requires a sequence gate"
             return Segments(config, run.model.sequence_gate)

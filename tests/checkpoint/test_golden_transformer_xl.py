@@ -17,9 +17,9 @@ from looplm.errors import UserError
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
+from looplm.model.remembered import Remembered
 from looplm.ops.attention import self_mask
 from looplm.train.batch import Batch
-from looplm.train.remembered import Remembered
 from tests.checkpoint.folders import config_of, folders
 
 

@@ -11,6 +11,7 @@ from looplm.metrics.answers import Answers
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
+from looplm.metrics.memory_loss import MemoryLosses
 from looplm.metrics.restarts import Restarts
 from looplm.metrics.sweep import Sweep
 
@@ -32,7 +33,7 @@ def fields(kind: type[BaseModel], seen: set[type] | None = None) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "kind", [Sweep, ExitSweep, KVLosses, FirstStates, Answers, Restarts], ids=lambda kind: kind.__name__
+    "kind", [Sweep, ExitSweep, KVLosses, FirstStates, Answers, Restarts, MemoryLosses], ids=lambda kind: kind.__name__
 )
 def test_all_fields_are_named(kind: type[BaseModel]) -> None:
     named = set(re.findall(r"`(\w+)`", TEXT))

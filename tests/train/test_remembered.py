@@ -18,12 +18,12 @@ from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
 from looplm.model.memory import Memory, newest
+from looplm.model.remembered import Remembered
 from looplm.model.report import Report, Reporting
 from looplm.ops.attention import cached_mask, self_mask
 from looplm.sharding.mesh import build_mesh
 from looplm.train.batch import Batch
 from looplm.train.program import Program
-from looplm.train.remembered import Remembered
 
 STREAMS = {"data.order": "streams"}
 MEMORY = STREAMS | {"model.memory": {"length": 12}}

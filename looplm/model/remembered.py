@@ -1,21 +1,40 @@
 """A memory that goes from step to step: what entered every layer at the last tokens of every row (arXiv 1901.02860).
 
-Row b of a step goes on where row b of the step before ended (`data.order=streams`), and a position above 0 at its first
-token says that the document does, too.
+Row b of a step goes on where row b of the step before ended (`data.streams`), and a position above 0 at its first token
+says that the document does, too. Training and evaluation keep it in the same way.
 """
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from looplm.config.schema import Memory as MemoryConfig
+from looplm.config.schema import Model
 from looplm.model.forward import Forward
 from looplm.model.memory import Memory, newest
 from looplm.model.output import Output
 from looplm.sharding.rules import activation_spec
-from looplm.train.batch import Batch
+
+
+class Rows(Protocol):
+    """What is asked of the rows of a batch, int32."""
+
+    @property
+    def segments(self) -> jax.Array:
+        """Number of the document in the row, (..., B, S)."""
+
+    @property
+    def positions(self) -> jax.Array:
+        """Position in the document, (..., B, S)."""
+
+    @property
+    def sequence(self) -> jax.Array:
+        """Number of the row, (..., B)."""
+
+
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 
 class Kept(NamedTuple):
@@ -27,13 +46,16 @@ class Kept(NamedTuple):
     """Which of these tokens are of the document that the row was in when it ended, bool."""
 
 
+@dataclass(frozen=True)
 class Remembered:
-    """The rules of a memory; a `Carrying`. loops, layers: how many of them remember."""
+    """The rules of a memory; in training a `Carrying`."""
 
-    def __init__(self, memory: MemoryConfig, *, loops: int, layers: int):
-        self.memory, self.loops, self.layers = memory, loops, layers
+    memory: MemoryConfig
+    loops: int
+    layers: int
+    """How many loops, and layers of each, remember."""
 
-    def empty(self, batch: Batch, state: Any) -> Kept:
+    def empty(self, batch: Rows, state: Any) -> Kept:
         (leaf,) = jax.tree.leaves(state)
         M, rows = self.memory.length, batch.sequence.shape
 
@@ -46,7 +68,7 @@ class Remembered:
         states = zeros((*rows, self.loops, self.layers, M, leaf.shape[-1]), leaf.dtype)
         return Kept(states, zeros((*rows, M), bool))
 
-    def rows(self, carry: Kept, micro_batch: Batch) -> Batch:
+    def rows(self, carry: Kept, micro_batch: AnyRows) -> AnyRows:
         return micro_batch
 
     def enter(self, carry: Kept, forward: Forward, key: jax.Array) -> Forward:
@@ -55,7 +77,7 @@ class Remembered:
         memory = Memory(jnp.moveaxis(carry.states_BRLMD, 0, 2), carry.open_BM & goes_on_B1)
         return replace(forward, context=replace(forward.context, reporting=reporting), memory=memory)
 
-    def leave(self, carry: Kept, rows: Batch, output: Output, key: jax.Array) -> Kept:
+    def leave(self, carry: Kept, rows: Rows, output: Output, key: jax.Array) -> Kept:
         entered_TBLSD = output.reports["block"].memory_BSD
         assert entered_TBLSD is not None, "see enter"
         entered_BRLSD = jnp.moveaxis(entered_TBLSD[-self.loops :], 0, 1)
@@ -70,3 +92,11 @@ class Remembered:
 
     def numbers(self, carry: Kept) -> dict[str, jax.Array]:
         return {}
+
+
+def remembered_of(model: Model, num_loops: int) -> Remembered | None:
+    """Return the rules of a model's memory in a pass of so many loops; None where it has none."""
+    if model.memory is None or not model.memory.length:
+        return None
+    loops = 1 if model.memory.loops == "last" else num_loops
+    return Remembered(model.memory, loops=loops, layers=model.block_layers)
