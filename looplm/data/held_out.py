@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from looplm.config.schema import Data
+from looplm.config.schema import Data, Masking
 from looplm.data.dataset import TokenDataset
 from looplm.data.loader import eval_batches
-from looplm.data.mixture import open_dataset, open_examples
+from looplm.data.masked import MaskedWindows, Masks
+from looplm.data.mixture import check_unmasked, open_dataset, open_examples
 from looplm.data.streams import Streams
 from looplm.data.synthetic import TaskWindows
 from looplm.data.tokenizer import Tokenizer
@@ -29,8 +30,12 @@ class HeldOut:
     """None for records or a task."""
 
     @classmethod
-    def of(cls, dataset: TokenDataset, sequence_length: int) -> "HeldOut":
-        return cls(dataset.name, AllWindows(dataset, sequence_length), dataset.num_documents, dataset)
+    def of(cls, dataset: TokenDataset, sequence_length: int, masking: Masking | None = None) -> "HeldOut":
+        windows: Windows = AllWindows(dataset, sequence_length)
+        if masking is not None:
+            check_unmasked(dataset)
+            windows = MaskedWindows(windows, Masks(masking, dataset.vocab_size))
+        return cls(dataset.name, windows, dataset.num_documents, dataset)
 
     @property
     def num_bytes(self) -> int:
@@ -41,6 +46,8 @@ class HeldOut:
     def tokens_per_byte(self) -> float | None:
         """Tokens that can be scored, all but every document's first, over bytes; None where no text is scored whole."""
         if self.dataset is None or not self.num_bytes or self.dataset.manifest.has_loss_mask:
+            return None
+        if isinstance(self.windows, MaskedWindows):
             return None
         return (self.dataset.num_tokens - self.num_documents) / self.num_bytes
 
@@ -92,7 +99,12 @@ class HeldOut:
 def open_held_out(where: object, data: Data) -> HeldOut:
     """Open a folder, an address, records or a task as windows of data.sequence_length. Raises UserError."""
     if isinstance(where, str | Path):
-        return HeldOut.of(open_dataset(str(where), data), data.sequence_length)
+        return HeldOut.of(open_dataset(str(where), data), data.sequence_length, data.masking)
+    if data.masking is not None:
+        raise UserError(
+            f"data.masking hides tokens of texts, and {getattr(where, 'kind', where)} has answers of its own; give a "
+            "token dataset"
+        )
     windows = open_examples(where, data, with_documents=True)
     if isinstance(windows, TaskWindows):
         return HeldOut(str(getattr(where, "kind", where)), windows, windows.task.num_examples, None)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from looplm.config.schema import Data, Records, Source
+from looplm.config.schema import Data, Masking, Records, Source
 from looplm.data.dataset import TokenDataset, default_cache
 from looplm.data.index import shuffled
+from looplm.data.masked import TRAINING, Masks
 from looplm.data.packing import PackedWindows
 from looplm.data.records.windows import RecordWindows
 from looplm.data.schedule import Schedule
@@ -61,12 +62,23 @@ class Part:
 class Mixture:
     """Batches of all steps. Pickles, so that they can be read by other processes."""
 
-    def __init__(self, parts: Sequence[Part], *, batch_size: int, sequence_length: int) -> None:
-        """`batch_size` is global. All parts have weights for the same steps, the first of which is 0.
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        masking: Masking | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`batch_size` is global. All parts have weights for the same steps, the first of which is 0. masking: hides
+        tokens, by the seed.
 
         Raises UserError where some parts have puzzle ids and others have none.
         """
         self.parts, self.batch_size, self.sequence_length = tuple(parts), batch_size, sequence_length
+        self.seed = seed
+        self.masks = None if masking is None else Masks(masking, self.vocab_size)
         with_ids = {bool(part.windows.num_ids): part.name for part in parts}
         if len(with_ids) > 1:
             raise UserError(
@@ -181,7 +193,14 @@ class Mixture:
                 raise UserError(f"{part.name} of data.train has no label in its first {size} windows, {remedy}")
 
     def batch(self, step: int, rows: slice) -> dict[str, np.ndarray]:
-        """Read rows of the global batch of `step`, counted from 0: int32 (rows, S), as `Windows.read` gives them."""
+        """Read rows of the global batch of `step`, counted from 0: int32 (rows, S), as `Windows.read` gives them, or
+        with tokens hidden."""
+        batch = self._read(step, rows)
+        if self.masks is None:
+            return batch
+        return self.masks.hidden(batch, [(TRAINING, self.seed, step, row) for row in range(rows.start, rows.stop)])
+
+    def _read(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         count = rows.stop - rows.start
         source_B, number_B = self._schedule.locate(step * self.batch_size + rows.start, count)
         batch: dict[str, np.ndarray] = {}
@@ -257,7 +276,7 @@ def open_mixture(data: Data, *, seed: int) -> Mixture:
 
     # Whose turn comes first among equals does not depend on how they are listed.
     parts = [part(source) for source in sorted(data.sources, key=lambda source: source.name)]
-    return Mixture(parts, batch_size=batch_size, sequence_length=data.sequence_length)
+    return Mixture(parts, batch_size=batch_size, sequence_length=data.sequence_length, masking=data.masking, seed=seed)
 
 
 def open_windows(where: object, data: Data) -> Windows:
@@ -265,9 +284,20 @@ def open_windows(where: object, data: Data) -> Windows:
     if not isinstance(where, str):
         return open_examples(where, data)
     dataset = open_dataset(where, data)
+    if data.masking is not None:
+        check_unmasked(dataset)
     if data.packing == "best_fit":
         return PackedWindows(dataset, data.sequence_length, cache_folder(data))
     return SplitWindows(dataset, data.sequence_length)
+
+
+def check_unmasked(dataset: TokenDataset) -> None:
+    """Raise UserError for a dataset that says itself which of its tokens are learnt."""
+    if dataset.manifest.has_loss_mask:
+        raise UserError(
+            f"data.masking chooses what is learnt among all tokens, and dataset {dataset.location} says which are; set "
+            "data.masking=null, or build it from texts"
+        )
 
 
 def open_examples(where: object, data: Data, *, with_documents: bool = False) -> RecordWindows | TaskWindows:

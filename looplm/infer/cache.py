@@ -53,10 +53,11 @@ def new_cache(config: Model, *, batch_size: int, length: int, policy: Policy, dt
 
 
 def check_writes(config: Model) -> None:
-    """Raise UserError for a model that cannot write: what a token needs of earlier ones is not in a cache."""
+    """Raise UserError for a model that cannot write: what a token needs of the others is not in a cache."""
     kinds = [config.feed_forward_of(place) for place in get_args(Place)]
     unkept = {
         "model.front": config.front is not None,
+        "model.attention_mask=full": config.attention_mask == "full",
         # The cache has no mark for tokens that a later one does not see in some loops.
         f"model.halting={config.halting.kind}": isinstance(config.halting, DepthRouter),
         # A written latent is a state, and not a token that was drawn.

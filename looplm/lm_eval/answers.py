@@ -65,8 +65,13 @@ class Answers:
             exit, kv, draft: how texts are written; see `LoadedLM.generate`.
             devices: None: all of this process.
 
-        Raises UserError for a model without a tokenizer, and in a job of several processes.
+        Raises UserError for a model without a tokenizer or that sees what follows, and in a job of several processes.
         """
+        if model.model.attention_mask == "full":
+            raise UserError(
+                "tasks ask how likely a text is to follow another, and model.attention_mask=full sees it; measure "
+                "hidden tokens with `looplm eval`"
+            )
         if model.tokenizer is None:
             raise UserError(
                 "tasks are texts, and this model came without a tokenizer; put its tokenizer.model or tokenizer.json "

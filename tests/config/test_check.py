@@ -313,7 +313,32 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         (
             {"model.attention_mask": "full"},
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal, or records, or tasks with in_place=true, only",
+            "use model.attention_mask=causal, or data.masking, or records, or tasks with in_place=true, only",
+        ),
+        (
+            {"data.masking": {"mask_token": 3}},
+            "data.masking hides tokens that are found again from both sides, and model.attention_mask=causal shows "
+            "one; use model.attention_mask=full, or data.masking=null",
+        ),
+        (
+            {"model.attention_mask": "full", "data.masking": {"mask_token": 512}, "model.vocab_size": 512},
+            "data.masking.mask_token=512 has no row in model.vocab_size=512; use a token below that, or at least 513 "
+            "of them",
+        ),
+        (
+            {"model.attention_mask": "full", "data.masking": {"mask_token": 3, "random_share": 0.5}},
+            "data.masking.masked_share=0.8 and random_share=0.5 are more than all of the chosen places; use shares of "
+            "at most 1 together",
+        ),
+        (
+            {
+                "model.attention_mask": "full",
+                "data.masking": {"mask_token": 3},
+                "data.train": {"kind": "sudoku", "size": 4, "in_place": True},
+                "data.validation": None,
+            },
+            "data.masking hides tokens of texts, and sudoku has answers of its own; use token datasets only, or "
+            "data.masking=null",
         ),
         (
             {"objective": "gate", "loop.backprop_loops": 1},

@@ -3,7 +3,7 @@
 import pytest
 
 from looplm.config.file import find_config
-from looplm.config.load import load_config
+from looplm.config.load import load_config, override
 from looplm.model.functional import FunctionalLM
 
 PUBLISHED = {
@@ -24,6 +24,11 @@ PUBLISHED = {
     "parcae:1.3b": 1_338_591_744,
     # A layer 5 D^2 + 2 D F + F + 5 D; embedding and head share a table, and the head has a bias; two vectors of D.
     "transformer_xl:enwik8.12l": 204 * 513 + 12 * (5 * 512**2 + 2 * 512 * 2048 + 2048 + 5 * 512) + 2 * 512,
+    # AlbertModel of the library without its pooler, and what AlbertForMaskedLM has in front of the tied head.
+    "albert:base": 11_683_584 - 769 * 768 + 128 * 768 + 3 * 128 + 30_000,
+    "albert:large": 17_683_968 - 1025 * 1024 + 128 * 1024 + 3 * 128 + 30_000,
+    "albert:xlarge": 58_724_864 - 2049 * 2048 + 128 * 2048 + 3 * 128 + 30_000,
+    "albert:xxlarge": 222_595_584 - 4097 * 4096 + 128 * 4096 + 3 * 128 + 30_000,
     # 151,107,538 officially, 1,233 of them for the clusters of an adaptive softmax.
     "transformer_xl:wt103.base": 151_107_538 - 3 * 411,
 }
@@ -96,3 +101,12 @@ def test_presets_with_experts_say_how_many_parameters_are_active(name, total, ac
     sizes = ("num_experts", "experts_per_token", "expert_dim", "balance")
     assert large.feed_forward.model_dump(exclude=set(sizes)) == tiny.feed_forward.model_dump(exclude=set(sizes))
     assert FunctionalLM(tiny).num_params < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("base", 11_813_810), ("large", 17_847_474), ("xlarge", 59_021_490), ("xxlarge", 223_158_450)],
+)
+def test_an_albert_with_the_classes_of_sentence_order_is_that_of_pretraining(name, count):
+    assert FunctionalLM(override(load_config(f"albert:{name}"), {"model.sequence_head": {}}).model).num_params == count
+    assert f"{count:,}" in find_config("albert").path.read_text()

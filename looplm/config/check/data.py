@@ -80,4 +80,32 @@ def _tasks(run: Run) -> Iterator[str]:
             yield f"min_path={task.min_path} of the mazes is above max_path={task.max_path}; swap them"
 
 
-RULES: Rules = (_batch, _held_out, _mixture, _tasks)
+def _masking(run: Run) -> Iterator[str]:
+    masking, model = run.data.masking, run.model
+    if masking is None:
+        return
+    if model.attention_mask != "full":
+        yield (
+            f"data.masking hides tokens that are found again from both sides, and model.attention_mask="
+            f"{model.attention_mask} shows one; use model.attention_mask=full, or data.masking=null"
+        )
+    if masking.mask_token >= model.vocab_size:
+        yield (
+            f"data.masking.mask_token={masking.mask_token} has no row in model.vocab_size={model.vocab_size}; use a "
+            f"token below that, or at least {masking.mask_token + 1} of them"
+        )
+    if masking.masked_share + masking.random_share > 1:
+        yield (
+            f"data.masking.masked_share={masking.masked_share} and random_share={masking.random_share} are more than "
+            "all of the chosen places; use shares of at most 1 together"
+        )
+    data = [source.data for source in run.data.sources]
+    data += [run.data.validation] if run.data.validation is not None else []
+    for examples in (part for part in data if not isinstance(part, str)):
+        yield (
+            f"data.masking hides tokens of texts, and {examples.kind} has answers of its own; use token datasets only, "
+            "or data.masking=null"
+        )
+
+
+RULES: Rules = (_batch, _held_out, _mixture, _tasks, _masking)

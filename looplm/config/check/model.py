@@ -80,10 +80,10 @@ def _model(run: Run) -> Iterator[str]:
             f"model.attention_mask=prefix needs whole sequences on a device, and mesh.context={run.mesh.context} "
             "splits them; use mesh.context=1"
         )
-    if model.attention_mask == "full" and not all(in_place):
+    if model.attention_mask == "full" and not all(in_place) and run.data.masking is None:
         yield (
             "model.attention_mask=full lets a token see the next one, which it has to predict; "
-            "use model.attention_mask=causal, or records, or tasks with in_place=true, only"
+            "use model.attention_mask=causal, or data.masking, or records, or tasks with in_place=true, only"
         )
 
 

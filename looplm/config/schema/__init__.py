@@ -24,6 +24,7 @@ from looplm.config.schema.core import TwoSpeedCore as TwoSpeedCore
 from looplm.config.schema.core import VectorState as VectorState
 from looplm.config.schema.core import ZeroState as ZeroState
 from looplm.config.schema.data import Data as Data
+from looplm.config.schema.data import Masking as Masking
 from looplm.config.schema.data import Records as Records
 from looplm.config.schema.data import Source as Source
 from looplm.config.schema.halting import ACTHalting as ACTHalting

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
-from looplm.config.schema.base import NonNegativeFloat, Section
+from looplm.config.schema.base import Fraction, NonNegativeFloat, Section
 from looplm.config.schema.task import AnyTask
 
 
@@ -76,6 +76,27 @@ class Source(Section):
         return {0} if isinstance(self.weight, float) else {0, *self.weight}
 
 
+class Masking(Section):
+    """Tokens to be found again from those on both sides (arXiv 1810.04805): of every window some places are chosen, in
+    spans of up to `longest` tokens, p(n) ~ 1/n (arXiv 1909.11942), never across documents; the loss is of those alone.
+
+    What is chosen depends on the seed, the step and the row; of held-out data on the number of the window.
+    """
+
+    mask_token: NonNegativeInt
+    """Id of the token that hides others. One above those of the data leaves all of them as they are."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Of the places of a window that are chosen; at least one is."""
+    longest: PositiveInt = 3
+    """Tokens of the longest span; 1: every token for itself."""
+    masked_share: Fraction = 0.8
+    """Of the chosen places: those that show the mask."""
+    random_share: Fraction = 0.1
+    """Of the chosen places: those that show any token of the data. The rest show what was there."""
+    never: tuple[NonNegativeInt, ...] = ()
+    """Ids that are never chosen, as of what opens or ends a document."""
+
+
 class Data(Section):
     """What a run reads, how windows are cut from it and how many make a step."""
 
@@ -102,6 +123,9 @@ class Data(Section):
     """Of the windows of a dataset. `shuffled`: another order every epoch. `streams`: row b of a step goes on where row
     b of the step before ended; each of the B rows reads a B-th of the dataset, again and again, and the fewer than B
     windows that are left over are not read."""
+    masking: Masking | None = None
+    """Hide tokens, which are to be found again by a model that sees both sides (`model.attention_mask=full`), with any
+    objective; None: the next token is to be predicted. Of token datasets."""
     prefetch_batches: NonNegativeInt = 4
     """Batches read ahead by the loader's threads."""
     cache_dir: str | None = None
