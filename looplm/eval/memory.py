@@ -33,9 +33,14 @@ class Sums(NamedTuple):
 def check_memory(run: Run, lengths: Iterable[int]) -> list[int]:
     """Return the lengths that are measured, ascending: those given, the run's own, and 0, which they are held against.
 
-    Raises UserError for a negative length, and for a run whose model has no memory to be lengthened.
+    Raises UserError for a negative length, and for a run whose model has no memory whose length may be another.
     """
     own = trained_length(run.model)
+    if run.model.memory is not None and run.model.memory.compressed_length:
+        raise UserError(
+            "--memory compares lengths of a memory of tokens, and with model.memory=compressive what is compressed "
+            "depends on the length; leave it out, and held-out text is scored with the memory of training"
+        )
     for length in lengths:
         if length < 0:
             raise UserError(f"--memory={length} is a number of tokens that are remembered; use 0 or more")

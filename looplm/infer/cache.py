@@ -62,6 +62,8 @@ def check_writes(config: Model) -> None:
         f"model.halting={config.halting.kind}": isinstance(config.halting, DepthRouter),
         # A written latent is a state, and not a token that was drawn.
         f"model.core={config.core.kind}": isinstance(config.core, LatentFeedbackCore),
+        # Token by token the places would be others: what leaves a memory is compressed a sequence at a time.
+        "model.memory=compressive": config.memory is not None and config.memory.compressed_length > 0,
         "model.attention=sequence_mlp": isinstance(config.attention, SequenceMLP),
         **{f"model.feed_forward={kind.kind}": isinstance(kind, ConvSwiGLU | ConvReLU) for kind in kinds},
     }

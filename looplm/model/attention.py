@@ -19,7 +19,7 @@ from looplm.model.layers import HeadsNorm, Linear, RMSNorm, UnitNorm, parameter
 from looplm.model.positions import RelativePositions
 from looplm.model.residual import Recalled
 from looplm.model.routing import Routing
-from looplm.ops.attention import attention, cached_attention
+from looplm.ops.attention import Mask, attention, cached_attention, dense
 from looplm.ops.rope import rotary
 from looplm.sharding.collective import per_channel, use
 
@@ -47,12 +47,17 @@ class Heads(nnx.Module):
         self.norm = head_norm(config, num_heads, H, axis, rngs=rngs) if config.qk_norm else None
 
     def __call__(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
+        h_BSNH = self.content(x_BSD)
+        return h_BSNH if self.rope is None else rotary(h_BSNH, positions_BS, self.rope)
+
+    def content(self, x_BSD: jax.Array) -> jax.Array:
+        """Return them without a position."""
         h_BSNH = self.project(x_BSD)
         if self.bias is not None:
             h_BSNH = per_channel(jnp.add, [use(self.bias, h_BSNH.dtype)], h_BSNH)
         if self.norm is not None:
             h_BSNH = self.norm(h_BSNH)
-        return h_BSNH if self.rope is None else rotary(h_BSNH, positions_BS, self.rope)
+        return h_BSNH
 
 
 def head_norm(config: Model, num_heads: int, head_dim: int, axis: str, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -182,6 +187,11 @@ class Attention(nnx.Module):
                 with_logits=context.reporting.router_logits,
             )
         return branch_biased(self.output(out_BSNH, output_choice), self.output_bias), cache, routing
+
+    def by_content(self, read_BSD: jax.Array, recalled: Recalled, mask: Mask) -> jax.Array:
+        """Return what the heads read of other places by what is there alone, (B, S, N, H). Values need no router."""
+        v_BTKH = biased(self.value(recalled.values_of_BMD, None), self.value_bias)
+        return dense.attention(self.query.content(read_BSD), self.key.content(recalled.keys_of_BMD), v_BTKH, mask)
 
 
 class Unrouted(Linear):

@@ -13,6 +13,7 @@ from looplm.config import schema
 from looplm.config.schema import FeedForward, Model, Place
 from looplm.model.attention import AddEmbedding, build_attention
 from looplm.model.cache import KVCache, Visit
+from looplm.model.compression import NOTHING, build_compression
 from looplm.model.context import Context
 from looplm.model.dropping import draw
 from looplm.model.feed_forward import build_dense
@@ -42,6 +43,7 @@ class Layer(nnx.Module):
         over_places = isinstance(config.attention, schema.SequenceMLP)
         self.attention_residual = residual(config, rngs=rngs, over_places=over_places)
         self.attention = build_attention(config, init, rngs=rngs)
+        self.compression = build_compression(config, init, rngs=rngs)
         self.feed_forward_residual = residual(config, rngs=rngs)
         self.feed_forward = (
             MoE(config, feed_forward, init, rngs=rngs)
@@ -81,9 +83,14 @@ class Layer(nnx.Module):
             return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[1]), routing
 
         entered_BSD = jax.lax.stop_gradient(x_BSD) if context.reporting.memory else None
+        compressed = NOTHING
+        if self.compression is not None and memory_BMD is not None and entered_BSD is not None:
+            compressed = self.compression(
+                memory_BMD, entered_BSD, self.attention, self.attention_residual, context.mask
+            )
         x_BSD, (cache, heads) = self.attention_residual(x_BSD, attend, context.residual_scale)
         x_BSD, experts = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
-        return x_BSD, cache, Report(experts, heads, entered_BSD)
+        return x_BSD, cache, Report(experts, heads, entered_BSD, compressed.loss_B, compressed.places_BnD)
 
 
 class Kind(NamedTuple):
@@ -114,7 +121,7 @@ class Stack(nnx.Module):
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers, init = config.feed_forward_of(place), config.layers_of(place), Init.of(config)
         dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
-        of_layers = config if place == "block" else config.model_copy(update={"norm_loops": None})
+        of_layers = config if place == "block" else config.model_copy(update={"norm_loops": None, "memory": None})
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
             return stacked(lambda rngs: Layer(of_layers, feed_forward, init, rngs=rngs), count, rngs)

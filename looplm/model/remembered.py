@@ -41,9 +41,9 @@ class Kept(NamedTuple):
     """What is kept of the rows; all leaves have the leading dims of a batch."""
 
     states_BRLMD: jax.Array
-    """What entered every layer, by loop."""
+    """What entered every layer, by loop; before it what older tokens were compressed to, if they are."""
     open_BM: jax.Array
-    """Which of these tokens are of the document that the row was in when it ended, bool."""
+    """Which of these places are of the document that the row was in when it ended, bool."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Remembered:
 
     def empty(self, batch: Rows, state: Any) -> Kept:
         (leaf,) = jax.tree.leaves(state)
-        M, rows = self.memory.length, batch.sequence.shape
+        M, rows = self.memory.compressed_length + self.memory.length, batch.sequence.shape
 
         def zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
             # Whole on every device but for the rows.
@@ -78,14 +78,26 @@ class Remembered:
         return replace(forward, context=replace(forward.context, reporting=reporting), memory=memory)
 
     def leave(self, carry: Kept, rows: Rows, output: Output, key: jax.Array) -> Kept:
-        entered_TBLSD = output.reports["block"].memory_BSD
-        assert entered_TBLSD is not None, "see enter"
-        entered_BRLSD = jnp.moveaxis(entered_TBLSD[-self.loops :], 0, 1)
-        states_BRLMD = newest(carry.states_BRLMD, jax.lax.stop_gradient(entered_BRLSD), axis=3)
+        report, compressed = output.reports["block"], self.memory.compressed_length
+        assert report.memory_BSD is not None, "see enter"
+        older_BRLCD, states_BRLMD = jnp.split(carry.states_BRLMD, [compressed], axis=3)
+        states_BRLMD = newest(states_BRLMD, self._of_rows(report.memory_BSD), axis=3)
         last_B1, goes_on_B1 = rows.segments[:, -1:], rows.positions[:, :1] > 0
         # What was open before stays open where the row is in one document from end to end.
         still_BM = carry.open_BM & goes_on_B1 & (rows.segments[:, :1] == last_B1)
-        return Kept(states_BRLMD, newest(still_BM, rows.segments == last_B1, axis=1))
+        older_BC, leaving_BM = jnp.split(still_BM, [compressed], axis=1)
+        open_BM = newest(leaving_BM, rows.segments == last_B1, axis=1)
+        if report.compressed_BnD is None:
+            return Kept(states_BRLMD, open_BM)
+        new_BRLnD, (batch, length) = self._of_rows(report.compressed_BnD), rows.segments.shape
+        # A place is of a document if all its tokens are.
+        of_one_Bn = jnp.all(leaving_BM[:, :length].reshape(batch, new_BRLnD.shape[3], -1), axis=2)
+        older = newest(older_BRLCD, new_BRLnD, axis=3), newest(older_BC, of_one_Bn, axis=1)
+        return Kept(jnp.concatenate([older[0], states_BRLMD], axis=3), jnp.concatenate([older[1], open_BM], axis=1))
+
+    def _of_rows(self, reported_TBLSD: jax.Array) -> jax.Array:
+        """Take the loops that remember, and put the rows first."""
+        return jax.lax.stop_gradient(jnp.moveaxis(reported_TBLSD[-self.loops :], 0, 1))
 
     def ended(self, carry: Kept) -> jax.Array:
         return jnp.zeros(carry.open_BM.shape[:-1], bool)
@@ -96,7 +108,7 @@ class Remembered:
 
 def remembered_of(model: Model, num_loops: int) -> Remembered | None:
     """Return the rules of a model's memory in a pass of so many loops; None where it has none."""
-    if model.memory is None or not model.memory.length:
+    if model.memory is None or not model.memory_length:
         return None
     loops = 1 if model.memory.loops == "last" else num_loops
     return Remembered(model.memory, loops=loops, layers=model.block_layers)

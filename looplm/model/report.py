@@ -37,7 +37,9 @@ class Report(NamedTuple):
     memory_BSD: jax.Array | None = None
     """What entered the layer, without gradient."""
     auxiliary_B: jax.Array | None = None
-    """A loss of the layer's own, summed over a sequence."""
+    """A loss of the layer's own, a mean over the tokens of a sequence, its weight included."""
+    compressed_BnD: jax.Array | None = None
+    """The places that were made of the tokens that leave the layer's memory, without gradient."""
 
     @property
     def empty(self) -> bool:

@@ -25,6 +25,8 @@ from looplm.ops.cross_entropy import (
     linear_distillation,
 )
 
+AUXILIARY_COST = "train/auxiliary"
+"""The metric: what losses of the layers' own add to the loss, a token."""
 HALTING_COST = "halt/cost"
 """The metric: what the halting rule adds to the loss, a token."""
 NO_LOADS: dict[Place, jax.Array] = {}
@@ -84,7 +86,8 @@ class Objective(Protocol):
 
 
 def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: jax.Array) -> tuple[Sums, Output]:
-    """Run an objective, and add the losses and sums of the routers. Arguments and results as of `Objective`.
+    """Run an objective, and add the losses of halting rules, routers and layers, and the sums of the routers. Arguments
+    and results as of `Objective`.
 
     Raises UserError for an objective whose sums to log are no scalars.
     """
@@ -100,6 +103,7 @@ def evaluate(objective: Objective, forward: Forward, labels_BS: jax.Array, key: 
     if not output.reports:
         return sums, output
     config = forward.model.config
+    sums = with_auxiliary(sums, output, scored_B, learns=objective.trains is None)
     if objective.trains is None:
         sums = sums._replace(objective=sums.objective + router_loss(config, output, scored_B))
     return sums._replace(routers=router_sums(output), loads_by_row=loads_by_row(config, output)), output
@@ -117,6 +121,20 @@ def with_halting(sums: Sums, forward: Forward, output: Output, scored_B: jax.Arr
     numbers = {name: jax.numpy.sum(number_B * scored_B) for name, number_B in told.numbers.items()}
     return sums._replace(
         objective=sums.objective + cost if learns else sums.objective, extra=sums.extra | numbers | {HALTING_COST: cost}
+    )
+
+
+def with_auxiliary(sums: Sums, output: Output, scored_B: jax.Array, *, learns: bool) -> Sums:
+    """Add the layers' own losses: summed over the layers of the block, a mean over the loops that ran."""
+    report = output.reports.get("block")
+    if report is None or report.auxiliary_B is None:
+        return sums
+    loss_RB = jax.numpy.sum(report.auxiliary_B, axis=2)
+    active_RB = output.depth.active_RB
+    loops = loss_RB.shape[0] if active_RB is None else jax.numpy.maximum(jax.numpy.sum(active_RB, axis=0), 1)
+    cost = jax.numpy.sum(jax.numpy.sum(loss_RB, axis=0) / loops * scored_B)
+    return sums._replace(
+        objective=sums.objective + cost if learns else sums.objective, extra=sums.extra | {AUXILIARY_COST: cost}
     )
 
 

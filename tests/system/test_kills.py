@@ -32,6 +32,9 @@ CHANGES = {
 }
 ROWS_STAY = REASONER | {"loop.depth": "fixed"}
 MEMORY = {"data.order": "streams", "model.memory": {"length": 24, "loops": "last"}}
+COMPRESSED = MEMORY | {
+    "model.memory": {"kind": "compressive", "length": 24, "compressed_length": 6, "rate": 4, "loops": "last"}
+}
 JOBS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "one-device": (1, 1, {}),
     "eight-devices": (1, 8, {}),
@@ -40,7 +43,7 @@ JOBS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "rows-stay-on-eight": (1, 8, ROWS_STAY | {"mesh.data": 2, "mesh.fsdp": 4}),
     "rows-stay-in-two": (2, 4, ROWS_STAY),
     "memory": (1, 1, MEMORY),
-    "memory-in-two": (2, 4, MEMORY),
+    "compressed-in-two": (2, 4, COMPRESSED),
 }
 """Processes, devices of each, and settings."""
 TIMED = ("perf/", "data/wait_s", "ckpt/", "model/num_parameters", "model/num_active_parameters", "goodput/")

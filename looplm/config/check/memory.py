@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
+    CompressiveMemory,
     FixedDepth,
     LearnedPositions,
+    Memory,
+    MixtureAttention,
     NeverHalting,
     NoCarry,
     Run,
@@ -37,7 +40,7 @@ def _streams(run: Run) -> Iterator[str]:
 
 def _memory(run: Run) -> Iterator[str]:
     model, memory, mesh = run.model, run.model.memory, run.mesh
-    if memory is None or not memory.length:
+    if memory is None or not (memory.length or memory.compressed_length):
         return
     name = f"model.memory={memory.kind}"
     if run.data.order != "streams":
@@ -62,11 +65,30 @@ def _memory(run: Run) -> Iterator[str]:
         if getattr(mesh, axis) != 1 or recipes:
             yield f"{name} needs whole sequences on a device, and mesh.{axis} splits them; use mesh.{axis}=1"
     whole = run.loop.backprop_loops is None or run.loop.backprop_loops >= run.loop.num_loops
+    yield from _compressed(run, memory, name)
     if memory.loops == "all" and (not isinstance(run.loop.depth, FixedDepth) or not whole):
         yield (
             f"{name} with loops=all keeps what every loop read, and in this run not all loops are run with a gradient "
             "in every step; use model.memory.loops=last"
         )
+
+
+def _compressed(run: Run, memory: Memory, name: str) -> Iterator[str]:
+    if not isinstance(memory, CompressiveMemory) or not memory.compressed_length:
+        return
+    length = run.data.sequence_length
+    if memory.length < length:
+        yield (
+            f"{name} compresses the tokens that a sequence takes the place of, and model.memory.length={memory.length} "
+            f"holds fewer than data.sequence_length={length}; use a length of at least {length}"
+        )
+    if length % memory.rate:
+        yield (
+            f"{name} makes a place of model.memory.rate={memory.rate} tokens, of which "
+            f"data.sequence_length={length} is no multiple; use a rate that divides it"
+        )
+    if isinstance(run.model.attention, MixtureAttention):
+        yield f"{name} does not go with this: model.attention=mixture chooses experts for values; use dense"
 
 
 RULES: Rules = (_streams, _memory)

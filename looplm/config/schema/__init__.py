@@ -42,6 +42,7 @@ from looplm.config.schema.loop import Loop as Loop
 from looplm.config.schema.loop import PoissonDepth as PoissonDepth
 from looplm.config.schema.loop import ScheduledDepth as ScheduledDepth
 from looplm.config.schema.loop import UniformDepth as UniformDepth
+from looplm.config.schema.memory import CompressiveMemory as CompressiveMemory
 from looplm.config.schema.memory import Memory as Memory
 from looplm.config.schema.memory import SegmentMemory as SegmentMemory
 from looplm.config.schema.model import AttentionBackend as AttentionBackend

@@ -185,8 +185,8 @@ class Model(Section):
 
     @property
     def memory_length(self) -> int:
-        """Tokens before the sequence that layers of the loops see (M)."""
-        return 0 if self.memory is None else self.memory.length
+        """Places before the sequence that layers of the loops see (M), compressed ones included."""
+        return 0 if self.memory is None else self.memory.compressed_length + self.memory.length
 
     @property
     def calls_per_loop(self) -> int:
