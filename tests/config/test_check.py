@@ -416,6 +416,20 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             "min_path=9 of the mazes is above max_path=5; swap them",
         ),
         (
+            LATENTS
+            | {"data.train": {"kind": "graphs", "stage": 4}, "model.core": {"kind": "latent_feedback", "token": 3}},
+            "data.train has examples of 4 latents, and 3 loops fill 2; use 5 in loop.num_loops, and in loop.depth from "
+            "the step on at which it is read",
+        ),
+        (
+            LATENTS | {"data.train": {"kind": "graphs", "stage": 2}},
+            "model.core.token=1 is not the latent of data.train; use 3",
+        ),
+        (
+            {"data.train": {"kind": "graphs", "min_path": 7}},
+            "min_path=7 of the graphs is above max_path=6; swap them",
+        ),
+        (
             {"data.train": {"kind": "chains", "min_hops": 9, "max_hops": 5}},
             "min_hops=9 of the chains is above max_hops=5; swap them",
         ),

@@ -72,7 +72,7 @@ def test_a_path_may_hold_colons(mine: Path, file: str) -> None:
         ("mine.py:", "mine.py has no config ''; it has small, 1.4b, no_gate"),
         ("mine.py:_base", "mine.py has no config '_base'; did you mean no_gate?; it has small, 1.4b, no_gate"),
         ("one.py:tiny", "one.py has no config 'tiny'; it has one config, without a name"),
-        ("mime.py:small", "config file mime.py does not exist; the shipped ones are albert, compressive, demo_cpu, "),
+        ("mime.py:small", "config file mime.py does not exist; the shipped ones are albert, coconut, compressive, "),
         ("ouroo:1.4b", "config file ouroo does not exist; did you mean ouro?; the shipped ones are albert, "),
         ("configs/ouro.py:tiny", "config file configs/ouro.py does not exist; did you mean ouro?; the shipped ones "),
         ("C:\\runs\\mine.py", "config file C:\\runs\\mine.py does not exist; "),
@@ -103,6 +103,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
     first = {path.stem: next(iter(configs_in(path))) for path in sorted(shipped_configs().glob("*.py"))}
     assert first == {
         "albert": "base",
+        "coconut": "prosqa",
         "compressive": "enwik8",
         "demo_cpu": "",
         "eqr": "sudoku",

@@ -166,7 +166,7 @@ def test_override_takes_python_values(tiny_run) -> None:
 
 
 def test_a_missing_file_names_where_configs_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.py does not exist; the shipped ones are albert, compressive, "):
+    with pytest.raises(UserError, match=r"nowhere\.py does not exist; the shipped ones are albert, coconut, "):
         load_config(tmp_path / "nowhere.py")
     with pytest.raises(UserError, match="is a folder"):
         load_config(tmp_path)

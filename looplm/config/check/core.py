@@ -7,6 +7,7 @@ from looplm.config.check.halting import READS_ALL
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     FixedDepth,
+    Graphs,
     InputState,
     LatentFeedbackCore,
     LearnedPositions,
@@ -18,6 +19,7 @@ from looplm.config.schema import (
     NoInjection,
     Run,
     ScheduledDepth,
+    Source,
     TwoSpeedCore,
 )
 
@@ -112,4 +114,31 @@ def _latents(run: Run) -> Iterator[str]:
             yield f"{name} does not go with this: {told}; use {remedy}"
 
 
-RULES: Rules = (_inner_loops, _parts, _latents)
+def _latents_of_tasks(run: Run) -> Iterator[str]:
+    """Every latent of an example needs its loop, in every stage."""
+    core, data, loop = run.model.core, run.data, run.loop
+    if not isinstance(core, LatentFeedbackCore):
+        return
+    given = [("data.train", task, _fewest_loops(run, source)) for source in data.sources for task in (source.data,)]
+    for key, task, loops in (*given, ("data.validation", data.validation, loop.num_loops)):
+        if not isinstance(task, Graphs):
+            continue
+        if core.token != Graphs.LATENT:
+            yield f"model.core.token={core.token} is not the latent of {key}; use {Graphs.LATENT}"
+        if loops <= task.most_latents:
+            yield (
+                f"{key} has examples of {task.most_latents} latents, and {loops} loops fill {loops - 1}; use "
+                f"{task.most_latents + 1} in loop.num_loops, and in loop.depth from the step on at which it is read"
+            )
+
+
+def _fewest_loops(run: Run, source: Source) -> int:
+    """The fewest loops of a step that may read the source."""
+    depth = run.loop.depth
+    if not isinstance(depth, ScheduledDepth):
+        return run.loop.num_loops
+    steps = [step for step in {*source.changes, *depth.loops} if source.weight_at(step)]
+    return min((depth.loops[max(begin for begin in depth.loops if begin <= step)] for step in steps), default=1 << 30)
+
+
+RULES: Rules = (_inner_loops, _parts, _latents, _latents_of_tasks)

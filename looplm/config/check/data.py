@@ -6,7 +6,7 @@ from typing import Any
 
 from looplm.config.check.divisors import divisors
 from looplm.config.check.rule import Rules
-from looplm.config.schema import Chains, Maze, Records, Run
+from looplm.config.schema import Chains, Graphs, Maze, Records, Run
 
 
 def _batch(run: Run) -> Iterator[str]:
@@ -76,6 +76,8 @@ def _tasks(run: Run) -> Iterator[str]:
     for task in (*(source.data for source in run.data.sources), run.data.validation):
         if isinstance(task, Chains) and task.min_hops > task.max_hops:
             yield f"min_hops={task.min_hops} of the chains is above max_hops={task.max_hops}; swap them"
+        if isinstance(task, Graphs) and task.min_path > task.max_path:
+            yield f"min_path={task.min_path} of the graphs is above max_path={task.max_path}; swap them"
         if isinstance(task, Maze) and task.min_path > task.max_path:
             yield f"min_path={task.min_path} of the mazes is above max_path={task.max_path}; swap them"
 

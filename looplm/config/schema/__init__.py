@@ -130,6 +130,7 @@ from looplm.config.schema.task import Addition as Addition
 from looplm.config.schema.task import AnyTask as AnyTask
 from looplm.config.schema.task import Chains as Chains
 from looplm.config.schema.task import Facts as Facts
+from looplm.config.schema.task import Graphs as Graphs
 from looplm.config.schema.task import Maze as Maze
 from looplm.config.schema.task import Modular as Modular
 from looplm.config.schema.task import PHop as PHop

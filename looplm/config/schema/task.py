@@ -4,7 +4,7 @@ An example is a function of (the task's fields, its number). Other seeds are oth
 is held-out data; where few examples exist (short sums, small grids), the same one may be in both.
 """
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -101,6 +101,40 @@ class Chains(Section):
     """`unseen`: queries that are not trained."""
 
 
+class Graphs(Task):
+    """Facts "every A is a B", drawn as a graph, and the question whether X is a Y or a Z; asked for the steps from X to
+    Y and the answer, or for what is left of them when the first are thought in latents (ProsQA, arXiv 2412.06769).
+
+    Tokens are 0 for the end of a fact or step, 1 before the question, 2 and 4 around the latents, 3 for a latent, 5
+    before the answer, then the things, which get other names in every example.
+    """
+
+    LATENT: ClassVar[int] = 3
+    kind: Literal["graphs"] = "graphs"
+    things: Annotated[int, Field(ge=4)] = 23
+    """Things of an example, X included."""
+    max_facts: PositiveInt = 45
+    """The most facts of an example."""
+    min_path: PositiveInt = 3
+    """Least steps from X to Y."""
+    max_path: PositiveInt = 6
+    """Most steps from X to Y."""
+    stage: NonNegativeInt = 0
+    """So many of the first steps are left out; from `max_path` on, all are."""
+    latents_per_step: NonNegativeInt = 1
+    """Latents in place of every step that is left out; 0: nothing stands there."""
+    pad_latents: bool = False
+    """Examples with fewer steps than `stage` have as many latents as the others."""
+
+    def latents_of(self, steps: int) -> int:
+        """Latents of an example of so many steps."""
+        return self.latents_per_step * (self.stage if self.pad_latents else min(self.stage, steps))
+
+    @property
+    def most_latents(self) -> int:
+        return self.latents_of(self.max_path)
+
+
 class Sudoku(Task):
     """Puzzles with one solution; asked for the empty cells.
 
@@ -133,6 +167,6 @@ class Maze(Task):
     """As for Sudoku."""
 
 
-_Tasks = PHop | Addition | Modular | Facts | Chains | Sudoku | Maze
+_Tasks = PHop | Addition | Modular | Facts | Chains | Graphs | Sudoku | Maze
 AnyTask = Annotated[_Tasks, Field(discriminator="kind")]
 TASK_KINDS = tuple(str(task.model_fields["kind"].default) for task in get_args(_Tasks))

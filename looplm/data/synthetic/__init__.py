@@ -8,6 +8,7 @@ addition  add numbers
 modular   value an expression modulo a number
 facts     compose two facts
 chains    follow relations, one after another
+graphs    follow facts, in written steps or latents
 sudoku    fill a grid
 maze      find the way
 """
@@ -18,6 +19,7 @@ from looplm.config import schema
 from looplm.data.synthetic.addition import Addition
 from looplm.data.synthetic.chains import Chains
 from looplm.data.synthetic.facts import Facts
+from looplm.data.synthetic.graphs import Graphs
 from looplm.data.synthetic.maze import Maze
 from looplm.data.synthetic.modular import Modular
 from looplm.data.synthetic.p_hop import PHop
@@ -30,6 +32,7 @@ _MAKERS: dict[type, Callable[..., Task]] = {
     schema.Modular: Modular,
     schema.Facts: Facts,
     schema.Chains: Chains,
+    schema.Graphs: Graphs,
     schema.Sudoku: Sudoku,
     schema.Maze: Maze,
 }

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from looplm.config.schema import Addition, AnyTask, Chains, Facts, Maze, Modular, PHop, Sudoku
+from looplm.config.schema import Addition, AnyTask, Chains, Facts, Graphs, Maze, Modular, PHop, Sudoku
 from looplm.data.synthetic import TaskWindows, build_task
 from looplm.data.synthetic.addition import EQUALS, PLUS
+from looplm.data.synthetic.graphs import ANSWER, BEGIN, END, LATENT, MARKS, QUESTION, STOP
 from looplm.data.synthetic.maze import GOAL, OPEN, PATH, SEPARATOR, START, WALL
 from looplm.errors import UserError
 
@@ -19,6 +20,7 @@ TASKS = [
     Modular(operations=5),
     Facts(entities=30, relations=8, out_degree=5, held_out_fraction=0.2, composed_per_fact=2),
     Chains(entities=12, relations=3, max_hops=5, train_queries=50, held_out_queries=20),
+    Graphs(things=7, max_facts=9, min_path=2, max_path=3, stage=1),
     Sudoku(size=4, num_puzzles=5),
     Maze(size=7, min_path=3),
 ]
@@ -191,6 +193,56 @@ def paths(maze: np.ndarray, at: tuple[int, int], seen: tuple[tuple[int, int], ..
             yield from paths(maze, to, (*seen, at))
 
 
+def written(tokens: list[int], labels: list[int]) -> tuple[set, list[int], list, list[int]]:
+    """Takes an example apart: facts, (X and the two that are asked about), steps and latents."""
+    whole = [*tokens, labels[-1]]
+    question, begin, end = (whole.index(mark) for mark in (QUESTION, BEGIN, END))
+    facts = [tuple(whole[at : at + 2]) for at in range(0, question, 3)]
+    assert whole[2:question:3] == [STOP] * len(facts)
+    assert len(set(facts)) == len(facts)
+    assert labels[:end] == [NO] * end, "nothing is asked of question and latents"
+    assert labels[end:] == whole[end + 1 :], "all of the rest is"
+    assert whole[-2] == ANSWER
+    steps = [tuple(whole[at : at + 2]) for at in range(end + 1, len(whole) - 2, 3)]
+    return set(facts), whole[question + 1 : begin], steps, whole[begin + 1 : end]
+
+
+def below_in(facts: set, top: int) -> dict[int, int]:
+    """Steps to everything below `top`, level by level."""
+    found, level = {top: 0}, {top}
+    while level:
+        level = {b for a, b in facts if a in level} - set(found)
+        found |= dict.fromkeys(level, max(found.values()) + 1)
+    return found
+
+
+def test_graphs_are_followed_in_steps_of_which_the_first_become_latents() -> None:
+    config, lengths, firsts = Graphs(things=12, max_facts=20, min_path=2, max_path=4), [], []
+    stages = [list(read(config.model_copy(update={"stage": stage, "latents_per_step": 2}), 60)) for stage in (0, 3, 4)]
+    for plain, some, all_ in zip(*stages, strict=True):
+        facts, (x, *asked), steps, latents = written(*plain)
+        answer, (wrong,) = plain[1][-1], [other for other in asked if other != plain[1][-1]]
+        distance = below_in(facts, x)
+        assert latents == []
+        assert 2 <= distance[answer] == len(steps) <= 4, "the steps are a shortest way"
+        assert set(steps) <= facts
+        assert [x, *(b for _, b in steps)] == [*(a for a, _ in steps), answer]
+        assert wrong not in distance
+        assert not {answer, wrong} & {a for a, _ in facts}, "both are leaves"
+        assert min(min(fact) for fact in facts) >= MARKS
+        for (tokens, labels), stage in ((some, 3), (all_, 4)):
+            assert written(tokens, labels) == (
+                facts, [x, *asked], steps[stage:], [LATENT] * 2 * min(stage, len(steps))
+            )  # fmt: skip
+            assert labels[-1] == answer
+        lengths.append(len(steps))
+        firsts.append(asked[0] == answer)
+    assert set(lengths) == {2, 3, 4}
+    assert 0.3 < np.mean(firsts) < 0.7, "the place says nothing of the answer"
+    padded = config.model_copy(update={"stage": 4, "pad_latents": True})
+    assert {len(written(*example)[3]) for example in read(padded, 20)} == {4}
+
+
 @pytest.mark.parametrize(
     "config", [Maze(size=9), Maze(size=12, min_path=20, max_path=24), Maze(size=7, min_path=3, in_place=True)]
 )
@@ -270,6 +322,7 @@ def test_windows_hold_every_example_once(config: AnyTask) -> None:
         ),
         (Maze(size=5, min_path=30), "no maze of size=5 with a path of min_path=30 to max_path=40"),
         (PHop(hops=8, length=32), "length=32 is too short"),
+        (Graphs(things=6, min_path=6), "no graph of things=6 and max_facts=45 with a way of min_path=6 to max_path=6"),
     ],
 )
 def test_a_size_without_a_task_is_refused(config: AnyTask, message: str) -> None:
@@ -296,6 +349,8 @@ FIRST: dict[str, list[int]] = {
     "modular": [27, 23, 15, 17, 26, 9, 4, 13, 15, 19, 17, 16, 0],
     "facts": [1, 34, 25],
     "chains": [5, 13, 10, 0, 0, 0],
+    "graphs": [11, 12, 0, 11, 8, 0, 12, 7, 0, 9, 10, 0, 6, 8, 0, 12, 6, 0, 11, 6, 0, 1, 11, 7, 10, 2, 3, 4, 12, 7, 0, 5,
+               7, 0, 0, 0, 0, 0, 0, 0, 0],
     "sudoku": [0, 0, 0, 1, 0, 0, 4, 2, 3, 0, 0, 0, 0, 4, 0, 0, 5, 4, 2, 3, 1, 1, 3, 4, 2, 3, 1, 2, 4, 2, 4, 1],
     "maze": list(map(int, MAZE)),
 }  # fmt: skip
