@@ -75,8 +75,11 @@ def lower_scoring(program: Program) -> None:
     batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=placement(program.mesh, "batch"))
              for name, rows in tokens_of(program).items()}  # fmt: skip
     with jax.set_mesh(program.mesh):
-        score = Scorer(program.lm, program.mesh, program.run.loop.num_loops, tempered=True, signals=True)
-        score._score.lower(program.lm.abstract(program.mesh), batch)
+        num_loops, params = program.run.loop.num_loops, program.lm.abstract(program.mesh)
+        score = Scorer(program.lm, program.mesh, num_loops, tempered=True, signals=True)
+        kept = jax.eval_shape(partial(score._empty, num_loops=num_loops), params, batch) if score.remembers else None
+        reads = "all" if score.one_pass else "last"
+        score._score.lower(params, batch, kept, num_loops=num_loops, reads=reads)
 
 
 def lower_generation(program: Program, random: Random) -> None:
