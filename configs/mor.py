@@ -7,7 +7,8 @@ times, and a router over depth.
 360m has 165,177,600 parameters, 117,991,680 of them outside of the embeddings (published: 118 M): SmolLM-360M with
 expert choice of capacities 1, 2/3, 1/3. 360m_token has a router by token choice, 360m_two two loops of fifteen layers
 (published: 167 M). tiny and tiny_token are for a CPU.
-Departure: tokens that are not in a loop are computed and left out, so that the time of a loop is not saved.
+Departure: tokens that are not in a loop are computed and left out, so that the time of a loop is not saved. With expert
+choice, `--set model.halting.gathers=true --set loop.unroll=true` computes the others alone, in a longer program.
 """
 
 from looplm.config.load import override

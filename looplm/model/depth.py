@@ -43,6 +43,13 @@ class Depth:
         return jnp.arange(self.window)[:, None] + jnp.atleast_1d(self.num_loops - self.window)
 
     @property
+    def known_numbers(self) -> range | None:
+        """The same numbers, where they are known at trace time and every iteration runs."""
+        if not (self.always_full and isinstance(self.num_detached, int)):
+            return None
+        return range(self.num_detached, self.num_detached + self.window)
+
+    @property
     def num_loops(self) -> int | jax.Array:
         """How many loops run, with and without gradient: int, or int32 () or (B,)."""
         return self.num_detached + (self.window if self.num_trained is None else self.num_trained)
@@ -61,6 +68,8 @@ class Loop:
     """The slice of `per_loop` that belongs to this loop; see `run_loops`."""
     call: int | jax.Array = 0
     """Number of the call of a block in this loop, from 0, int32 ()."""
+    known: int | None = field(default=None, metadata={"static": True})
+    """The number once more, where the program is written for this loop alone."""
 
 
 def once() -> Loop:

@@ -4,7 +4,7 @@
     token choice    depth = argmax of the scores of s_0;  out = s_0 + g block(..block(s_0)), as many loops as that
 
 Tokens that are not in a loop keep their state; the others do not see them, unless `sees_left`. The loop is computed for
-all of them all the same.
+all of them all the same, unless the rule gathers their rows (`rows.py`).
 """
 
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from looplm.model.context import Context
 from looplm.model.gates import Units
 from looplm.model.halting import Never, State, Told, mean_over_tokens, select_tokens
 from looplm.model.init import Init
+from looplm.model.rows import Admitted, rows_of
 from looplm.ops.precision import at_least_fp32
 from looplm.sharding.collective import lay_out
 
@@ -59,14 +60,14 @@ class ExpertChoice(Never):
     """In every loop its own router takes the best share of the tokens that were in the loop before."""
 
     def __init__(self, config: Model, kind: schema.ExpertChoice, *, rngs: nnx.Rngs):
-        self.kind = kind
+        self.kind, self.gathers = kind, kind.gathers
         self.router = Router(config, kind, 1, loops=len(kind.capacities), rngs=rngs)
 
     def init(self, h_BSD: jax.Array) -> Chosen:
         zeros_BS = lay_out(jnp.zeros_like(at_least_fp32(h_BSD[..., 0])), "batch", "sequence")
         return Chosen(zeros_BS == 0, zeros_BS, zeros_BS.astype(jnp.int32), zeros_BS, zeros_BS)
 
-    def admit(self, acc: Chosen, h_BSD: jax.Array, context: Context) -> tuple[Chosen, jax.Array | None]:
+    def admit(self, acc: Chosen, h_BSD: jax.Array, context: Context) -> tuple[Chosen, Admitted]:
         kind = self.kind
         logits_BS = lay_out(self.router(h_BSD)[..., 0], "batch", "sequence")
         before_BS = acc.active_BS if context.counted_BS is None else acc.active_BS & context.counted_BS
@@ -85,6 +86,8 @@ class ExpertChoice(Never):
             acc.auxiliary_BS + share_BS * bce_BS,
             acc.z_BS + share_BS * jnp.square(logits_BS),
         )
+        if kind.gathers and context.with_capacity and context.loop.known is not None:
+            return acc, rows_of(active_BS, self._count(context.loop.known, active_BS.shape[1]))
         return acc, None if kind.sees_left else active_BS
 
     def update(self, acc: Chosen, old: State, new: State, h_BSD: jax.Array, context: Context) -> tuple[State, Chosen]:
@@ -107,9 +110,14 @@ class ExpertChoice(Never):
         loops_B = mean_over_tokens(acc.loops_BS.astype(cost_B.dtype), counted_BS)
         return Told(cost_B, {"halt/loops": loops_B, "halt/auxiliary": auxiliary_B, "halt/z": z_B})
 
+    def _count(self, number: int, length: int) -> int:
+        """Return how many tokens of a sequence a loop takes."""
+        return max(1, int(self.kind.capacities[min(number, len(self.kind.capacities) - 1)] * length))
+
     def _best(self, logits_BS: jax.Array, before_BS: jax.Array, context: Context) -> jax.Array:
         """Choose the tokens of highest score; of equal ones the first."""
-        counts = jnp.array([max(1, int(share * logits_BS.shape[1])) for share in self.kind.capacities])
+        length = logits_BS.shape[1]
+        counts = jnp.array([self._count(number, length) for number in range(len(self.kind.capacities))])
         count_B1 = counts[jnp.minimum(context.loop.number_B, counts.size - 1)][:, None]
         # JAX 0.10 lays neither `argsort` nor the derivative of a sort out on a mesh.
         places_BS = lay_out(jnp.broadcast_to(jnp.arange(logits_BS.shape[1]), logits_BS.shape), "batch", "sequence")

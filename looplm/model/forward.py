@@ -113,6 +113,7 @@ class Forward:
             keep=self._keeper(wants_all),
             remat=context.remat,
             unroll=context.unroll,
+            numbered=halting.gathers,
         )
 
         def leave(h_BSD: jax.Array, cache: KVCache | None = None) -> tuple[Any, KVCache | None, Report]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looplm.model.context import Context
+from looplm.model.rows import Admitted
 from looplm.sharding.collective import lay_out
 
 State = Any
@@ -34,13 +35,17 @@ class Halting(Protocol):
     h_BSD is always what `Core.read` gives of a state, (B, S, D).
     """
 
+    gathers: bool
+    """Whether it may admit `Rows`; the loops that are written out are then told their numbers at trace time."""
+
     def init(self, h_BSD: jax.Array) -> Accumulators:
         """Make the accumulators before the first loop; h_BSD is of the first state."""
 
-    def admit(self, acc: Accumulators, h_BSD: jax.Array, context: Context) -> tuple[Accumulators, jax.Array | None]:
+    def admit(self, acc: Accumulators, h_BSD: jax.Array, context: Context) -> tuple[Accumulators, Admitted]:
         """Decide before a loop who takes part in it; h_BSD is of the state that enters.
 
-        Returns (accumulators, which tokens the others may see (B, S) bool; None: all).
+        Returns (accumulators, which tokens the others may see (B, S) bool; None: all; or the rows that alone go through
+        the loop).
         """
 
     def update(
@@ -72,10 +77,12 @@ class Halting(Protocol):
 class Never(nnx.Module):
     """Nobody leaves before the last loop, whose state is read. Adds no operation to the program."""
 
+    gathers = False
+
     def init(self, h_BSD: jax.Array) -> Accumulators:
         return ()
 
-    def admit(self, acc: Accumulators, h_BSD: jax.Array, context: Context) -> tuple[Accumulators, jax.Array | None]:
+    def admit(self, acc: Accumulators, h_BSD: jax.Array, context: Context) -> tuple[Accumulators, Admitted]:
         return acc, None
 
     def update(

@@ -39,6 +39,7 @@ from looplm.model.loop import Step
 from looplm.model.output import Carry
 from looplm.model.positions import PositionTable
 from looplm.model.report import Report, one_visit
+from looplm.model.rows import step_among
 from looplm.model.value_embedding import Embedded, ValueEmbedding
 from looplm.ops.precision import at_least_fp32
 from looplm.ops.softcap import softcap
@@ -133,9 +134,8 @@ class LoopLM(nnx.Module):
             core, halting = nnx.merge(graph, own, shared)
             here, h_BSD = replace(context, loop=replace(loop, own=given)), core.read(carry.state)
             draw(core, here)
-            halt, present_BS = halting.admit(carry.halt, h_BSD, here)
-            here = replace(here, mask=here.mask.among(present_BS))
-            new, cache, report = core.step(carry.state, inputs, here, carry.cache)
+            halt, admitted = halting.admit(carry.halt, h_BSD, here)
+            new, cache, report = step_among(admitted, core, carry.state, inputs, here, carry.cache)
             if context.step_size != 1:
                 new = jax.tree.map(lambda old, new: old + context.step_size * (new - old), carry.state, new)
             state, halt = halting.update(halt, carry.state, new, core.read(new), here)

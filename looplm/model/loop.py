@@ -5,8 +5,9 @@ stop-gradient, the suffix a `scan` of static length whose surplus leading iterat
 halting, cache or loss, and a step may itself run loops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def run_loops(
     keep: Callable[[Tree], Tree] = lambda carry: None,
     remat: Remat = "none",
     unroll: bool = False,
+    numbered: bool = False,
 ) -> Ran:
     """Apply `carry, report = step(parameters, carry, inputs, loop)` as many times as `depth` says.
 
@@ -56,6 +58,7 @@ def run_loops(
         remat: `loop` and `names` recompute a trained loop in the backward pass and keep only its first carry;
             `offload` also keeps that on the host.
         unroll: write the trained loops out in the program.
+        numbered: tell every loop that is written out its number at trace time, `Loop.known`, if the depth is known.
     """
     total_B = jnp.atleast_1d(depth.num_loops)
     if not (isinstance(depth.num_detached, int) and depth.num_detached == 0):
@@ -74,11 +77,11 @@ def run_loops(
         always = isinstance(depth.num_detached, int)
         carry = advanced if always else select(detached_B > 0, advanced, carry)
 
-    def iterate(carry: Tree, xs: tuple) -> tuple[Tree, tuple[Tree, Tree]]:
+    def iterate(carry: Tree, xs: tuple, known: int | None = None) -> tuple[Tree, tuple[Tree, Tree]]:
         active, number_B, own = xs
 
         def run(carry: Tree) -> tuple[Tree, Tree]:
-            return step(parameters, carry, inputs, Loop(number_B, total_B, own))
+            return step(parameters, carry, inputs, Loop(number_B, total_B, own, known=known))
 
         if active is None:
             carry, report = run(carry)
@@ -90,14 +93,19 @@ def run_loops(
             carry = select(active, new, carry)
         return carry, (keep(carry), report)
 
-    body: Callable = iterate
-    if remat in ("loop", "names"):
-        body = jax.checkpoint(iterate)
-    elif remat == "offload":
-        body = with_carries_on_host(iterate)
+    def recomputed(iterate: Callable) -> Callable:
+        if remat in ("loop", "names"):
+            return jax.checkpoint(iterate)
+        return with_carries_on_host(iterate) if remat == "offload" else iterate
+
+    body = recomputed(iterate)
     xs = (depth.active_RB, depth.numbers_RB, slices_of_window(per_loop, depth))
     with _window_mark(depth):
-        carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
+        if unroll and numbered and depth.known_numbers is not None:
+            bodies = [recomputed(partial(iterate, known=known)) for known in depth.known_numbers]
+            carry, (kept, reports) = one_by_one(bodies, carry, xs)
+        else:
+            carry, (kept, reports) = (written_out if unroll else jax.lax.scan)(body, carry, xs)
     return Ran(carry, kept, reports)
 
 
@@ -153,8 +161,13 @@ def written_out(body: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs
     """Do what `jax.lax.scan` does, in Python. Its own `unroll` calls one function again and again in JAX 0.10.2, and
     where that gives partial sums (of gradients) the TPU compiler refuses the program: "unreduced axes mismatch" (JAX
     0.12 does not)."""
+    return one_by_one([body] * jax.tree.leaves(xs)[0].shape[0], carry, xs)
+
+
+def one_by_one(bodies: Sequence[Callable[[Tree, Tree], tuple[Tree, Tree]]], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """Do the same where every iteration has a body of its own."""
     kept = []
-    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+    for i, body in enumerate(bodies):
         carry, one = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
         kept.append(one)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)

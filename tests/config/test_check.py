@@ -49,6 +49,36 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
             {"model.halting": {"kind": "expert_choice", "capacities": [0.5, 1.0]}},
             "model.halting.capacities=(0.5, 1.0) grow, and a loop takes tokens of the loop before alone; let them fall",
         ),
+        *(
+            (
+                {
+                    "model.halting": {"kind": "expert_choice", "capacities": [1.0, 0.5], "gathers": True},
+                    "objective": {"kind": "final"},
+                    "loop.unroll": True,
+                    **changes,
+                },
+                f"model.halting.gathers=true {reason}",
+            )
+            for changes, reason in (
+                ({"loop.unroll": False}, "has loops of several shapes, and one is scanned; set loop.unroll=true"),
+                (
+                    {"loop.depth": {"kind": "uniform", "max_loops": 3}},
+                    "needs a depth that never changes; use loop.depth=fixed, and no growth",
+                ),
+                (
+                    {"loop.backprop_loops": 1},
+                    "needs every loop written out, and with loop.backprop_loops=1 of 3 the first are not; leave it out",
+                ),
+                *(
+                    ({name: value}, f"cannot be with {part}; leave one of them out")
+                    for name, value, part in (
+                        ("model.attention_window", 4, "model.attention_window=4"),
+                        ("model.attention_mask", "full", "model.attention_mask=full"),
+                        ("model.positions", "relative", "model.positions=relative"),
+                    )
+                ),
+            )
+        ),
         (
             {"model.halting": {"kind": "token_choice", "loops": 99}, "objective": {"kind": "final"}},
             "model.halting=token_choice gives a token up to 99 loops, and at most 3 run; let its loops be 3",

@@ -4,7 +4,9 @@ The official code: test_golden_mor.py.
 """
 
 from dataclasses import replace
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +71,39 @@ def test_outside_of_training_nothing_looks_ahead(expert, random_params, tokens_B
     np.testing.assert_allclose(whole.read[:, :, :cut], part.read, rtol=2e-5, atol=2e-5)
     deepest = np.asarray(lm.bind(params).halting.exits(whole.halt))
     assert len(np.unique(deepest)) > 1, "tokens differ in their depth"
+
+
+def test_gathered_rows_give_the_numbers_of_the_masked_form(expert):
+    lm, params = expert
+    halting = lm.config.halting.model_copy(update={"capacities": (0.9, 0.5, 0.2), "z_loss_weight": 0.1})
+    tokens_BS = jax.random.randint(jax.random.key(3), (3, 20), 0, lm.config.vocab_size)
+    segments_BS = jnp.array([[0] * 20, [0] * 7 + [1] * 13, [0] * 4 + [1] * 16])
+    positions_BS = jnp.array([[*range(20)], [*range(7), *range(13)], [*range(4), *range(16)]])
+    counted_BS = jnp.arange(20) < jnp.array([20, 20, 4])[:, None]
+
+    def outcome(params, gathers):
+        update = {"halting": halting.model_copy(update={"gathers": gathers})}
+        bound = FunctionalLM(lm.config.model_copy(update=update)).bind(params)
+        mask = self_mask(lm.config, segments_BS)
+        context = Context(positions_BS, mask, "loop", unroll=True, counted_BS=counted_BS, with_capacity=True)
+        output = Forward(bound, tokens_BS, context, Depth(R), jnp.float32)()
+        told = bound.halting.told(output.halt, counted_BS, None)
+        loss = jnp.sum(jnp.sin(3 * output.read[0]) * counted_BS[..., None]) + jnp.sum(told.cost_B)
+        return loss, (output.read, output.state, output.halt, told)
+
+    runs = {flag: jax.jit(jax.value_and_grad(partial(outcome, gathers=flag), has_aux=True)) for flag in (True, False)}
+    (loss, seen), grads = runs[True](params)
+    (masked_loss, masked_seen), masked_grads = runs[False](params)
+    assert {0, R} < set(np.ravel(seen[2].loops_BS).tolist())
+    np.testing.assert_allclose(loss, masked_loss, rtol=1e-5)
+
+    def compare(gathered, masked):
+        np.testing.assert_allclose(gathered, masked, atol=1e-5 * max(1, np.max(np.abs(masked))))
+
+    jax.tree.map(compare, (seen, grads), (masked_seen, masked_grads))
+    # What nobody computes is not in the program: the widest product over channels has the rows of its loop.
+    shapes = str(jax.make_jaxpr(partial(outcome, gathers=True))(params))
+    assert all(f"f32[3,{rows},40]" in shapes for rows in (18, 10, 4))
 
 
 def test_writing_is_refused_by_name(expert):

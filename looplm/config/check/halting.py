@@ -6,13 +6,20 @@ from looplm.config.check.depth import max_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     ACTHalting,
+    ConvReLU,
+    ConvSwiGLU,
     DecidedCrossEntropy,
+    DenseAttention,
     Distillation,
     ExpectedCrossEntropy,
     ExpertChoice,
+    FixedDepth,
     GateImprovement,
+    MoE,
+    RelativePositions,
     Run,
     SelfDistillation,
+    SingleCore,
     TokenChoice,
     WeightedCrossEntropy,
 )
@@ -60,4 +67,34 @@ def _routers(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_mean_of_states, _cost, _routers)
+def _gathered_rows(run: Run) -> Iterator[str]:
+    """Rows that are gathered are not neighbours, and their number has to be known where the program is written."""
+    model, loop = run.model, run.loop
+    if not (isinstance(model.halting, ExpertChoice) and model.halting.gathers):
+        return
+    if not loop.unroll:
+        yield "model.halting.gathers=true has loops of several shapes, and one is scanned; set loop.unroll=true"
+    if not isinstance(loop.depth, FixedDepth) or loop.growth is not None or loop.backprop_growth is not None:
+        yield "model.halting.gathers=true needs a depth that never changes; use loop.depth=fixed, and no growth"
+    elif loop.backprop_loops is not None and loop.backprop_loops < loop.num_loops:
+        yield (
+            f"model.halting.gathers=true needs every loop written out, and with loop.backprop_loops="
+            f"{loop.backprop_loops} of {loop.num_loops} the first are not; leave it out"
+        )
+    unfit = {
+        "model.halting.sees_left=true": model.halting.sees_left,
+        f"model.attention_mask={model.attention_mask}": model.attention_mask != "causal",
+        f"model.attention_window={model.attention_window}": model.attention_window is not None,
+        f"model.attention={model.attention.kind}": not isinstance(model.attention, DenseAttention),
+        f"model.positions={model.positions.kind}": isinstance(model.positions, RelativePositions),
+        f"model.feed_forward={model.feed_forward.kind}": isinstance(model.feed_forward, MoE | ConvSwiGLU | ConvReLU),
+        f"model.core={model.core.kind}": not isinstance(model.core, SingleCore),
+        "model.memory": model.memory is not None,
+        "model.value_embedding": model.value_embedding is not None,
+    }
+    for part, there in unfit.items():
+        if there:
+            yield f"model.halting.gathers=true cannot be with {part}; leave one of them out"
+
+
+RULES: Rules = (_mean_of_states, _cost, _routers, _gathered_rows)

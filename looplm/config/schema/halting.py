@@ -81,6 +81,9 @@ class ExpertChoice(DepthRouter):
     """Scores are multiplied with it, but for `score=none`."""
     auxiliary_weight: NonNegativeFloat = 0.001
     """Weight of the cross-entropy of the router with the choice that was made, summed over loops."""
+    gathers: bool = False
+    """Whether in training a loop computes the rows of the tokens that it takes and no others: the same numbers in less
+    time. Needs a fixed depth and `loop.unroll`. False: all rows are computed, and those of the others left out."""
 
 
 class TokenChoice(DepthRouter):
