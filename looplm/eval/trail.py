@@ -8,6 +8,7 @@ from flax import nnx
 
 from looplm.model.context import Context
 from looplm.model.halting import Halting, State, Told
+from looplm.model.rows import Admitted
 
 
 class Trail(NamedTuple):
@@ -21,14 +22,14 @@ class Recorder(nnx.Module):
     """The halting rule `inner`, and beside it what is read of the state after every loop."""
 
     def __init__(self, inner: Halting, num_loops: int):
-        self.inner, self.num_loops = inner, num_loops
+        self.inner, self.num_loops, self.gathers = inner, num_loops, inner.gathers
 
     def init(self, h_BSD: jax.Array) -> Trail:
         return Trail(self.inner.init(h_BSD), jnp.stack([jnp.zeros_like(h_BSD)] * self.num_loops, axis=2))
 
-    def admit(self, acc: Trail, h_BSD: jax.Array, context: Context) -> tuple[Trail, jax.Array | None]:
-        inner, present_BS = self.inner.admit(acc.inner, h_BSD, context)
-        return acc._replace(inner=inner), present_BS
+    def admit(self, acc: Trail, h_BSD: jax.Array, context: Context) -> tuple[Trail, Admitted]:
+        inner, admitted = self.inner.admit(acc.inner, h_BSD, context)
+        return acc._replace(inner=inner), admitted
 
     def update(self, acc: Trail, old: State, new: State, h_BSD: jax.Array, context: Context) -> tuple[State, Trail]:
         state, inner = self.inner.update(acc.inner, old, new, h_BSD, context)
