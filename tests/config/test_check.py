@@ -73,8 +73,7 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                     ({name: value}, f"cannot be with {part}; leave one of them out")
                     for name, value, part in (
                         ("model.attention_window", 4, "model.attention_window=4"),
-                        ("model.attention_mask", "full", "model.attention_mask=full"),
-                        ("model.positions", "relative", "model.positions=relative"),
+                        ("model.positions", {"kind": "relative"}, "model.positions=relative"),
                     )
                 ),
             )
