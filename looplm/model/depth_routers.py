@@ -60,8 +60,12 @@ class ExpertChoice(Never):
     """In every loop its own router takes the best share of the tokens that were in the loop before."""
 
     def __init__(self, config: Model, kind: schema.ExpertChoice, *, rngs: nnx.Rngs):
-        self.kind, self.gathers = kind, kind.gathers
+        self.kind = kind
         self.router = Router(config, kind, 1, loops=len(kind.capacities), rngs=rngs)
+
+    @property
+    def gathers(self) -> bool:
+        return self.kind.gathers
 
     def init(self, h_BSD: jax.Array) -> Chosen:
         zeros_BS = lay_out(jnp.zeros_like(at_least_fp32(h_BSD[..., 0])), "batch", "sequence")

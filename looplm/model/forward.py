@@ -101,7 +101,6 @@ class Forward:
         halting = self.halting or model.halting
         body = model.body(self._remembering(context), halting, self._given())
         wants_all = not isinstance(reads, str) or reads == "all"
-
         trail = (jax.lax.stop_gradient(read(state)),) * (LOOKBACK if self.with_statistics else 0)
         last, (h_RBSD, gate_logits_RBS, statistics_R), block_report = run_loops(
             body.step,

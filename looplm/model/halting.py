@@ -35,8 +35,9 @@ class Halting(Protocol):
     h_BSD is always what `Core.read` gives of a state, (B, S, D).
     """
 
-    gathers: bool
-    """Whether it may admit `Rows`; the loops that are written out are then told their numbers at trace time."""
+    @property
+    def gathers(self) -> bool:
+        """Whether it may admit `Rows`; the loops that are written out are then told their numbers at trace time."""
 
     def init(self, h_BSD: jax.Array) -> Accumulators:
         """Make the accumulators before the first loop; h_BSD is of the first state."""
@@ -77,7 +78,9 @@ class Halting(Protocol):
 class Never(nnx.Module):
     """Nobody leaves before the last loop, whose state is read. Adds no operation to the program."""
 
-    gathers = False
+    @property
+    def gathers(self) -> bool:
+        return False
 
     def init(self, h_BSD: jax.Array) -> Accumulators:
         return ()
