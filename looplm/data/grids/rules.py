@@ -42,7 +42,11 @@ def make_tasks(count: int, *, demonstrations: int, questions: int, size: int, se
 
 
 def _pairs(rule: Rule, palette: np.ndarray, count: int, rng: np.random.Generator) -> list[Pair]:
-    """Grids that are all different, each changed by the rule."""
+    """Grids that are all different, each changed by the rule.
+
+    Raises:
+        UserError: there are fewer.
+    """
     pairs: dict[bytes, Pair] = {}
     for _ in range(_TRIES * count):
         if len(pairs) == count:
@@ -51,7 +55,11 @@ def _pairs(rule: Rule, palette: np.ndarray, count: int, rng: np.random.Generator
         answer = rule.answer(grid)
         if not np.array_equal(grid, answer):
             pairs[grid.tobytes()] = grid, answer
-    assert len(pairs) == count, rule.name
+    if len(pairs) < count:
+        raise UserError(
+            f"--demonstrations and --questions ask for {count} grids a task, and only {len(pairs)} different ones were "
+            f"found for the rule {rule.name}; ask for fewer, or take a larger --size"
+        )
     return list(pairs.values())
 
 

@@ -137,3 +137,8 @@ def test_more_tasks_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("looplm.data.grids.rules._TRIES", 20)
     with pytest.raises(UserError, match="--tasks 253 is more than there are; 252 different ones were found"):
         make_tasks(253, demonstrations=1, questions=1, size=8, seed=0)
+
+
+def test_more_grids_than_a_rule_has() -> None:
+    with pytest.raises(UserError, match=r"--questions ask for 40 grids a task, and only \d+ different ones"):
+        make_tasks(8, demonstrations=39, questions=1, size=4, seed=0)
