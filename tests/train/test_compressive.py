@@ -170,7 +170,13 @@ def defined(config, params):
     return *totals, *jax.tree.map(lambda *leaves: sum(leaves), *gradients), *zip(*ends, strict=True)
 
 
-@pytest.mark.parametrize(("compression", "loops"), [("convolution", "all"), ("max", "last"), ("mean", "all")])
+@pytest.mark.parametrize(
+    ("compression", "loops"),
+    [
+        ("convolution", "all"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("max", "last"), ("mean", "all"))),
+    ],
+)
 def test_losses_memories_and_all_gradients(compression, loops):
     config = config_of(compression, loops)
     draw = np.random.default_rng(1)
