@@ -99,13 +99,21 @@ class Case:
         segments_S = np.searchsorted(ends, np.arange(self.queries), side="right") + 1
         if self.documents:
             segments_S = np.where(np.arange(self.queries) < ends[-1], segments_S, 0)
+        remembers = bool(self.documents) and self.keys > self.queries
         return Mask(
             self.kind, self.window, self.keys,
             place_BS=jnp.asarray(np.arange(self.queries) + np.array(self.later)[:, None]) if self.later else None,
             segments_BS=jnp.asarray([segments_S, segments_S[::-1]]) if self.documents else None,
+            key_segments_BT=jnp.asarray(self.key_segments(segments_S)) if remembers else None,
             prefix_BT=jnp.asarray(draw.random((B, self.keys)) < 0.2) if self.kind == "prefix" else None,
             present_BT=jnp.asarray(draw.random((B, self.keys)) < 0.7) if self.absent else None,
         )  # fmt: skip
+
+    def key_segments(self, segments_S: np.ndarray) -> np.ndarray:
+        """Keys before the queries: half of them of the document that the row begins with, as of a memory."""
+        before = self.keys - self.queries
+        rows = [np.pad(row, (before, 0), mode="edge") for row in (segments_S, segments_S[::-1])]
+        return np.where(np.arange(self.keys) < before // 2, -1, rows)
 
     def inputs(self) -> list[jax.Array]:
         draw, (N, K) = np.random.default_rng(0), self.heads
@@ -129,6 +137,7 @@ CASES = {
     "bias": Case(200, 200, biased=True),
     "bias, packed": Case(270, 270, biased=True, documents=(100, 100)),
     "more keys than queries": Case(140, 400),
+    "a memory": Case(140, 400, documents=(60, 50)),
     "a cache": Case(140, 400, later=(3, 200)),
     "a cache, window": Case(140, 400, later=(3, 200), window=30),
     "tokens that left": Case(200, 200, absent=True),
@@ -173,7 +182,7 @@ def test_backends_give_the_values_and_gradients_of_the_definition(backend, name,
 
 IN_THE_KERNEL = [
     "one key head", "window", "both sides", "window on both sides", "packed, with padding", "documents of one token",
-    "more keys than queries",
+    "more keys than queries", "a memory",
 ]  # fmt: skip
 
 

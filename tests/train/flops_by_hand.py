@@ -8,10 +8,12 @@ Only matrix products are counted, a multiplication and an addition each; everyth
     experts    f = D E + n m D F_e + 3 D F_s                   router; the n experts of a token; the shared expert
     value gate v = 2 C K, for the layers that have a value embedding: A(x) = x a + (those of x layers) v
     injection  i = 2 (2 D) D concat, 2 D D diagonal, else 0
-    read-out   r = 2 D D, gate g = 2 D, head h = 2 D V, embeddings 0
+    read-out   r = 2 D D, gate g = 2 D, head h = 2 E V, embeddings 0
+    ends       u = 2 E D where embeddings have a width E of their own, else E = D; before the head q = 2 D E, or none
+    memory     of M places, in the block: k is M + S, and m = 4 D K H M / S more a layer, for their keys and values
 
-    forward  = A(prelude) + R (A(L) + i) + t g + n (r + A(coda) + h)
-    backward = 2 (A(prelude), if reached) + 2 t (A(L) + i + g) + 2 n (r + A(coda) + h)
+    forward  = u + A(prelude) + R (A(L) + i) + t g + n (r + A(coda) + q + h)
+    backward = 2 (u + A(prelude), if reached) + 2 t (A(L) + i + g) + 2 n (r + A(coda) + q + h)
 
 R loops, the last t of them with gradient; n loops are read: 1 (final), t (all of the window) or m (sampled heads). A
 product costs two in the backward pass, one for each factor. No gradient enters the loops before the last t. It reaches
@@ -70,6 +72,8 @@ class Part(NamedTuple):
 class Flops:
     """FLOPs per token, of all devices together, by the part of the model that does them."""
 
+    widening: Part
+    """From the embeddings' width to the model's."""
     prelude: Part
     loops: Part
     """The shared block in all loops."""
@@ -77,6 +81,8 @@ class Flops:
     gate: Part
     read_out: Part
     coda: Part
+    narrowing: Part
+    """What the head has before it."""
     head: Part
 
     @property
@@ -104,15 +110,18 @@ class Flops:
 
 def forward_flops(model: Model, *, sequence_length: int, num_loops: int, num_reads: int, causal: bool = True) -> Flops:
     """A forward pass in which coda and head read `num_reads` loops (a depth sweep: all), and the gate all loops."""
-    keys = visible_keys(model, sequence_length) if causal else sequence_length
+    keys, width = visible_keys(model, sequence_length) if causal else sequence_length, model.embedding_width
+    M, recalled = model.memory_length, model.block_layers * 4.0 * model.dim * model.kv_heads * model.head_size
     return Flops(
+        widening=Part(2.0 * width * model.dim if model.embedding_dim is not None else 0.0),
         prelude=Part(_stack(model, "prelude", keys)),
-        loops=Part(num_loops * _stack(model, "block", keys)),
+        loops=Part(num_loops * (_stack(model, "block", keys + M) + recalled * M / sequence_length)),
         injection=Part(num_loops * _injection(model)),
         gate=Part(num_loops * _gate(model)),
         read_out=Part(num_reads * 2.0 * model.dim**2 if model.read_out else 0.0),
         coda=Part(num_reads * _stack(model, "coda", keys)),
-        head=Part(num_reads * 2.0 * model.dim * model.vocab_size),
+        narrowing=Part(num_reads * 2.0 * model.dim * width if model.head_transform else 0.0),
+        head=Part(num_reads * 2.0 * width * model.vocab_size),
     )
 
 
@@ -135,12 +144,14 @@ def training_flops(
         isinstance(model.state_init, InputState) and trained_loops == num_loops
     )
     return Flops(
+        widening=Part(once.widening.forward, 2 * once.widening.forward if reached else 0.0),
         prelude=Part(once.prelude.forward, 2 * once.prelude.forward if reached else 0.0),
         loops=Part(once.loops.forward, 2 * once.loops.forward * trained_loops / num_loops),
         injection=Part(once.injection.forward, 2 * trained_loops * _injection(model)),
         gate=Part(once.gate.forward, 2 * once.gate.forward),
         read_out=Part(once.read_out.forward, 2 * once.read_out.forward),
         coda=Part(once.coda.forward, 2 * once.coda.forward),
+        narrowing=Part(once.narrowing.forward, 2 * once.narrowing.forward),
         head=Part(once.head.forward, 2 * once.head.forward),
     )
 
@@ -164,7 +175,7 @@ def rematerialised(
     Approximate: XLA may drop or add recomputation, and a flash kernel computes q k again on its own. The gate-only
     objective needs no recomputation, but the program runs its loops again under `loop`, `names` and `offload`.
     """
-    num_reads = flops.head.forward / (2 * model.dim * model.vocab_size)
+    num_reads = flops.head.forward / (2 * model.embedding_width * model.vocab_size)
     once = {
         "prelude": flops.prelude.forward,
         "loops": flops.loops.forward / num_loops,
@@ -179,7 +190,7 @@ def rematerialised(
     if remat in ("loop", "names", "offload"):
         times |= {"loops": times["loops"] + 1, "injection": 1.0}
     if remat != "none" and not isinstance(objective, FinalCrossEntropy | GateImprovement):
-        times |= {"read_out": 1.0, "coda": times.get("coda", 0.0) + 1}
+        times |= {"read_out": 1.0, "narrowing": 1.0, "coda": times.get("coda", 0.0) + 1}
     # What was done forward for the part that has a gradient is half of its backward cost.
     again = {name: times.get(name, 0.0) * part.backward / 2 for name, part in flops.parts.items()}
     return Flops(**{name: part._replace(recomputed=again[name]) for name, part in flops.parts.items()})

@@ -1,6 +1,7 @@
 """What is counted in a traced program, against formulas (`flops_by_hand.py`): abstract shapes, nothing is computed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from looplm.optim.guard import guarded
 from looplm.sharding.collective import use
 from looplm.sharding.mesh import build_mesh
 from looplm.train.batch import PER_TOKEN, Batch
+from looplm.train.carrying import build_carrying
 from looplm.train.depth import DepthSchedule
 from looplm.train.flops import Flops, StepFlops, step_flops
 from looplm.train.program import Program
@@ -93,6 +95,7 @@ CASES = {
     ),
     "experts_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=5, experts_per_token=2), **ENDS)),
     "one_expert_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=1, experts_per_token=1))),
+    "memory": Case(dict(memory=schema.SegmentMemory(length=S + 8), injection=schema.AddInjection(), **ENDS)),
     "tied": Case(dict(tie_embeddings=True, **GATE), ExpectedCrossEntropy()),
 }
 
@@ -113,9 +116,13 @@ def counted(run: schema.Run) -> StepFlops:
     length, depths = run.data.sequence_length, DepthSchedule(run)
     lm, optimizer = FunctionalLM(run.model), guarded(optax.sgd(1.0), run.optim.guard)
     step = build_train_step(run, lm, optimizer, depths, dtype=jnp.float32)
-    state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes))
     depth = int32(A, B, 2) if depths.per_sequence else None
     batch = Batch(*[int32(A, B, length)] * len(PER_TOKEN), sequence=int32(A, B), depth=depth)
+    carrying, carry = build_carrying(run), None
+    if carrying is not None:
+        states = jax.ShapeDtypeStruct((A, B, length, run.model.dim), jnp.float32)
+        carry = jax.eval_shape(partial(carrying.empty, batch), states)
+    state = TrainState(int32(), lm.shapes, jax.eval_shape(optimizer.init, lm.shapes), carry)
     return step_flops(jax.jit(step).trace(state, batch, int32(2)).jaxpr)
 
 
@@ -134,8 +141,8 @@ def by_hand(run: schema.Run, detached: int, trained: int) -> Flops:
     return Flops(A * B * S * needed.total, A * B * S * done.hardware)
 
 
-UNKNOWN = ("urm", "albert", "compressive", "transformer_xl")
-"""The formula knows no short convolution, no narrower embedding and no memory."""
+UNKNOWN = ("urm", "compressive", "transformer_xl")
+"""The formula knows no short convolution, no relative positions and no compression."""
 BY_HAND = [
     name
     for name in NAMES

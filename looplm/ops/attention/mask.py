@@ -184,8 +184,6 @@ def not_plain(mask: Mask, asked: Asked) -> str | None:
     """Say what no fused kernel computes; None where there is nothing of that kind."""
     if asked.biased:
         return "something is added to the scores (model.positions=relative)"
-    if mask.num_keys > asked.num_queries:
-        return "keys are also of tokens before the sequence (model.memory)"
     if mask.kind == "prefix":
         return "a prefix is seen as a whole (model.attention_mask=prefix)"
     if mask.place_BS is not None or mask.present_BT is not None:
