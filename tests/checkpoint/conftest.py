@@ -1,4 +1,4 @@
-"""A small state on any mesh, and a folder with checkpoints of it."""
+"""A small state on any mesh, a folder with checkpoints of it, and an official folder as looplm reads it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+import looplm
+from looplm.api import LoadedLM
 from looplm.checkpoint.writer import CheckpointWriter, Facts
 from looplm.config.load import to_json
 from looplm.config.schema import Checkpoint, Mesh, Run
@@ -16,6 +18,18 @@ from looplm.train.program import Program
 from looplm.train.saving import trees_of
 
 FACTS = Facts("{}\n", 7, "fingerprint")
+
+
+@pytest.fixture(scope="module")
+def lm(folder: Path) -> LoadedLM:
+    """The model of an official folder, of which every module has a fixture of its own."""
+    return looplm.load(folder)
+
+
+@pytest.fixture(scope="module")
+def io(folder: Path) -> dict[str, np.ndarray]:
+    """What the official code gave and was given."""
+    return dict(np.load(folder / "io.npz"))
 
 
 @pytest.fixture(scope="package")

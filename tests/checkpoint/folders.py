@@ -7,9 +7,9 @@ from pathlib import Path
 GOLDEN = Path(__file__).parents[1] / "golden"
 SUPPORTED = (
     "ouro", "huginn", "parcae", "moeut", "nanbeige", "llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen3moe",
-    "hrm", "trm", "urm", "hrm_text", "albert",
+    "hrm", "trm", "urm", "hrm_text", "albert", "txl",
 )  # fmt: skip
-UNREAD = ("ut_act", "mor_expert", "mor_token", "txl")
+UNREAD = ("ut_act", "mor_expert", "mor_token")
 """Systems whose folders are no checkpoints that looplm reads: their tests map the names of tensors."""
 
 

@@ -35,16 +35,6 @@ def folder(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
-
-
-@pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
 def output_of(lm, params, io, num_loops, dtype=jnp.float32):
     """Of a pass with types, and with keys that nobody sees."""
     tokens_BS = jnp.asarray(io["input_ids"], jnp.int32)

@@ -19,16 +19,6 @@ def folder(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
-
-
 def test_logits_after_every_loop(lm, io):
     out = jax.jit(lm)(io["input_ids"])
     loops = lm.loop.num_loops

@@ -24,16 +24,6 @@ def folder(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
-
-
-@pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
 def output_of(lm, io, num_loops, prefix_BS=None, dtype=jnp.float32):
     tokens_BS = jnp.asarray(io["input_ids"], jnp.int32)
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import looplm
 from looplm.checkpoint.adapters import find
 from looplm.errors import UserError
 from tests.checkpoint.folders import GOLDEN, config_of, folders
@@ -15,16 +14,6 @@ from tests.checkpoint.folders import GOLDEN, config_of, folders
 @pytest.fixture(scope="module", params=folders("mixtral", "olmoe", "qwen3moe"), ids=lambda folder: folder.name)
 def folder(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
 
 
 def test_logits_and_router_logits(lm, io):

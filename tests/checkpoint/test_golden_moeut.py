@@ -38,16 +38,6 @@ def sizes(folder):
 
 
 @pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
-
-
-@pytest.fixture(scope="module")
 def out(lm, io):
     return jax.jit(lm)(io["input_ids"])
 

@@ -28,16 +28,6 @@ def folder(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def lm(folder):
-    return looplm.load(folder)
-
-
-@pytest.fixture(scope="module")
-def io(folder):
-    return dict(np.load(folder / "io.npz"))
-
-
 def segments_of(lm, io, params, dtype=jnp.float32):
     """(sum of the mean losses, what every segment gave), with the memory that training keeps from one to the next."""
     model, total, seen = lm.functional.bind(params), 0.0, []

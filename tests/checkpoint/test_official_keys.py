@@ -70,7 +70,7 @@ def another(value: object) -> object:
         case bool():
             new: object = not value
         case int():
-            new = 2 * value or 1
+            new = 1 if value < 0 else 2 * value or 1  # below 0 stands for none
         case float():
             new = value / 2 or 0.1
         case str():

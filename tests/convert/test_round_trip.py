@@ -20,7 +20,7 @@ from looplm.errors import UserError
 from tests.checkpoint.folders import SUPPORTED, config_of, folders
 from tests.convert.folders import BFLOAT16, copy_of, sharded, tensors_of
 
-READ_ALONE = ("parcae", "moeut", "hrm", "trm", "urm", "hrm_text")
+READ_ALONE = ("parcae", "moeut", "hrm", "trm", "urm", "hrm_text", "txl")
 WRITTEN = tuple(system for system in SUPPORTED if system not in READ_ALONE)
 
 
