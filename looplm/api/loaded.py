@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from looplm.api.arguments import require_shape, sequence_ids, token_ids
 from looplm.api.result import Result
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import to_official
@@ -142,8 +143,9 @@ class LoadedLM:
         if isinstance(objective, Distillation):
             raise UserError("objective 'distill' needs the teacher of a training run; give another")
         loss = build_objective(objective)
-        tokens_BS, labels_BS = self._ids("tokens", tokens_BS), self._ids("labels", labels_BS, but_for=IGNORED)
-        _require_shape("labels", labels_BS, tokens_BS.shape)
+        tokens_BS = token_ids(self.model, "tokens", tokens_BS)
+        labels_BS = token_ids(self.model, "labels", labels_BS, but_for=IGNORED)
+        require_shape("labels", labels_BS, tokens_BS.shape)
 
         def mean(params: Params) -> jax.Array:
             forward = self._forward(
@@ -285,33 +287,6 @@ class LoadedLM:
     def _loops(self, num_loops: int | None) -> int:
         return self.loop.num_loops if num_loops is None else num_loops
 
-    def _ids(self, name: str, given_BS: jax.typing.ArrayLike, *, but_for: int | None = None) -> jax.Array:
-        """The ids as an array. Raises UserError unless they are integers (B, S) of the vocabulary, or `but_for`; a
-        traced array cannot be looked into."""
-        ids_BS = jnp.asarray(given_BS)
-        if ids_BS.ndim != 2 or not ids_BS.size or not jnp.issubdtype(ids_BS.dtype, jnp.integer):
-            raise UserError(f"{name} of shape {ids_BS.shape} and type {ids_BS.dtype} must be integers (B, S)")
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given_BS)):
-            # JAX would clamp or wrap them silently. With numpy: inside of `jit`, jnp traces known numbers too.
-            known_BS = np.asarray(given_BS)
-            wrong = known_BS[((known_BS < 0) | (known_BS >= self.model.vocab_size)) & (known_BS != but_for)]
-            if wrong.size:
-                raise UserError(f"{name} hold {wrong[0]}, which is no id of the vocabulary of {self.model.vocab_size}")
-        return ids_BS
-
-    def _sequence_ids(self, ids: jax.typing.ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-        """The ids of sequences as an array; raises UserError unless the model has a row for each."""
-        table = None if self.model.front is None else self.model.front.ids
-        if table is None:
-            raise UserError("ids are given, and this model has no table of them (model.front.ids); leave them out")
-        ids_B = jnp.asarray(ids)
-        _require_shape("ids", ids_B, shape)
-        if not isinstance(ids_B, jax.core.Tracer):
-            known_B = np.asarray(ids_B)
-            if (wrong := known_B[(known_B < 0) | (known_B >= table.num_ids)]).size:
-                raise UserError(f"ids hold {wrong[0]}, and the model has rows for {table.num_ids}")
-        return ids_B
-
     def _forward(
         self,
         params: Params,
@@ -327,11 +302,11 @@ class LoadedLM:
         with_capacity: bool = False,
     ) -> Forward:
         num_loops = self._loops(num_loops)
-        tokens_BS = self._ids("tokens", tokens_BS)
+        tokens_BS = token_ids(self.model, "tokens", tokens_BS)
         if segments is not None:
-            _require_shape("segments", segments, tokens_BS.shape)
+            require_shape("segments", segments, tokens_BS.shape)
         if prefix is not None:
-            _require_shape("prefix", prefix, tokens_BS.shape)
+            require_shape("prefix", prefix, tokens_BS.shape)
             if self.model.attention_mask != "prefix":
                 raise UserError(
                     f"prefix is given, and model.attention_mask={self.model.attention_mask} looks at none; leave it out"
@@ -342,8 +317,8 @@ class LoadedLM:
                 shape = (size, places, self.model.dim)
                 # A core of a user's own knows the shapes of its state.
                 own = isinstance(self.model.core, OwnCore)
-                _require_shape("initial_state", leaf, (*shape[:2], *jnp.shape(leaf)[2:]) if own else shape)
-        ids_B = None if ids is None else self._sequence_ids(ids, tokens_BS.shape[:1])
+                require_shape("initial_state", leaf, (*shape[:2], *jnp.shape(leaf)[2:]) if own else shape)
+        ids_B = None if ids is None else sequence_ids(self.model, ids, tokens_BS.shape[:1])
         if not 0 <= num_detached < num_loops:
             raise UserError(
                 f"num_loops={num_loops}, num_detached={num_detached}: one loop must run after the detached ones"
@@ -366,8 +341,3 @@ class LoadedLM:
 
 def _of_loops(routing: Routing | None) -> jax.Array | None:
     return None if routing is None else jnp.moveaxis(jnp.asarray(routing.logits_BSE), 2, 1)
-
-
-def _require_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
-    if jnp.shape(array) != shape:
-        raise UserError(f"{name} of shape {jnp.shape(array)} must have the shape {shape}, as tokens have it")
