@@ -139,6 +139,7 @@ def test_more_tasks_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -
         make_tasks(253, demonstrations=1, questions=1, size=8, seed=0)
 
 
-def test_more_grids_than_a_rule_has() -> None:
+def test_more_grids_than_a_rule_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("looplm.data.grids.rules._TRIES", 20)
     with pytest.raises(UserError, match=r"--questions ask for 40 grids a task, and only \d+ different ones"):
         make_tasks(8, demonstrations=39, questions=1, size=4, seed=0)
