@@ -128,6 +128,9 @@ def eval(
             help="Tokens of memory to compare with none and with those of training, by context length; repeatable."
         ),
     ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Loops by class of token, of a model whose tokens leave.")
+    ] = False,
     compiled: Compiled = None,
     coordinator: Coordinator = None,
     num_processes: NumProcesses = None,
@@ -145,6 +148,7 @@ def eval(
 
             others = {"data": data, "exit": exit, "excess": excess, "kv": kv, "first-states": first_states or None}
             others |= {"restarts": restarts or None, "memory": str(memory) if memory else None}
+            others |= {"classes": classes or None}
             if given := [name for name, value in others.items() if value is not None]:
                 raise UserError(f"--{given[0]} is of held-out data, and --tasks bring their own; leave one of them out")
             evaluate_tasks(
@@ -167,6 +171,7 @@ def eval(
             first_states=first_states,
             restarts=restarts,
             memory=memory or (),
+            classes=classes,
             console=console,
             shown=lambda result: print_sweep(result, console),
         )

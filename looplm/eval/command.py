@@ -10,8 +10,10 @@ import jax
 from rich.console import Console
 
 from looplm.data.folder import obstacle, write_result
+from looplm.data.tokenizer.official import tokenizer_of
 from looplm.errors import UserError, warn
 from looplm.eval.answers import measure_answers, segments_of
+from looplm.eval.classes import check_classes, measure_classes
 from looplm.eval.depth_sweep import depth_sweep
 from looplm.eval.exit_choice import parse_swept
 from looplm.eval.exit_sweep import TOLERANCES, measure_exits
@@ -22,8 +24,17 @@ from looplm.eval.memory import check_memory, measure_memory
 from looplm.eval.restarts import check_restarts, measure_restarts, settling_loops
 from looplm.eval.score import Scorer
 from looplm.eval.subject import open_subject, run_of
-from looplm.eval.tables import print_answers, print_exits, print_first_states, print_kv, print_memory, print_restarts
+from looplm.eval.tables import (
+    print_answers,
+    print_classes,
+    print_exits,
+    print_first_states,
+    print_kv,
+    print_memory,
+    print_restarts,
+)
 from looplm.metrics.answers import KIND as ANSWERS
+from looplm.metrics.classes import KIND as CLASSES
 from looplm.metrics.exit_sweep import KIND as EXITS
 from looplm.metrics.first_states import KIND as FIRST_STATES
 from looplm.metrics.kv_loss import KIND as KV
@@ -49,6 +60,7 @@ def evaluate(
     first_states: int = 0,
     restarts: int = 0,
     memory: Sequence[int] = (),
+    classes: bool = False,
     console: Console | None = None,
     shown: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
@@ -87,6 +99,8 @@ def evaluate(
     if first_states:
         check_first_states(run.model, first_states)
     lengths = check_memory(run, memory) if memory else []
+    if classes:
+        check_classes(run.model)
     keeps = _can_be_kept(workdir / "eval", out)
     subject = open_subject(workdir, run, step=step, data=data, ema=ema, console=console)
     if restarts:
@@ -129,6 +143,8 @@ def evaluate(
         keep(RESTARTS, tries, print_restarts)
     if lengths:
         keep(MEMORY, measure_memory(subject, lengths), print_memory)
+    if classes:
+        keep(CLASSES, measure_classes(subject, tokenizer_of(workdir, run)), print_classes)
     return result
 
 

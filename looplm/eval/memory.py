@@ -101,7 +101,7 @@ def _score(subject: Subject, length: int) -> Sums:
     kept, before_B = None, np.zeros(subject.batch_size, np.int64)
     batches = held_out.batches(batch_size=subject.batch_size, max_batches=subject.max_batches, in_streams=True)
     for batch in batches:
-        scores = score(subject.params, batch if score.remembers else _alone(batch), kept)
+        scores = score(subject.params, batch if score.remembers else alone(batch), kept)
         kept = scores.kept
         context_BS = tokens_before(batch, before_B)
         before_B = context_BS[:, -1] + 1
@@ -115,7 +115,7 @@ def _score(subject: Subject, length: int) -> Sums:
     return Sums(nll_G, tokens_G, nll_N, tokens_N)
 
 
-def _alone(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def alone(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return windows that go on in nothing, whose positions begin at 0."""
     positions_BS = batch["positions"]
     begun_BS = positions_BS[:, :1] * (batch["segments"] == 1)

@@ -18,6 +18,7 @@ from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM, Params, compute_dtype
 from looplm.model.gates import exit_loop, log_exit_distribution
+from looplm.model.lm import LoopLM
 from looplm.model.remembered import Kept, remembered_of
 from looplm.ops.attention import prefix_of, self_mask
 from looplm.sharding.rules import activation_spec, placement
@@ -45,6 +46,8 @@ class TokenScores(NamedTuple):
     tempered_RBSK: np.ndarray | None = None
     """Losses at other temperatures; see `LoopReading`."""
     signals: Signals | None = None
+    loops_BS: np.ndarray | None = None
+    """Loops of every token until the model's halting rule let it go; None: its rule lets none go."""
     kept: list[Kept] | None = None
     """What the model's memory keeps for the next windows of these rows, on the devices, pass by pass."""
 
@@ -129,7 +132,7 @@ class Scorer:
                 return TokenScores(*runs[0])._replace(kept=left or None)
             read = ((run[0], run[1], run[4]) for run in runs)
             nll, correct, tempered = jax.tree.map(lambda *leaves: np.concatenate(leaves), *read)
-            return TokenScores(nll, correct, None, runs[-1][3], tempered, kept=left or None)
+            return TokenScores(nll, correct, None, runs[-1][3], tempered, loops_BS=runs[-1][6], kept=left or None)
 
     def _run(
         self, params: Params, rows: dict[str, jax.Array], kept: Kept | None, num_loops: int, reads: str
@@ -169,7 +172,8 @@ class Scorer:
         assert output.statistics is not None, "with_statistics"
         loops_R = jax.vmap(scored_sums, in_axes=(0, None))(output.statistics, labels_BS != IGNORED)
         signals = self._signals(reading, output)
-        result = (reading.nll, reading.correct, output.gate_logits_RBS, loops_R, reading.tempered, signals)
+        scores = (reading.nll, reading.correct, output.gate_logits_RBS, loops_R, reading.tempered, signals)
+        result = (*scores, _loops(model, output))
         if memory is not None and kept is not None:
             kept = memory.leave(kept, _rows(batch), output, jax.random.key(0))
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result), kept
@@ -179,6 +183,12 @@ class Scorer:
             return None
         change_RBS = output.statistics.residual_rel_BS
         return Signals(reading.best, reading.entropy, reading.confidence, reading.divergence, change_RBS)
+
+
+def _loops(model: LoopLM, output: Any) -> jax.Array | None:
+    if model.halting.left(output.halt) is None:
+        return None
+    return model.of_tokens(model.halting.exits(output.halt)) + 1
 
 
 def _rows(batch: dict[str, jax.Array]) -> Rows:

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from looplm.metrics.answers import Answers
+from looplm.metrics.classes import LoopsByClass
 from looplm.metrics.exit_sweep import ExitSweep
 from looplm.metrics.first_states import FirstStates
 from looplm.metrics.kv_loss import KVLosses
@@ -206,6 +207,17 @@ def print_memory(result: MemoryLosses, console: Console) -> None:
     for least, count, row in zip(result.context, result.context_tokens, losses, strict=True):
         table.add_row(str(least), str(count), *(f"{loss:.4f}" for loss in row))
     console.print(table)
+
+
+def print_classes(result: LoopsByClass, console: Console) -> None:
+    """Where a model spends its loops."""
+    console.print(f"loops of a token ({result.of}), of at most {result.num_loops}: {result.mean_loops:.2f} on average")
+    for classing in result.classings:
+        table = _table(classing.name, "tokens", "loops", "95 % interval", "loss")
+        for one in classing.classes:
+            bounds = f"{one.loops_low:.2f} .. {one.loops_high:.2f}"
+            table.add_row(one.name, str(one.tokens), f"{one.loops:.2f}", bounds, f"{one.loss:.4f}")
+        console.print(table)
 
 
 def _table(*headers: str) -> Table:
