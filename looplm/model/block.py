@@ -25,12 +25,13 @@ from looplm.model.positions import RelativeVectors
 from looplm.model.report import Report
 from looplm.model.residual import PLACEMENTS
 from looplm.model.routing import Routing
+from looplm.model.streams import Ends
 from looplm.model.value_embedding import ValueGate, embedded_layers
 from looplm.ops.attention import kept
 from looplm.sharding.collective import gather_sequence, split_sequence
 
 LayerCarry = tuple[jax.Array, KVCache | None]
-"""What goes from layer to layer: (the residual stream, the cache)."""
+"""What goes from layer to layer: (the residual stream, or several (B, S, n, D), the cache)."""
 SAVED_NAMES = ("attention_out", "feed_forward_out")
 """What `remat = names` saves of every layer for the backward pass."""
 
@@ -38,13 +39,16 @@ SAVED_NAMES = ("attention_out", "feed_forward_out")
 class Layer(nnx.Module):
     """Attention, then feed-forward, each a branch of the residual stream."""
 
-    def __init__(self, config: Model, feed_forward: FeedForward, init: Init, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Model, feed_forward: FeedForward, init: Init, number: int | jax.Array = 0, *, rngs: nnx.Rngs
+    ):
+        """Make the parts. number: that of the layer among those of its kind in the stack, int32."""
         residual = PLACEMENTS[config.norm_placement]
         over_places = isinstance(config.attention, schema.SequenceMLP)
-        self.attention_residual = residual(config, rngs=rngs, over_places=over_places)
+        self.attention_residual = residual(config, 2 * number, rngs=rngs, over_places=over_places)
         self.attention = build_attention(config, init, rngs=rngs)
         self.compression = build_compression(config, init, rngs=rngs)
-        self.feed_forward_residual = residual(config, rngs=rngs)
+        self.feed_forward_residual = residual(config, 2 * number + 1, rngs=rngs)
         self.feed_forward = (
             MoE(config, feed_forward, init, rngs=rngs)
             if isinstance(feed_forward, schema.MoE)
@@ -53,7 +57,7 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x_BSD: jax.Array,
+        x: jax.Array,
         context: Context,
         cache: KVCache | None,
         visit: Visit | None,
@@ -62,7 +66,9 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None, Report]:
         """Run the layer once, which is called a visit; see `Attention` for the arguments after the context.
 
-        Returns (out (B, S, D), cache, report).
+        x: the residual stream (B, S, D), or several (B, S, n, D).
+
+        Returns (the same after the layer, cache, report).
         """
 
         def attend(h_BSD: jax.Array, read_BSD: jax.Array) -> tuple[jax.Array, tuple]:
@@ -82,15 +88,15 @@ class Layer(nnx.Module):
                 out_BSD = self.feed_forward(gather_sequence(read_BSD), context.positions_BS)
             return checkpoint_name(split_sequence(out_BSD), SAVED_NAMES[1]), routing
 
-        entered_BSD = jax.lax.stop_gradient(x_BSD) if context.reporting.memory else None
+        entered_BSD = jax.lax.stop_gradient(x) if context.reporting.memory else None
         compressed = NOTHING
         if self.compression is not None and memory_BMD is not None and entered_BSD is not None:
             compressed = self.compression(
                 memory_BMD, entered_BSD, self.attention, self.attention_residual, context.mask
             )
-        x_BSD, (cache, heads) = self.attention_residual(x_BSD, attend, context.residual_scale)
-        x_BSD, experts = self.feed_forward_residual(x_BSD, transform, context.residual_scale)
-        return x_BSD, cache, Report(experts, heads, entered_BSD, compressed.loss_B, compressed.places_BnD)
+        x, (cache, heads) = self.attention_residual(x, attend, context.residual_scale)
+        x, experts = self.feed_forward_residual(x, transform, context.residual_scale)
+        return x, cache, Report(experts, heads, entered_BSD, compressed.loss_B, compressed.places_BnD)
 
 
 class Kind(NamedTuple):
@@ -124,7 +130,10 @@ class Stack(nnx.Module):
         of_layers = config if place == "block" else config.model_copy(update={"norm_loops": None, "memory": None})
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
-            return stacked(lambda rngs: Layer(of_layers, feed_forward, init, rngs=rngs), count, rngs)
+            def layer(rngs: nnx.Rngs, number: jax.Array) -> Layer:
+                return Layer(of_layers, feed_forward, init, number, rngs=rngs)
+
+            return stacked(layer, count, rngs, jnp.arange(count))
 
         self.layers = in_group("layers", layers(feed_forward, num_layers - len(dense)), place)
         self.dense_layers = (
@@ -141,6 +150,7 @@ class Stack(nnx.Module):
         positions = config.positions
         shared = isinstance(positions, schema.RelativePositions) and positions.shared_vectors
         self.relative_vectors = in_group("layers", RelativeVectors(config, rngs=rngs), place) if shared else None
+        self.ends = in_group("layers", Ends(config, config.streams, rngs=rngs), place) if config.streams else None
         self.kinds = tuple(Kind(i in dense, i in embedded) for i in range(num_layers))
 
     def __call__(
@@ -174,7 +184,7 @@ class Stack(nnx.Module):
             return LayerData(own, number, rows_at(memory_LBMD, layers), embedded)
 
         def visit_layer(kind: Kind, carry: LayerCarry, layer: LayerData) -> tuple[LayerCarry, Report]:
-            x_BSD, cache = carry
+            x, cache = carry
             visit, add_embedding = None, None
             if slot is not None and layer.number is not None:
                 visit = Visit(slot, layer.number, context.row_B)
@@ -183,8 +193,8 @@ class Stack(nnx.Module):
                 add_embedding = partial(nnx.merge(gate_graph, gate), embedded_BSKH)
             module = nnx.merge(graphs[kind.dense], layer.parameters)
             draw(module, context, layer.number)
-            x_BSD, cache, report = module(x_BSD, context, cache, visit, add_embedding, layer.memory_BMD)
-            return (x_BSD, cache), report
+            x, cache, report = module(x, context, cache, visit, add_embedding, layer.memory_BMD)
+            return (x, cache), report
 
         apply: Any = visit_layer
         if context.remat != "none":
@@ -193,5 +203,6 @@ class Stack(nnx.Module):
                 jax.checkpoint_policies.save_only_these_names(*saved), kept
             )
             apply = jax.checkpoint(visit_layer, policy=policy, static_argnums=0)
-        (x_BSD, cache), report = scan_layers(apply, (x_BSD, cache), self.kinds, data, unroll=context.unroll)
-        return x_BSD, cache, report
+        x = x_BSD if self.ends is None else self.ends.spread(x_BSD)
+        (x, cache), report = scan_layers(apply, (x, cache), self.kinds, data, unroll=context.unroll)
+        return x if self.ends is None else self.ends.collapse(x), cache, report

@@ -82,11 +82,14 @@ def in_group(group: Group, module: Module, place: Place | None = None) -> Module
     return module
 
 
-def stacked(create: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> Module:
+def stacked(create: Callable[..., Module], count: int, rngs: nnx.Rngs, *of_each: jax.Array) -> Module:
     """Make `count` modules into one whose parameters are stacked on a leading dim, which their axes do not name. In a
-    `LoopParam` the dim of loops comes before it."""
+    `LoopParam` the dim of loops comes before it.
+
+    create: called with random numbers, and with what of_each has for every module: arrays (count, ...).
+    """
     out_axes = nnx.StateAxes({LoopParam: 1, ...: 0})
-    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=out_axes))(rngs)
+    return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=out_axes))(rngs, *of_each)
 
 
 class Linear(nnx.Module):

@@ -1,4 +1,8 @@
-"""The placements of norms around x + f(x): how a branch f is normalised and added to the residual stream."""
+"""The placements of norms around x + f(x): how a branch f is normalised and added to the residual stream.
+
+With several residual streams, (B, S, n, D) (`streams.py`), a branch gets what is read of them, the sum is what is
+written to all, and a norm on the sum is one on every stream.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,90 +12,95 @@ from flax import nnx
 
 from looplm.config.schema import Model
 from looplm.model.layers import build_norm
+from looplm.model.streams import build_connection
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 """A branch of a layer: (what values and experts read, what everything else reads) -> (output, what else it returns)."""
 
 
 class Recalled(NamedTuple):
-    """What an attention reads of tokens before the sequence."""
+    """What a branch reads: of its tokens, or an attention of tokens before the sequence."""
 
     values_of_BMD: jax.Array
-    """What values are made of."""
+    """What values, and experts, are made of."""
     keys_of_BMD: jax.Array
-    """What keys are made of."""
+    """What everything else is made of."""
 
 
 class Pre(nnx.Module):
     """x + f(norm(x))."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs, over_places: bool = False):
+    def __init__(self, config: Model, number: int | jax.Array = 0, *, rngs: nnx.Rngs, over_places: bool = False):
+        """Make the norm. number: that of the branch in a stack of layers, int32."""
         self.norm = build_norm(config, rngs=rngs, loops=config.norm_loops, over_places=over_places)
+        self.connection = build_connection(config, number, rngs=rngs)
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        h_BSD = self.norm(x_BSD)
-        out_BSD, more = branch(h_BSD, h_BSD)
-        return x_BSD + scaled(out_BSD, scale), more
+    def __call__(self, x: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
+        """Return (the residual stream, or all streams, after the branch, what else the branch returns)."""
+        x_BSD, ways = self.connection.read(x)
+        out_BSD, more = branch(*self.recalled(x_BSD))
+        return self.summed(self.connection.write(x, ways, scaled(self.given(out_BSD), scale))), more
 
-    def recalled(self, memory_BMD: jax.Array) -> Recalled:
-        """Turn what entered the layer earlier into what its attention reads of it."""
-        h_BMD = self.norm(memory_BMD)
+    def recalled(self, x_BMD: jax.Array) -> Recalled:
+        """Turn what enters the layer, or entered it earlier, into what the branch reads of it."""
+        h_BMD = self.norm(x_BMD)
         return Recalled(h_BMD, h_BMD)
+
+    def given(self, out_BSD: jax.Array) -> jax.Array:
+        """Turn what the branch gives into what is added."""
+        return out_BSD
+
+    def summed(self, x: jax.Array) -> jax.Array:
+        """Turn the sum into what goes on."""
+        return x
 
 
 class Sandwich(Pre):
     """x + norm(f(norm(x))): the second norm on the branch (arXiv 2510.25741)."""
 
-    def __init__(self, config: Model, *, rngs: nnx.Rngs, over_places: bool = False):
-        super().__init__(config, rngs=rngs, over_places=over_places)
+    def __init__(self, config: Model, number: int | jax.Array = 0, *, rngs: nnx.Rngs, over_places: bool = False):
+        super().__init__(config, number, rngs=rngs, over_places=over_places)
         self.out_norm = build_norm(config, rngs=rngs, loops=config.norm_loops, over_places=over_places)
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        h_BSD = self.norm(x_BSD)
-        out_BSD, more = branch(h_BSD, h_BSD)
-        return x_BSD + scaled(self.out_norm(out_BSD), scale), more
+    def given(self, out_BSD: jax.Array) -> jax.Array:
+        return self.out_norm(out_BSD)
 
 
 class SandwichSum(Sandwich):
     """norm(x + f(norm(x))): the second norm on the residual stream (arXiv 2502.05171)."""
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        h_BSD = self.norm(x_BSD)
-        out_BSD, more = branch(h_BSD, h_BSD)
-        return self.out_norm(x_BSD + scaled(out_BSD, scale)), more
+    def given(self, out_BSD: jax.Array) -> jax.Array:
+        return out_BSD
+
+    def summed(self, x: jax.Array) -> jax.Array:
+        return self.out_norm(x)
 
 
 class Post(Pre):
     """norm(x + f(x)): the norm on the residual stream, which the branch reads as it is (arXiv 1706.03762)."""
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        out_BSD, more = branch(x_BSD, x_BSD)
-        return self.norm(x_BSD + scaled(out_BSD, scale)), more
+    def recalled(self, x_BMD: jax.Array) -> Recalled:
+        return Recalled(x_BMD, x_BMD)
 
-    def recalled(self, memory_BMD: jax.Array) -> Recalled:
-        return Recalled(memory_BMD, memory_BMD)
+    def summed(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
 
 
 class Output(Pre):
     """x + norm(f(x)): the norm on the branch alone, which reads the residual stream as it is (arXiv 2501.00656)."""
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        out_BSD, more = branch(x_BSD, x_BSD)
-        return x_BSD + scaled(self.norm(out_BSD), scale), more
+    def recalled(self, x_BMD: jax.Array) -> Recalled:
+        return Recalled(x_BMD, x_BMD)
 
-    def recalled(self, memory_BMD: jax.Array) -> Recalled:
-        return Recalled(memory_BMD, memory_BMD)
+    def given(self, out_BSD: jax.Array) -> jax.Array:
+        return self.norm(out_BSD)
 
 
 class Peri(Pre):
     """x + f(x), where values and experts read x, and queries, keys and routers read norm(x) (arXiv 2405.16039)."""
 
-    def __call__(self, x_BSD: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        out_BSD, more = branch(x_BSD, self.norm(x_BSD))
-        return x_BSD + scaled(out_BSD, scale), more
-
-    def recalled(self, memory_BMD: jax.Array) -> Recalled:
-        return Recalled(memory_BMD, self.norm(memory_BMD))
+    def recalled(self, x_BMD: jax.Array) -> Recalled:
+        return Recalled(x_BMD, self.norm(x_BMD))
 
 
 def scaled(out_BSD: jax.Array, scale: jax.Array | float) -> jax.Array:

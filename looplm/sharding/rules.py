@@ -34,6 +34,7 @@ PARAMETER_AXES: dict[str, str | None] = {
     "value_vocab": "fsdp",  # the vocabulary of a table whose heads are split over `tensor`
     "positions": None,
     "channels": None,
+    "streams": None,
     "rank": None,
     "one": None,
 }
@@ -45,6 +46,7 @@ ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
     "sequence": "context",
     "residual": SEQUENCE_AXES,  # the sequence between the branches of a layer
     "all_keys": None,  # the sequence that every query looks at
+    "streams": None,
     "embed": None,
     "heads": "tensor",
     "kv_heads": "tensor",

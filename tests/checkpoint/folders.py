@@ -9,7 +9,7 @@ SUPPORTED = (
     "ouro", "huginn", "parcae", "moeut", "nanbeige", "llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen3moe",
     "hrm", "trm", "urm", "hrm_text", "albert", "txl",
 )  # fmt: skip
-UNREAD = ("ut_act", "mor_expert", "mor_token")
+UNREAD = ("ut_act", "mor_expert", "mor_token", "mhc")
 """Systems whose folders are no checkpoints that looplm reads: their tests map the names of tensors."""
 
 

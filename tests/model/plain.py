@@ -12,6 +12,7 @@ import numpy as np
 
 from looplm.config import schema
 from looplm.config.schema import Model
+from tests.model import plain_streams
 
 Params = dict[str, Any]
 Array = Any
@@ -122,6 +123,7 @@ def layers(
     kind, table = config.feed_forward, 0
     dense = kind.dense_layers if isinstance(kind, schema.MoE) else ()
     num_layers = jax.tree.leaves(stack["layers"])[0].shape[0] + len(dense)
+    x = x_SD if config.streams is None else x_SD.__array_namespace__().stack([x_SD] * config.streams.count, axis=1)
     for i in range(num_layers):
         embedded = None
         if config.value_embedding and (num_layers - 1 - i) % config.value_embedding.every == 0:
@@ -130,28 +132,35 @@ def layers(
         row = dense.index(i) if i in dense else i - sum(d < i for d in dense)
         p = jax.tree.map(lambda leaf, row=row: leaf[row], stack["dense_layers" if i in dense else "layers"])
         attend = partial(attention, config, p["attention"], embedded=embedded)
-        x_SD = branch(config, p.get("attention_residual", {}), x_SD, attend, step)
+        x = branch(config, p.get("attention_residual", {}), x, attend, step)
         transform = partial(feed_forward, kind.dense if i in dense else kind, p["feed_forward"], loop=loop)
-        x_SD = branch(config, p.get("feed_forward_residual", {}), x_SD, transform, step)
-    return x_SD
+        x = branch(config, p.get("feed_forward_residual", {}), x, transform, step)
+    if config.streams is None:
+        return x
+    return plain_streams.collapse(config.streams, stack.get("ends", {}), x, config.norm_eps)
 
 
 def branch(config: Model, p: Params, x: Array, f: Any, step: float) -> Array:
     """Add the output of f(what values and experts read, what queries, keys and routers read)."""
     before, after = (lambda x, name=name: norm(config, p.get(name), x) for name in ("norm", "out_norm"))
+    if config.streams is None:
+        read, add = x, lambda out: x + step * out
+    else:
+        read, writing, mixing = plain_streams.read(config.streams, p["connection"], x, config.norm_eps)
+        add = lambda out: plain_streams.write(x, writing, mixing, step * out)  # noqa: E731
     match config.norm_placement:
         case "pre":
-            return x + step * f(before(x), before(x))
+            return add(f(before(read), before(read)))
         case "sandwich":
-            return x + step * after(f(before(x), before(x)))
+            return add(after(f(before(read), before(read))))
         case "sandwich_sum":
-            return after(x + step * f(before(x), before(x)))
+            return after(add(f(before(read), before(read))))
         case "peri":
-            return x + step * f(x, before(x))
+            return add(f(read, before(read)))
         case "post":
-            return before(x + step * f(x, x))
+            return before(add(f(read, read)))
         case "output":
-            return x + step * before(f(x, x))
+            return add(before(f(read, read)))
 
 
 def norm(config: Model, p: Params | None, x: Array) -> Array:

@@ -6,13 +6,27 @@ Rules that need the devices (does the mesh fit them?) are in `sharding.mesh`; ru
 vocabulary fit?) are where the data is opened.
 """
 
-from looplm.config.check import adapter, core, data, depth, ends, experts, halting, memory, model, own, places, training
+from looplm.config.check import (
+    adapter,
+    core,
+    data,
+    depth,
+    ends,
+    experts,
+    halting,
+    memory,
+    model,
+    own,
+    places,
+    streams,
+    training,
+)
 from looplm.config.check.depth import max_loops as max_loops
 from looplm.config.check.depth import trained_loops as trained_loops
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
-FILES = (model, core, ends, halting, places, experts, data, depth, training, adapter, own, memory)
+FILES = (model, core, ends, halting, places, experts, data, depth, training, adapter, own, memory, streams)
 RULES = tuple(rule for file in FILES for rule in file.RULES)
 
 

@@ -125,6 +125,12 @@ from looplm.config.schema.sequence import Front as Front
 from looplm.config.schema.sequence import Ids as Ids
 from looplm.config.schema.sequence import SequenceGate as SequenceGate
 from looplm.config.schema.sequence import SequenceHead as SequenceHead
+from looplm.config.schema.streams import DiagonalMix as DiagonalMix
+from looplm.config.schema.streams import FreeMix as FreeMix
+from looplm.config.schema.streams import IdentityMix as IdentityMix
+from looplm.config.schema.streams import LoopStreams as LoopStreams
+from looplm.config.schema.streams import SinkhornMix as SinkhornMix
+from looplm.config.schema.streams import Streams as Streams
 from looplm.config.schema.task import TASK_KINDS as TASK_KINDS
 from looplm.config.schema.task import Addition as Addition
 from looplm.config.schema.task import AnyTask as AnyTask

@@ -37,6 +37,7 @@ from looplm.config.schema.sequence import (
     SequenceGate,
     SequenceHead,
 )
+from looplm.config.schema.streams import Streams
 
 Place = Literal["prelude", "block", "coda"]
 AttentionBackend = Literal["auto", "dense", "blockwise", "splash", "triton", "cudnn"]
@@ -109,6 +110,9 @@ class Model(Section):
     """`pre`: x + f(norm(x)). `sandwich`: x + norm(f(norm(x))) (Ouro). `sandwich_sum`: norm(x + f(norm(x))) (Huginn).
     `peri`: values and experts read x, all else norm(x), and x is added (MoEUT). `post`: norm(x + f(x)) (HRM).
     `output`: x + norm(f(x)) (OLMo 2)."""
+    streams: Streams | None = None
+    """Several residual streams in prelude, block and coda, around every branch of every layer; they begin and end with
+    the stack of layers. None: one."""
     norm: Literal["rms", "layer", "layer_std", "unit"] = "rms"
     """RMSNorm, LayerNorm with a scale and a bias, the same over the unbiased standard deviation + eps (PyTorch ports of
     early transformers), or RMSNorm without a scale; norms of queries and keys are RMSNorm always."""
