@@ -21,6 +21,7 @@ from looplm.config.schema import (
     Objective,
     OwnCore,
     Run,
+    SingleCore,
 )
 from looplm.data.tokenizer import Tokenizer
 from looplm.errors import UserError
@@ -312,12 +313,13 @@ class LoadedLM:
                     f"prefix is given, and model.attention_mask={self.model.attention_mask} looks at none; leave it out"
                 )
         if initial_state is not None:
-            size, places = tokens_BS.shape[0], tokens_BS.shape[1] + self.model.front_places
+            core, places = self.model.core, tokens_BS.shape[1] + self.model.front_places
+            streams = core.streams if isinstance(core, SingleCore) else None
+            of_token = (self.model.dim,) if streams is None else (streams.count, self.model.dim)
             for leaf in jax.tree.leaves(initial_state):
-                shape = (size, places, self.model.dim)
                 # A core of a user's own knows the shapes of its state.
-                own = isinstance(self.model.core, OwnCore)
-                require_shape("initial_state", leaf, (*shape[:2], *jnp.shape(leaf)[2:]) if own else shape)
+                own = jnp.shape(leaf)[2:] if isinstance(core, OwnCore) else of_token
+                require_shape("initial_state", leaf, (tokens_BS.shape[0], places, *own))
         ids_B = None if ids is None else sequence_ids(self.model, ids, tokens_BS.shape[:1])
         if not 0 <= num_detached < num_loops:
             raise UserError(

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import zeros
 
-from looplm.config.schema import LatentFeedbackCore, Model, OwnCore, SingleCore, TwoSpeedCore
+from looplm.config.schema import LatentFeedbackCore, LoopStreams, Model, OwnCore, SingleCore, TwoSpeedCore
 from looplm.model.block import Stack
 from looplm.model.cache import KVCache
 from looplm.model.conditioning import build_conditioning
@@ -20,10 +21,12 @@ from looplm.model.groups import Groups
 from looplm.model.injection import build_injection
 from looplm.model.inputs import Inputs
 from looplm.model.latent_feedback import LatentFeedback
-from looplm.model.layers import build_norm, in_group
+from looplm.model.layers import build_norm, in_group, parameter
 from looplm.model.report import Report
 from looplm.model.state_init import first_vector, initial_state
+from looplm.model.streams import Ends, HyperConnection
 from looplm.model.two_speed import TwoSpeed
+from looplm.sharding.collective import per_channel, use
 
 PLAIN = SingleCore()
 State = Any
@@ -97,11 +100,40 @@ class Single(nnx.Module):
         return self.injection.parameter_metrics()
 
 
+class Streamed(Single):
+    """Several streams, which a loop reads and writes as a branch of a layer does: what the single core makes of what is
+    read of them, and a vector, is written to all (arXiv 2604.21254)."""
+
+    def __init__(self, config: Model, core: SingleCore, streams: LoopStreams, *, rngs: nnx.Rngs):
+        super().__init__(config, core, rngs=rngs)
+        loops, dim = streams.loops, config.dim
+        self.connection = HyperConnection(config, streams, 0, loops=loops, rngs=rngs)
+        self.vector = (
+            parameter(rngs, zeros, (dim,), ("embed",), elementwise=True, loops=loops) if streams.vectors else None
+        )
+        self.ends = Ends(config, streams, rngs=rngs)
+
+    def init_state(self, inputs: Inputs, context: Context) -> jax.Array:
+        return self.ends.spread(super().init_state(inputs, context))
+
+    def step(
+        self, state_BSnD: jax.Array, inputs: Inputs, context: Context, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None, Report]:
+        h_BSD, ways = self.connection.read(state_BSnD)
+        out_BSD, cache, report = super().step(h_BSD, inputs, context, cache)
+        if self.vector is not None:
+            out_BSD = per_channel(jnp.add, [use(self.vector, out_BSD.dtype)], out_BSD)
+        return self.connection.write(state_BSnD, ways, out_BSD), cache, report
+
+    def read(self, state_BSnD: jax.Array) -> jax.Array:
+        return self.ends.collapse(state_BSnD)
+
+
 def build_core(config: Model, *, rngs: nnx.Rngs) -> Core:
     """Make the core that the config names."""
     match config.core:
-        case SingleCore() as core:
-            return Single(config, core, rngs=rngs)
+        case SingleCore(streams=streams) as core:
+            return Single(config, core, rngs=rngs) if streams is None else Streamed(config, core, streams, rngs=rngs)
         case TwoSpeedCore() as core:
             return TwoSpeed(config, core, rngs=rngs)
         case LatentFeedbackCore() as core:

@@ -39,13 +39,21 @@ def forward(
     starts["vector"] = 0 * e + core.get("first", 0)
     state, logits, gates = starts[config.state_init.kind], [], []
     low_init = getattr(config.core, "low_init", config.state_init)
+    streams = getattr(config.core, "streams", None)
+    if streams is not None:
+        state = xp.stack([state] * streams.count, axis=1)
     low = {**starts, "vector": 0 * e + core.get("low_first", 0)}[low_init.kind]
     for number in range(num_loops):
         if isinstance(config.core, schema.TwoSpeedCore):
             state, low = two_speed(config, core, state, low, e)
             logits.append(leave(config, params, state, None, tokens_S))
             continue
-        x = inject(config, core, state, e)
+        h = state
+        if streams is not None:
+            row = min(number, (streams.loops or 1) - 1)
+            of_loop = jax.tree.map(lambda leaf, row=row: leaf[row] if streams.loops else leaf, core["connection"])
+            h, writing, mixing = plain_streams.read(streams, of_loop, state, config.norm_eps)
+        x = inject(config, core, h, e)
         if "conditioning" in core:
             own = core["conditioning"]["vector"]
             x = x + own[min(number, len(own) - 1)]
@@ -53,10 +61,16 @@ def forward(
         new = layers(config, core["block"], x, tables.get("block"), tokens_S, number, step)
         if config.norm_at_loop_end:
             new = norm(config, core.get("end_norm"), new)
-        state = (1 - config.core.damping) * state + config.core.damping * new
-        logits.append(leave(config, params, state, tables.get("coda"), tokens_S))
+        new = read = (1 - config.core.damping) * h + config.core.damping * new
+        if streams is not None:
+            if streams.vectors:
+                new = new + (core["vector"][row] if streams.loops else core["vector"])
+            new = plain_streams.write(state, writing, mixing, new)
+            read = plain_streams.collapse(streams, core.get("ends", {}), new, config.norm_eps)
+        state = new
+        logits.append(leave(config, params, read, tables.get("coda"), tokens_S))
         if config.exit_gate:
-            gates.append((state @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
+            gates.append((read @ params["gate"]["kernel"] + params["gate"]["bias"])[:, 0])
     return xp.stack(logits), xp.stack(gates) if gates else None
 
 

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from looplm.config.schema import DiagonalMix, FreeMix, IdentityMix, NoInjection, SinkhornMix, Streams
+from looplm.config.schema import (
+    ConcatInjection,
+    DiagonalMix,
+    ExitGate,
+    FreeMix,
+    IdentityMix,
+    LoopStreams,
+    NoInjection,
+    SingleCore,
+    SinkhornMix,
+    Streams,
+)
 from looplm.model.context import Context
 from looplm.model.depth import Depth
 from looplm.model.forward import Forward
@@ -18,6 +29,9 @@ from tests.model import plain
 
 SMALL = dict(prelude_layers=0, block_layers=1, coda_layers=0, exit_gate=None, injection=NoInjection())
 PER_STREAM = Streams(weights="per_stream", bounds="none", mix=FreeMix(), collapse="sum")
+LANES = LoopStreams(
+    count=2, loops=4, weights="static", bounds="none", mix=FreeMix(), collapse="sum", vectors=False
+)  # arXiv 2604.21106
 STATIC = Streams(weights="static", bounds="softmax", mix=DiagonalMix())
 CASES = {
     "joint": dict(streams=Streams(count=3, mix=SinkhornMix(iterations=3), collapse="head")),
@@ -28,14 +42,21 @@ CASES = {
     ),
     "static": dict(streams=STATIC, norm_placement="peri"),
     "identity": dict(streams=Streams(weights="joint", mix=IdentityMix()), norm_placement="output", block_layers=2),
+    "loops": dict(core=SingleCore(streams=LoopStreams(count=3, loops=2))),
+    "loops with a head": dict(
+        core=SingleCore(streams=LoopStreams(collapse="head", mix=SinkhornMix(iterations=3), vectors=False)),
+        injection=ConcatInjection(),
+        exit_gate=ExitGate(),
+    ),
+    "lanes": dict(core=SingleCore(streams=LANES, damping=0.7), norm_at_loop_end=True, prelude_layers=1),
 }
-QUICK = ("joint",)
+QUICK = ("joint", "loops")
 """What the others differ in is in the golden tests."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_a_model_and_its_gradients_are_those_of_the_definition(case, model_config, random_params, tokens_BS):
-    config, depth = model_config(**SMALL | CASES[case], dtype="float64"), Depth(1)
+    config, depth = model_config(**SMALL | CASES[case], dtype="float64"), Depth(3 if "core" in CASES[case] else 1)
     lm, tokens_BS = FunctionalLM(config), tokens_BS[:, :5]
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), random_params(lm))

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from looplm.config.check.depth import max_loops
 from looplm.config.check.rule import Rules
-from looplm.config.schema import Run, SequenceMLP, SinkhornMix, Streams
+from looplm.config.schema import Run, SequenceMLP, SingleCore, SinkhornMix, Streams
 
 
 def _layers(run: Run) -> Iterator[str]:
@@ -23,6 +24,21 @@ def _layers(run: Run) -> Iterator[str]:
         )
 
 
+def _loops(run: Run) -> Iterator[str]:
+    core = run.model.core
+    if not isinstance(core, SingleCore) or core.streams is None:
+        return
+    name, loops, largest = "model.core.streams", core.streams.loops, max_loops(run)
+    yield from _unused(name, core.streams)
+    if loops is not None and largest is not None and loops > largest:
+        yield f"{name}.loops={loops} is more than the {largest} loops that run; use at most that"
+    if loops is not None and run.loop.depth_per == "sequence":
+        yield (
+            f"{name}.loops={loops} gives loops weights of their own, and loop.depth_per=sequence has sequences at "
+            f"different loops at a time; use loop.depth_per=batch, or {name}.loops=null"
+        )
+
+
 def _unused(name: str, streams: Streams) -> Iterator[str]:
     """What nothing reads."""
     fields = type(streams).model_fields
@@ -38,4 +54,4 @@ def _unused(name: str, streams: Streams) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_layers,)
+RULES: Rules = (_layers, _loops)

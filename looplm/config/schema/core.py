@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from looplm.config.schema.base import NonNegativeFloat, Section
 from looplm.config.schema.own import OrOwn, OwnCore
+from looplm.config.schema.streams import LoopStreams
 
 
 class InputState(Section):
@@ -66,6 +67,9 @@ class SingleCore(DampedCore):
     kind: Literal["single"] = "single"
     groups: PositiveInt = 1
     """Shared blocks: of R loops and G groups, loop t (from 0) applies block floor(t G / R) (arXiv 1909.11942)."""
+    streams: LoopStreams | None = None
+    """Several streams between loops: a loop reads a mixture of them, and what it makes is written to all. None: the
+    state is one, and a loop replaces it."""
 
 
 class TwoSpeedCore(DampedCore):
