@@ -23,7 +23,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Many tests train the same tiny model: workers of pytest, which inherit it, and processes share what was compiled.
     COMPILED = TemporaryDirectory(prefix="looplm-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 # Tiny programs take longer to compile than to run: this takes two thirds of the suite's time away. Only how kernels are
 # made is affected; collectives, memory and rematerialisation are decided before it. An unknown flag ends the process.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -45,16 +45,21 @@ def again(built, continued):
     lm, params = built
     from looplm.infer.generate import streams
 
-    def row(prompt, stream):
-        room, end = np.zeros((1, len(prompt) + TOKENS), np.int32), len(prompt) + TOKENS
-        room[0, : len(prompt)] = prompt
-        positions_1S = jnp.arange(end)[None]
+    positions_1S = jnp.arange(max(map(len, PROMPTS)) + TOKENS)[None]
+
+    @jax.jit
+    def predict(room, first, stream):
         key = jax.random.fold_in(jax.random.key(0), 0)
         context = Context(positions_1S, self_mask(lm.config, 0 * positions_1S), key=key, sequence_B=stream[None])
-        predict = jax.jit(lambda room, end: continued(lm.bind(params), room, context, end))
+        return continued(lm.bind(params), room, context, first)
+
+    def row(prompt, stream):
+        # Of one length for all prompts, so that one program is compiled; nobody sees what follows.
+        room, end = np.zeros(positions_1S.shape, np.int32), len(prompt) + TOKENS
+        room[0, : len(prompt)] = prompt
         for position in range(len(prompt), end):
-            room[0, position] = int(jnp.argmax(predict(room, jnp.int32(len(prompt)))[position - 1]))
-        return room[0, len(prompt) :].tolist()
+            room[0, position] = int(jnp.argmax(predict(room, jnp.int32(len(prompt)), stream)[position - 1]))
+        return room[0, len(prompt) : end].tolist()
 
     return [row(prompt, stream) for prompt, stream in zip(PROMPTS, streams(PROMPTS, 0), strict=True)]
 

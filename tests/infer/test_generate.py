@@ -92,7 +92,7 @@ RULES = {
     "entropy:2.9+argmax:2": 0,
     "confidence:0.3,min=3": 0,
 }
-NEAR_OTHERS = ("latent:0.7", "entropy:2.9+argmax:2")
+NEAR_OTHERS = ("latent:0.7", "entropy:2.9+argmax:2", "confidence:0.3,min=3")
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,10 @@ POLICIES = ("ragged", "ring:2", "last")
 
 @pytest.mark.parametrize(
     ("kv", "rule"),
-    [
-        pytest.param(kv, rule, marks=[] if i == j == 2 else [pytest.mark.slow])
-        for i, kv in enumerate(POLICIES)
-        for j, rule in enumerate(LEAVING)
-    ],
+    [pytest.param(kv, rule, marks=pytest.mark.slow) for kv in POLICIES for rule in LEAVING],
 )
 def test_rows_that_leave_at_different_loops_do_not_depend_on_one_another(lm, params, rule, kv):
+    """In the default suite rows by depth do not differ from rows in step: test_policies.py, test_schedulers.py."""
     together = at_depths(lm, params, PROMPTS, rule, kv=kv)
     for prompt, row in zip(PROMPTS, together, strict=True):
         (alone,) = at_depths(lm, params, [prompt], rule, kv=kv)
@@ -238,20 +235,15 @@ def test_in_loops_after_its_last_a_token_stands_as_it_was_in_its_last(lm, params
             np.testing.assert_array_equal(own_RLKH[ran:], np.broadcast_to(own_RLKH[last], own_RLKH[ran:].shape))
 
 
-def test_where_all_leave_after_one_loop_the_text_is_that_of_one_loop(lm, params):
-    leaving = params | {"gate": params["gate"] | {"bias": params["gate"]["bias"] + 100}}
-    rows = at_depths(lm, leaving, PROMPTS, "gate:0.9")
-    for row, expected in zip(rows, texts(lm, params, PROMPTS, num_loops=1, end_ids=[]), strict=True):
+@pytest.mark.parametrize(
+    ("rule", "bias", "loops"), [("gate:0.9", 100, 1), pytest.param("latent:1e-30", 0, 4, marks=pytest.mark.slow)]
+)
+def test_where_all_leave_together_the_text_is_that_of_so_many_loops(lm, params, rule, bias, loops):
+    certain = params | {"gate": params["gate"] | {"bias": params["gate"]["bias"] + bias}}
+    rows = at_depths(lm, certain, PROMPTS, rule)
+    for row, expected in zip(rows, texts(lm, params, PROMPTS, num_loops=loops, end_ids=[]), strict=True):
         np.testing.assert_array_equal(row.tokens, expected)
-        np.testing.assert_array_equal(row.loops, 1)
-
-
-def test_where_nobody_leaves_early_nothing_changes(lm, params):
-    for row, expected in zip(
-        at_depths(lm, params, PROMPTS, "latent:1e-30"), texts(lm, params, PROMPTS, num_loops=4, end_ids=[]), strict=True
-    ):
-        np.testing.assert_array_equal(row.tokens, expected)
-        np.testing.assert_array_equal(row.loops, 4)
+        np.testing.assert_array_equal(row.loops, loops)
 
 
 def test_a_prompt_whose_tokens_leave_is_read_as_if_it_had_been_written(lm, params):

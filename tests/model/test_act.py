@@ -38,8 +38,9 @@ def walked(kind, logits_RBS, states_RBSD, model_config):
     return rule, passed, acc
 
 
-@pytest.mark.parametrize("reads", ["before", "after"])
-@pytest.mark.parametrize(("mean", "rest", "freezes"), [("running", False, False), ("sum", True, True)])
+@pytest.mark.parametrize(
+    ("mean", "rest", "freezes", "reads"), [("running", False, False, "before"), ("sum", True, True, "after")]
+)
 def test_every_token_follows_the_definition(model_config, mean, rest, freezes, reads):
     logits_RBS = 1.5 * jax.random.normal(jax.random.key(0), (R, B, S)) - 1.5
     states_RBSD = jax.random.normal(jax.random.key(1), (R, B, S, D))
@@ -98,7 +99,8 @@ def test_any_objective_adds_the_cost_which_may_begin_later(model_config, random_
         step=step if step is None else jnp.int32(step),
     )
     labels_BS = jnp.where(segments_BS >= 0, tokens_BS, -100)
-    sums, output = evaluate(build_objective(FinalCrossEntropy()), forward, labels_BS, jax.random.key(0))
+    objective = build_objective(FinalCrossEntropy())
+    sums, output = jax.jit(lambda: evaluate(objective, forward, labels_BS, jax.random.key(0)))()
     told = np.array(output.halt.updates_BS + output.halt.remainder_BS)
     added = sum(told[b][labels_BS[b] >= 0].sum() for b in range(2))
     np.testing.assert_allclose(sums.objective - sums.loss, 0.3 * share * added, rtol=1e-4, atol=1e-4)
@@ -116,7 +118,7 @@ def test_what_is_written_is_the_likeliest_of_whole_passes(model_config, random_p
     tokens_1S = jnp.array([text])
     context = Context(jnp.arange(len(text))[None], self_mask(lm.config, jnp.zeros_like(tokens_1S)))
     model = lm.bind(params)
-    output = Forward(model, tokens_1S, context, Depth(R), jnp.float32)()
+    output = jax.jit(lambda: Forward(model, tokens_1S, context, Depth(R), jnp.float32)("all"))()
     likeliest_S = jnp.argmax(model.logits(output.read[0])[0], axis=-1)
     np.testing.assert_array_equal(likeliest_S[len(prompt) - 1 : -1], row.tokens)
     assert len(np.unique(output.halt.updates_BS)) > 1, "tokens stop in different loops"

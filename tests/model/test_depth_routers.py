@@ -30,6 +30,10 @@ def passes(lm, params, tokens_BS, *, training):
     return Forward(lm.bind(params), tokens_BS, context, Depth(R), jnp.float32)
 
 
+def outputs(lm, params, tokens_BS, *, training):
+    return jax.jit(lambda params: passes(lm, params, tokens_BS, training=training)())(params)
+
+
 @pytest.fixture(scope="module")
 def expert(model_config, random_params):
     lm = FunctionalLM(model_config(injection=NoInjection(), halting=ExpertChoice(capacities=(1.0, 0.5, 0.2))))
@@ -40,21 +44,25 @@ def test_with_room_for_all_every_token_takes_part_in_every_loop(expert, tokens_B
     lm = FunctionalLM(lm_config := expert[0].config.model_copy(update={"halting": ExpertChoice(capacities=(1.0,) * R)}))
     forward = passes(lm, expert[1], tokens_BS, training=True)
     model, context = forward.model, forward.context
-    inputs, _ = model.enter(tokens_BS, context, jnp.float32)
+    inputs, _ = jax.jit(lambda: model.enter(tokens_BS, context, jnp.float32))()
     state_BSD = model.core.init_state(inputs, context)
+
+    @jax.jit
+    def step(state_BSD, t):
+        return model.core.step(state_BSD, inputs, replace(context, loop=Loop(jnp.full(1, t), jnp.full(1, R))), None)[0]
+
     for t in range(R):
-        here = replace(context, loop=Loop(jnp.full(1, t), jnp.full(1, R)))
-        new_BSD, _, _ = model.core.step(state_BSD, inputs, here, None)
+        new_BSD = step(state_BSD, t)
         logit_BS = state_BSD @ expert[1]["halting"]["router"]["units"]["kernel"][t][:, 0]
         state_BSD += (0.1 / (1 + jnp.exp(-logit_BS)))[..., None] * new_BSD
     assert lm_config.halting.alpha == 0.1
-    output = forward()
+    output = outputs(lm, expert[1], tokens_BS, training=True)
     np.testing.assert_allclose(output.state, state_BSD, rtol=2e-5, atol=2e-5)
     assert np.all(output.halt.loops_BS == R)
 
 
 def test_a_loop_takes_its_share_of_those_before(expert, tokens_BS):
-    loops_BS = passes(*expert, tokens_BS, training=True)().halt.loops_BS
+    loops_BS = outputs(*expert, tokens_BS, training=True).halt.loops_BS
     S = tokens_BS.shape[1]
     for t, share in enumerate((1.0, 0.5, 0.2)):
         np.testing.assert_array_equal(np.sum(loops_BS > t, axis=1), max(1, int(share * S)))
@@ -67,7 +75,7 @@ def test_outside_of_training_nothing_looks_ahead(expert, random_params, tokens_B
         lm = FunctionalLM(lm.config.model_copy(update={"halting": halting}))
         params = random_params(lm)
     cut = tokens_BS.shape[1] // 2
-    whole, part = (passes(lm, params, given, training=False)() for given in (tokens_BS, tokens_BS[:, :cut]))
+    whole, part = (outputs(lm, params, given, training=False) for given in (tokens_BS, tokens_BS[:, :cut]))
     np.testing.assert_allclose(whole.read[:, :, :cut], part.read, rtol=2e-5, atol=2e-5)
     deepest = np.asarray(lm.bind(params).halting.exits(whole.halt))
     assert len(np.unique(deepest)) > 1, "tokens differ in their depth"

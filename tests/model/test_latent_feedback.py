@@ -17,8 +17,9 @@ from tests.model import plain
 
 LATENT = 36
 SIZES = dict(
-    prelude_layers=0, coda_layers=0, block_layers=1, final_norm=False, norm_at_loop_end=True, norm="rms",
-    norm_placement="pre", injection=NoInjection(), exit_gate=None, core=LatentFeedbackCore(token=LATENT),
+    num_heads=2, num_kv_heads=1, prelude_layers=0, coda_layers=0, block_layers=1, final_norm=False,
+    norm_at_loop_end=True, norm="rms", norm_placement="pre", injection=NoInjection(), exit_gate=None,
+    core=LatentFeedbackCore(token=LATENT),
 )  # fmt: skip
 ROWS = [
     # Side by side in one row: two latents, which follow one another; and one that has no place before it.

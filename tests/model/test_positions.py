@@ -91,12 +91,11 @@ def test_text_that_is_written_with_a_cache_is_what_whole_passes_give(kind, model
         end_ids=[],
         num_ids=lm.config.vocab_size,
     )
-    tokens = list(prompt)
-    for expected in row.tokens:
-        hidden_RBSD = run_model(lm, params, jnp.array([tokens + [0] * (11 - len(tokens))]), Depth(2)).read
-        logits_V = lm.bind(params).logits(hidden_RBSD[-1][:, len(tokens) - 1 : len(tokens)])[0, 0]
-        assert int(jnp.argmax(logits_V)) == expected
-        tokens.append(int(expected))
+    # Causal: one pass over the whole text predicts every token from what precedes it.
+    text_1S = jnp.array([[*prompt, *row.tokens]])
+    hidden_SD = run_model(lm, params, text_1S, Depth(2)).read[-1, 0]
+    predicted_S = jnp.argmax(lm.bind(params).logits(hidden_SD[None])[0], axis=-1)
+    np.testing.assert_array_equal(predicted_S[len(prompt) - 1 : -1], row.tokens)
 
 
 @pytest.mark.parametrize("kind", ["learned", "none"])

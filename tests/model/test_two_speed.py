@@ -49,6 +49,10 @@ def forward(lm, params, tokens_BS, depth, **options):
     return Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, **options)()
 
 
+def compiled(lm, params, tokens_BS, depth, **options):
+    return jax.jit(lambda params, options: forward(lm, params, tokens_BS, depth, **options))(params, options)
+
+
 def loss_and_grads(logits_of, params):
     return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(logits_of(params)))))(params)
 
@@ -149,9 +153,9 @@ def test_without_damping_noise_and_drawn_states_it_is_the_plain_core(built, toke
     (one, params), (other, _) = built(core=plain_core), built(core=drawn, state_init=NormalState(std=1.0))
     first = one.bind(params).core.init_state(*first_inputs(one, tokens_BS))
     block = {**params, "core": {"block": params["core"]["block"]}}
-    given = forward(other, block, tokens_BS, Depth(2), start=first).read
-    np.testing.assert_allclose(given, forward(one, params, tokens_BS, Depth(2)).read, atol=1e-5)
-    assert np.any(np.abs(forward(other, block, tokens_BS, Depth(2)).read - given) > 0.1)
+    given = compiled(other, block, tokens_BS, Depth(2), start=first).read
+    np.testing.assert_allclose(given, compiled(one, params, tokens_BS, Depth(2)).read, atol=1e-5)
+    assert np.any(np.abs(compiled(other, block, tokens_BS, Depth(2)).read - given) > 0.1)
 
 
 def test_one_program_serves_all_depths_and_detached_loops_give_no_gradient(built, tokens_BS):
@@ -179,7 +183,7 @@ def test_noise_is_a_tokens_own_and_another_in_every_call(core, built, tokens_BS)
     core = core.model_copy(update={"low_init": init}) if isinstance(core, TwoSpeedCore) else core
     lm, params = built(core=core, state_init=init, norm_placement="pre", injection=NoInjection())
     zero = {**params, "core": jax.tree.map(jnp.zeros_like, params["core"])}
-    states = jax.tree.map(np.asarray, [forward(lm, zero, tokens_BS, Depth(n)).state for n in (1, 2)])
+    states = jax.tree.map(np.asarray, [compiled(lm, zero, tokens_BS, Depth(n)).state for n in (1, 2)])
     if isinstance(core, TwoSpeedCore):
         # low <- low + high + noise; high <- high + low + noise
         (high, low), (next_high, next_low) = states
@@ -193,7 +197,7 @@ def test_noise_is_a_tokens_own_and_another_in_every_call(core, built, tokens_BS)
         assert abs(np.corrcoef(noise_BSD[0].ravel(), noise_BSD[1].ravel())[0, 1]) < 0.2
         for other in drawn[:i]:
             assert abs(np.corrcoef(noise_BSD.ravel(), other.ravel())[0, 1]) < 0.2
-    alone = forward(lm, zero, tokens_BS[:1, :4], Depth(2)).state
+    alone = compiled(lm, zero, tokens_BS[:1, :4], Depth(2)).state
     np.testing.assert_allclose(jax.tree.leaves(alone)[0], jax.tree.leaves(states[1])[0][:1, :4], atol=1e-6)
 
 
@@ -208,10 +212,10 @@ def first_inputs(lm, tokens_BS):
 @pytest.mark.parametrize("core", [SingleCore(), TwoSpeedCore(inner_loops=1)])
 def test_fresh_rows_begin_anew_and_the_others_go_on(core, built, tokens_BS):
     lm, params = built(core=core)
-    before = forward(lm, params, tokens_BS, Depth(2))
+    before = compiled(lm, params, tokens_BS, Depth(2))
     fresh_B = jnp.arange(tokens_BS.shape[0]) == 0
-    mixed = forward(lm, params, tokens_BS, Depth(1), start=before.state, fresh_B=fresh_B).state
-    first, goes_on = (forward(lm, params, tokens_BS, Depth(n)).state for n in (1, 3))
+    mixed = compiled(lm, params, tokens_BS, Depth(1), start=before.state, fresh_B=fresh_B).state
+    first, goes_on = (compiled(lm, params, tokens_BS, Depth(n)).state for n in (1, 3))
     for found, new, old in zip(*map(jax.tree.leaves, (mixed, first, goes_on)), strict=True):
         np.testing.assert_allclose(found, jnp.concatenate([new[:1], old[1:]]), atol=1e-5)
 

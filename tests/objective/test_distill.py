@@ -69,11 +69,16 @@ def loops_that_ran(depth):
 @pytest.mark.parametrize(("loops", "depth"), windows("last", "all"))
 def test_distillation_follows_its_formula(student, teacher, data, loops, depth):
     config = Distillation(weight=0.3, temperature=1.7, loops=loops)
-    guide = forward_of(*teacher, data[0], Depth(2))
-    forward = forward_of(*student, data[0], depth, guide)
-    sums, _ = build_objective(config)(forward, data[1], jax.random.key(0))
-    logits_RBSV, target_BSV = map(forward.model.logits, forward("all").read), guide.model.logits(guide("last").read[0])
-    logits_RBSV = list(logits_RBSV)
+
+    @jax.jit
+    def run(params, taught):
+        guide = forward_of(teacher[0], taught, data[0], Depth(2))
+        forward = forward_of(student[0], params, data[0], depth, guide)
+        sums, _ = build_objective(config)(forward, data[1], jax.random.key(0))
+        target_BSV = guide.model.logits(guide("last").read[0])
+        return sums, jax.vmap(forward.model.logits)(forward("all").read), target_BSV
+
+    sums, logits_RBSV, target_BSV = jax.device_get(run(student[1], teacher[1]))
     loss = apart = 0.0
     for b, s in np.ndindex(B, S - 1):
         loss -= log_softmax(logits_RBSV[-1][b, s])[data[1][b, s]]
@@ -87,9 +92,15 @@ def test_distillation_follows_its_formula(student, teacher, data, loops, depth):
 
 @pytest.mark.parametrize(("loops", "depth"), windows("earlier"))
 def test_self_distillation_follows_its_formula(student, data, loops, depth):
-    forward = forward_of(*student, data[0], depth)
-    sums, _ = build_objective(SelfDistillation(weight=0.4, temperature=1.3))(forward, data[1], jax.random.key(0))
-    logits_RBSV = [forward.model.logits(hidden_BSD) for hidden_BSD in forward("all").read]
+    objective = build_objective(SelfDistillation(weight=0.4, temperature=1.3))
+
+    @jax.jit
+    def run(params):
+        forward = forward_of(student[0], params, data[0], depth)
+        sums, _ = objective(forward, data[1], jax.random.key(0))
+        return sums, jax.vmap(forward.model.logits)(forward("all").read)
+
+    sums, logits_RBSV = jax.device_get(run(student[1]))
     loss = apart = 0.0
     for b, s in np.ndindex(B, S - 1):
         loss -= log_softmax(logits_RBSV[-1][b, s])[data[1][b, s]]

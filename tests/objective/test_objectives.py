@@ -48,19 +48,35 @@ def data():
     return tokens_BS, jnp.roll(tokens_BS, -1, axis=1).at[:, -1].set(-100)
 
 
-def run(lm, params, data, config, depth, key=3):
-    tokens_BS, labels_BS = data
-    model, objective = lm.bind(params), build_objective(config)
-    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
-    context = Context(positions_BS, self_mask(lm.config, jnp.zeros_like(tokens_BS)))
-    forward = Forward(model, tokens_BS, context, depth, jnp.float32)
-    sums, _ = objective(forward, labels_BS, jax.random.key(key))
-    return sums, forward("all"), model
+def forward_of(lm, params, data, depth):
+    tokens_BS, _ = data
+    context = Context(jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)))
+    return Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32)
+
+
+def sums_of(lm, params, data, config, depth, key=3):
+    return build_objective(config)(forward_of(lm, params, data, depth), data[1], jax.random.key(key))[0]
+
+
+def run(lm, params, data, config, depth):
+    """The sums, what the model gives in every loop, and its logits (R, B, S, V)."""
+
+    @jax.jit
+    def compiled(params):
+        forward = forward_of(lm, params, data, depth)
+        output = forward("all")
+        return sums_of(lm, params, data, config, depth), output, jax.vmap(forward.model.logits)(output.read)
+
+    return compiled(params)
+
+
+def gradient_of(lm, params, data, config, depth):
+    return jax.jit(jax.grad(lambda params: sums_of(lm, params, data, config, depth).objective))(params)
 
 
 @pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3)), Depth(2, num_detached=1)])
 def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, depth):
-    sums, output, model = run(lm, params, data, ExpectedCrossEntropy(entropy_weight=0.3), depth)
+    sums, output, logits_RBSV = run(lm, params, data, ExpectedCrossEntropy(entropy_weight=0.3), depth)
     ran = 3 if depth.num_detached == 0 else 2
     exit_RBS = np.exp(output.log_exit_RBS)[-ran:]
     expected = entropy = 0.0
@@ -69,7 +85,7 @@ def test_expected_loss_is_the_weighted_sum_less_the_entropy(lm, params, data, de
             continue
         p_R = exit_RBS[:, b, s]
         for t in range(ran):
-            logits_V = np.float64(model.logits(output.read[t - ran])[b, s])
+            logits_V = np.float64(logits_RBSV[t - ran, b, s])
             expected += p_R[t] * (np.log(np.exp(logits_V).sum()) - logits_V[data[1][b, s]])
         entropy -= np.sum(p_R * np.log(p_R))
     np.testing.assert_allclose(sums.objective, expected - 0.3 * entropy, rtol=1e-5)
@@ -98,8 +114,8 @@ def test_exits_are_drawn_to_a_prior(lm, params, data, depth, over, rate):
 @pytest.mark.parametrize("depth", [Depth(3), Depth(5, jnp.int32(3))])
 def test_a_decider_learns_beside_the_model_whether_one_more_loop_pays(lm, params, data, depth):
     config = DecidedCrossEntropy(gate_weight=0.4, threshold=0.01)
-    sums, output, model = run(lm, params, data, config, depth)
-    nll_3BS = np.stack([cross_entropy(model.logits(h_BSD), data[1])[0] for h_BSD in output.read[-3:]])
+    sums, output, logits_RBSV = run(lm, params, data, config, depth)
+    nll_3BS = np.stack([cross_entropy(logits_BSV, data[1])[0] for logits_BSV in logits_RBSV[-3:]])
     lambda_3BS = 1 / (1 + np.exp(-np.float64(output.gate_logits_RBS[-3:])))
     total = 0.0
     for b, s in zip(*np.nonzero(np.asarray(data[1]) >= 0), strict=True):
@@ -108,37 +124,34 @@ def test_a_decider_learns_beside_the_model_whether_one_more_loop_pays(lm, params
             stop = nll_3BS[t, b, s] - nll_3BS[t + 1, b, s] <= 0.01
             total -= 0.4 / 2 * np.log(lambda_3BS[t, b, s] if stop else 1 - lambda_3BS[t, b, s])
     np.testing.assert_allclose(sums.objective, total, rtol=1e-5)
-    gradient = jax.grad(lambda params: run(lm, params, data, config, depth)[0].objective)(params)
+    gradient = gradient_of(lm, params, data, config, depth)
     assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_final_loss_is_that_of_the_last_loop(lm, params, data):
-    sums, output, model = run(lm, params, data, FinalCrossEntropy(), Depth(3))
-    nll_BS = cross_entropy(model.logits(output.read[-1]), data[1])[0]
+    sums, _, logits_RBSV = run(lm, params, data, FinalCrossEntropy(), Depth(3))
+    nll_BS = cross_entropy(logits_RBSV[-1], data[1])[0]
     np.testing.assert_allclose(sums.loss, jnp.sum(nll_BS[:, :-1]), rtol=1e-6)
     assert sums.objective == sums.loss
     assert sums.tokens == B * (S - 1)
 
 
 def test_model_and_gate_both_learn(lm, params, data):
-    def objective(params):
-        return run(lm, params, data, ExpectedCrossEntropy(), Depth(3))[0].objective
-
-    gradient = jax.grad(objective)(params)
+    gradient = gradient_of(lm, params, data, ExpectedCrossEntropy(), Depth(3))
     assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_gradient_is_finite_where_the_gate_is_certain(lm, params, data):
     certain = {**params, "gate": {"kernel": 300 * params["gate"]["kernel"], "bias": params["gate"]["bias"]}}
-    gradient = jax.grad(lambda p: run(lm, p, data, ExpectedCrossEntropy(), Depth(3))[0].objective)(certain)
+    gradient = gradient_of(lm, certain, data, ExpectedCrossEntropy(), Depth(3))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("weights", ["uniform", "linear"])
 def test_weighted_loss_follows_its_weights(lm, params, data, weights):
-    sums, output, model = run(lm, params, data, WeightedCrossEntropy(weights=weights), Depth(4, jnp.int32(3)))
+    sums, _, logits_RBSV = run(lm, params, data, WeightedCrossEntropy(weights=weights), Depth(4, jnp.int32(3)))
     weight_R = np.array([1, 1, 1] if weights == "uniform" else [1, 2, 3]) / (3 if weights == "uniform" else 6)
-    losses = [float(jnp.sum(cross_entropy(model.logits(h), data[1])[0][:, :-1])) for h in output.read[1:]]
+    losses = [float(jnp.sum(cross_entropy(logits, data[1])[0][:, :-1])) for logits in logits_RBSV[1:]]
     np.testing.assert_allclose(sums.objective, weight_R @ losses, rtol=1e-5)
 
 
@@ -146,24 +159,23 @@ def test_weighted_loss_follows_its_weights(lm, params, data, weights):
 def test_sampled_heads_give_the_right_sum_on_average(lm, params, data, config):
     """Every pair of 4 loops is as likely as any other: the mean over many draws is the sum over all loops."""
     whole = run(lm, params, data, config(), Depth(4))[0].objective
-    sampled = jax.jit(jax.vmap(lambda key: run(lm, params, data, config(sampled_heads=2), Depth(4), key)[0].objective))(
-        jnp.arange(400)
-    )
+    draw = jax.vmap(lambda key: sums_of(lm, params, data, config(sampled_heads=2), Depth(4), key).objective)
+    sampled = jax.jit(draw)(jnp.arange(400))
     error = np.std(sampled) / np.sqrt(len(sampled))
     assert error > 0
     assert abs(np.mean(sampled) - whole) < 4 * error
 
 
 def test_z_loss_is_the_squared_normaliser(lm, params, data):
-    with_z, output, model = run(lm, params, data, FinalCrossEntropy(z_loss_weight=0.5), Depth(2))
-    z_BS = jax.nn.logsumexp(model.logits(output.read[-1]), axis=-1)[:, :-1] ** 2
+    with_z, _, logits_RBSV = run(lm, params, data, FinalCrossEntropy(z_loss_weight=0.5), Depth(2))
+    z_BS = jax.nn.logsumexp(logits_RBSV[-1], axis=-1)[:, :-1] ** 2
     np.testing.assert_allclose(with_z.objective - with_z.loss, 0.5 * jnp.sum(z_BS), rtol=1e-5)
 
 
 def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, data):
     config = GateImprovement(sharpness=20.0, threshold=0.01)
-    sums, output, model = run(lm, params, data, config, Depth(3))
-    nll_RBS = np.float64([cross_entropy(model.logits(h), data[1])[0] for h in output.read])
+    sums, output, logits_RBSV = run(lm, params, data, config, Depth(3))
+    nll_RBS = np.float64([cross_entropy(logits_BSV, data[1])[0] for logits_BSV in logits_RBSV])
     leave_RBS = 1 / (1 + np.exp(-np.float64(output.gate_logits_RBS)))
     expected = 0.0
     for t, b, s in np.ndindex(2, B, S - 1):
@@ -178,9 +190,11 @@ def test_gate_stage_follows_its_formula_and_trains_the_gate_alone(lm, params, da
     np.testing.assert_allclose(sums.loops.exit_R, shares_RBS[:, :, :-1].sum(axis=(1, 2)), rtol=1e-5)
     assert sums.tokens == B * (S - 1)
 
-    gradient = jax.grad(
-        lambda p: run(lm, with_frozen(build_objective(config), lm, p), data, config, Depth(3))[0].objective
-    )(params)
+    def objective(params):
+        frozen = with_frozen(build_objective(config), lm, params)
+        return sums_of(lm, frozen, data, config, Depth(3)).objective
+
+    gradient = jax.jit(jax.grad(objective))(params)
     assert np.any(gradient["gate"]["kernel"])
     assert not any(np.any(leaf) for name in gradient if name != "gate" for leaf in jax.tree.leaves(gradient[name]))
 
@@ -191,8 +205,6 @@ def test_an_objective_that_logs_arrays_is_told_where_they_go(lm, params, data):
         loss_R = jnp.sum(output.read.nll_BS, axis=(1, 2))
         return Sums(loss_R[-1], loss_R[-1], jnp.sum(labels_BS >= 0), {"train/all": loss_R}), output
 
-    tokens_BS, labels_BS = data
-    context = Context(jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)))
-    forward = Forward(lm.bind(params), tokens_BS, context, Depth(2), jnp.float32)
+    forward = forward_of(lm, params, data, Depth(2))
     with pytest.raises(UserError, match=r"'train/all' has the shape \(2,\).*Sums\.loops"):
-        evaluate(listing, forward, labels_BS, jax.random.key(0))
+        evaluate(listing, forward, data[1], jax.random.key(0))

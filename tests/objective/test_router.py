@@ -1,6 +1,7 @@
 """What routers add to the objective: against formulas in numpy, and against the official entropy of MoEUT."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,6 +34,18 @@ SCORED_B = np.array([3, 5])
 def model(balance, **fields):
     moe = MoE(num_experts=E, experts_per_token=K, balance=balance, **fields)
     return Model(vocab_size=8, dim=8, num_heads=2, hidden_dim=8, block_layers=L, feed_forward=moe)
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_of(config, logits_RBLSE, ran_RB=RAN, counted_BS=None):
+    return router_loss(config, output(config, logits_RBLSE, ran_RB, counted_BS), SCORED_B)
+
+
+@partial(jax.jit, static_argnums=0)
+def counts_of(config, logits_RBLSE):
+    """What is logged, and the loads by row of the tables."""
+    out = output(config, logits_RBLSE)
+    return router_sums(out), loads_by_row(config, out)
 
 
 def output(config, logits_RBLSE, ran_RB=RAN, counted_BS=None):
@@ -79,7 +92,7 @@ def test_the_balance_loss_of_every_sequence(logits_RBLSE):
     for b in range(B):
         visits = [E * np.dot(*shares(logits_RBLSE[r, b, i])) for r in range(R) if RAN[r, b] for i in range(L)]
         expected += 0.1 * np.mean(visits) * SCORED_B[b]
-    assert router_loss(config, output(config, logits_RBLSE), SCORED_B) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(config, logits_RBLSE) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_balance_loss_over_a_batch_and_over_the_model(logits_RBLSE):
@@ -89,11 +102,11 @@ def test_the_balance_loss_over_a_batch_and_over_the_model(logits_RBLSE):
         for i in range(L):
             f, P = (np.mean([shares(logits_RBLSE[r, b, i])[x] for b in range(B) if RAN[r, b]], axis=0) for x in (0, 1))
             visits.append(E * np.dot(f, P))
-    found = router_loss(batch, output(batch, logits_RBLSE), SCORED_B)
+    found = loss_of(batch, logits_RBLSE)
     assert found == pytest.approx(0.1 * np.mean(visits) * SCORED_B.sum(), rel=1e-5)
     every = [shares(logits_RBLSE[r, b, i]) for r in range(R) for b in range(B) if RAN[r, b] for i in range(L)]
     f, P = (np.mean([one[x] for one in every], axis=0) for x in (0, 1))
-    found = router_loss(pooled, output(pooled, logits_RBLSE), SCORED_B)
+    found = loss_of(pooled, logits_RBLSE)
     assert found == pytest.approx(0.1 * E * np.dot(f, P) * SCORED_B.sum(), rel=1e-5)
 
 
@@ -117,7 +130,7 @@ def test_padding_is_no_token(logits_RBLSE, over):
     else:
         every = [tokens(r, i, range(B)) for r in range(R) for i in range(L)]
         expected = E * np.dot(*shares(np.concatenate(every))) * SCORED_B.sum()
-    found = router_loss(config, output(config, logits_RBLSE, counted_BS=counted_BS), SCORED_B)
+    found = loss_of(config, logits_RBLSE, counted_BS=counted_BS)
     assert found == pytest.approx(0.1 * expected, rel=1e-5)
 
 
@@ -125,7 +138,7 @@ def test_the_z_loss(logits_RBLSE):
     config = model(Balance(z_loss_weight=0.1))
     z_RBLS = np.log(np.exp(logits_RBLSE.astype(np.float64)).sum(axis=-1)) ** 2
     expected = sum(0.1 * z_RBLS[RAN[:, b], b].mean() * SCORED_B[b] for b in range(B))
-    assert router_loss(config, output(config, logits_RBLSE), SCORED_B) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(config, logits_RBLSE) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_official_entropy_of_moeut_over_all_repeats():
@@ -172,14 +185,11 @@ def test_the_entropy_of_the_experts_of_heads_is_a_mean_over_the_heads_of_each_pr
             num_groups=num_groups, with_softmax=True, with_logits=False,
         )  # fmt: skip
 
-    heads = jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1))(jnp.asarray(logits_RBLSGE))
+    heads = jax.jit(jax.vmap(jax.vmap(visit, in_axes=1, out_axes=1)))(logits_RBLSGE)
     trained_B = jnp.asarray(RAN.sum(axis=0))
     depth = Depth(R, trained_B, R - trained_B)
-    found = router_loss(
-        config,
-        Output(None, None, None, None, None, depth, None, {"block": Report(heads=heads)}, None, NO_CACHE),
-        SCORED_B,
-    )
+    out = Output(None, None, None, None, None, depth, None, {"block": Report(heads=heads)}, None, NO_CACHE)
+    found = router_loss(config, out, SCORED_B)
 
     expected = 0.0
     for b in range(B):
@@ -192,18 +202,18 @@ def test_the_entropy_of_the_experts_of_heads_is_a_mean_over_the_heads_of_each_pr
 
 def test_loads_by_loop_and_by_row_of_the_tables(logits_RBLSE):
     config = model(Balance(bias_rate=0.1), loop_biases=2)
-    found = output(config, logits_RBLSE)
+    logged, by_row = counts_of(config, logits_RBLSE)
     chosen = np.eye(E, dtype=int)[np.argsort(-logits_RBLSE, axis=-1)[..., :K]].sum(axis=(3, 4)) * RAN[:, :, None, None]
-    np.testing.assert_array_equal(router_sums(found).moe["block"].load_TLE, chosen.sum(axis=1))
+    np.testing.assert_array_equal(logged.moe["block"].load_TLE, chosen.sum(axis=1))
     rows = np.stack([chosen[0].sum(axis=0), chosen[1:].sum(axis=(0, 1))], axis=1)
-    np.testing.assert_array_equal(loads_by_row(config, found)["block"], rows)
+    np.testing.assert_array_equal(by_row["block"], rows)
 
 
 def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
     config = model(Balance())
     chosen = np.argsort(-logits_RBLSE, axis=-1)[..., :K]
     both = (chosen[1:, ..., :, None] == chosen[:-1, ..., None, :]).sum(axis=(2, 3, 4, 5)) * RAN[1:]
-    found = router_sums(output(config, logits_RBLSE)).moe["block"].kept_T
+    found = counts_of(config, logits_RBLSE)[0].moe["block"].kept_T
     np.testing.assert_array_equal(found, [0, *both.sum(axis=1)])
     assert found.dtype == jnp.int32, "counts are subtracted from each other"
     assert both.any()
@@ -212,11 +222,11 @@ def test_choices_of_the_loop_before_are_counted_where_a_loop_ran(logits_RBLSE):
 def test_an_expert_that_no_token_would_take_leaves_the_entropy_finite(logits_RBLSE):
     config = model(Balance(entropy_weight=0.1))
     far_RBLSE = logits_RBLSE - np.array([0, 0, 0, 0, 0, 300], np.float32)
-    loss, gradient = jax.value_and_grad(lambda x: router_loss(config, output(config, x), SCORED_B))(far_RBLSE)
+    loss, gradient = jax.value_and_grad(lambda x: loss_of(config, x))(far_RBLSE)
     rest = model(Balance(entropy_weight=0.1)).model_copy(
         update={"feed_forward": config.feed_forward.model_copy(update={"num_experts": E - 1})}
     )
-    expected = router_loss(rest, output(rest, logits_RBLSE[..., :-1]), SCORED_B)
+    expected = loss_of(rest, logits_RBLSE[..., :-1])
     assert loss == pytest.approx(float(expected), rel=1e-5)
     assert np.all(np.isfinite(gradient))
 
@@ -224,7 +234,7 @@ def test_an_expert_that_no_token_would_take_leaves_the_entropy_finite(logits_RBL
 @pytest.mark.parametrize("over", ["sequence", "batch", "model"])
 def test_without_a_visit_routers_add_nothing(over, logits_RBLSE):
     config = model(Balance(auxiliary_weight=0.1, auxiliary_over=over, entropy_weight=0.1, z_loss_weight=0.1))
-    assert router_loss(config, output(config, logits_RBLSE, np.zeros_like(RAN)), SCORED_B) == 0
+    assert loss_of(config, logits_RBLSE, np.zeros_like(RAN)) == 0
 
 
 def test_a_stack_that_was_not_asked_for_its_choices_adds_nothing():

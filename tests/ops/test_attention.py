@@ -1,7 +1,7 @@
 """Attention and its masks against loops over queries and heads, and every backend against the definition in float64."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -145,6 +145,16 @@ CASES = {
 }
 
 
+NEAR_OTHERS = (
+    "no groups", "window of one", "bias, packed", "a cache, window", "packed, window", "long", "window on both sides",
+)  # fmt: skip
+"""Pairs of what the other cases have one by one; not in the default suite."""
+
+
+def names(cases):
+    return [pytest.param(name, marks=pytest.mark.slow if name in NEAR_OTHERS else []) for name in cases]
+
+
 def values_and_gradients(function, mask, inputs):
     """The output and every input's gradient, with a cotangent that differs everywhere; none for what sees nothing."""
 
@@ -163,20 +173,23 @@ def values_and_gradients(function, mask, inputs):
 
 @pytest.fixture(scope="module")
 def by_definition():
-    """Values and gradients of every case in float64."""
-    with jax.enable_x64(True):
-        return {
-            name: values_and_gradients(reference.attention, case.mask(), [jnp.float64(x) for x in case.inputs()])
-            for name, case in CASES.items()
-        }
+    """Gives values and gradients of a case in float64, computed once."""
+
+    @cache
+    def of(name):
+        with jax.enable_x64(True):
+            inputs = [jnp.float64(x) for x in CASES[name].inputs()]
+            return values_and_gradients(reference.attention, CASES[name].mask(), inputs)
+
+    return of
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", names(CASES))
 @pytest.mark.parametrize("backend", [dense, blockwise])
 def test_backends_give_the_values_and_gradients_of_the_definition(backend, name, by_definition):
     case = CASES[name]
     found = values_and_gradients(backend.attention, case.mask(), [jnp.float32(x) for x in case.inputs()])
-    for array, expected in zip(found, by_definition[name], strict=True):
+    for array, expected in zip(found, by_definition(name), strict=True):
         np.testing.assert_allclose(array, expected, atol=2e-6 * max(1, np.abs(expected).max()))
 
 
@@ -186,14 +199,14 @@ IN_THE_KERNEL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", IN_THE_KERNEL)
+@pytest.mark.parametrize("name", names(IN_THE_KERNEL))
 def test_the_kernel_for_tpus_gives_the_values_and_gradients_of_the_definition(name, by_definition):
     """Interpreted: every operation by itself, on the CPU."""
     case = CASES[name]
     mask, inputs = case.mask(), [jnp.float32(x) for x in case.inputs()]
     assert splash.cannot(mask, Asked(case.queries, jnp.float32, 8)) is None
     found = values_and_gradients(partial(splash.attention, interpret=True), mask, inputs)
-    for array, expected in zip(found, by_definition[name], strict=True):
+    for array, expected in zip(found, by_definition(name), strict=True):
         np.testing.assert_allclose(array, expected, atol=4e-6 * max(1, np.abs(expected).max()))
 
 
@@ -204,7 +217,7 @@ def test_what_the_kernel_for_tpus_cannot_do_is_known(name):
 
 
 def test_float64_and_bfloat16_by_blocks(by_definition):
-    case, expected = CASES["packed, with padding"], by_definition["packed, with padding"]
+    case, expected = CASES["packed, with padding"], by_definition("packed, with padding")
     with jax.enable_x64(True):
         exact = values_and_gradients(blockwise.attention, case.mask(), [jnp.float64(x) for x in case.inputs()])
     short = values_and_gradients(blockwise.attention, case.mask(), [jnp.bfloat16(x) for x in case.inputs()])

@@ -36,7 +36,7 @@ def naive(hidden_BSD, head_VD, labels_BS):
 
 @pytest.mark.parametrize("chunk_logits", [1, B * V, 5 * B * V, 10**9])
 def test_scores_equal_the_definition_for_any_chunk(inputs, chunk_logits):
-    scores = linear_cross_entropy(*inputs, chunk_logits=chunk_logits)
+    scores = jax.jit(partial(linear_cross_entropy, chunk_logits=chunk_logits))(*inputs)
     np.testing.assert_allclose(scores.nll_BS, naive(*inputs), rtol=1e-5, atol=1e-6)
     hidden_BSD, head_VD, labels_BS = inputs
     np.testing.assert_array_equal(scores.correct_BS, jnp.argmax(hidden_BSD @ head_VD.T, -1) == labels_BS)
@@ -49,7 +49,7 @@ def test_gradients_do_not_depend_on_the_chunk(inputs):
         def loss(hidden_BSD, head_VD):
             return jnp.sum(linear_cross_entropy(hidden_BSD, head_VD, labels_BS, chunk_logits=chunk_logits).nll_BS)
 
-        return jax.grad(loss, argnums=(0, 1))(hidden_BSD, head_VD)
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden_BSD, head_VD)
 
     for whole, chunked in zip(gradient(10**9), gradient(3 * B * V), strict=True):
         np.testing.assert_allclose(chunked, whole, atol=1e-5)
@@ -74,7 +74,7 @@ def test_memory_is_that_of_a_chunk():
 def test_a_mesh_changes_nothing(inputs, context):
     """Whether the sequence is split or not: an axis of size 1 is a layout too."""
     hidden_BSD, head_VD, labels_BS = jax.tree.map(lambda x: x[:, :12] if x.shape[:2] == (B, S) else x, inputs)
-    expected = linear_cross_entropy(hidden_BSD, head_VD, labels_BS, chunk_logits=10**9)
+    expected = jax.jit(partial(linear_cross_entropy, chunk_logits=10**9))(hidden_BSD, head_VD, labels_BS)
     with jax.set_mesh(build_mesh(Mesh(fsdp=2, context=context), jax.devices()[: 2 * context])):
         rows = [lay_out(x, "batch", "sequence", *["embed"] * (x.ndim - 2)) for x in (hidden_BSD, labels_BS)]
         scores = jax.jit(partial(linear_cross_entropy, chunk_logits=4 * V))(rows[0], head_VD, rows[1])
@@ -102,7 +102,7 @@ def test_the_gradient_by_hand_equals_that_of_the_definition(inputs, context, sav
         )
         return jnp.sum(weight_BS * (scores.nll_BS + 0.1 * scores.z_BS))
 
-    expected = jax.grad(by_definition, argnums=(0, 1, 2))(hidden_BSD, head_VD, bias_V)
+    expected = jax.jit(jax.grad(by_definition, argnums=(0, 1, 2)))(hidden_BSD, head_VD, bias_V)
     with jax.set_mesh(build_mesh(Mesh(fsdp=2, context=context), jax.devices()[: 2 * context])):
         rows = [lay_out(x, "batch", "sequence", *["embed"] * (x.ndim - 2)) for x in (hidden_BSD, labels_BS, weight_BS)]
         gradients = jax.jit(jax.grad(by_hand, argnums=(0, 1, 2)))(rows[0], head_VD, bias_V, *rows[1:])

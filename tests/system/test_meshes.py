@@ -138,7 +138,7 @@ def test_two_axes(on_one_device: Trained, tiny_run: Callable[..., Run], axes: tu
     [
         pytest.param({"mesh.fsdp": 8}, marks=pytest.mark.slow),
         pytest.param({"mesh.fsdp": 8, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
-        {"mesh.fsdp": 4, "mesh.tensor": 2, "sharding.gather": "per_layer"},
+        pytest.param({"mesh.fsdp": 4, "mesh.tensor": 2, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
         pytest.param({"mesh.fsdp": 4, "mesh.tensor": 2, "data.accumulation_steps": 2}, marks=pytest.mark.slow),
     ],
     ids=["fsdp", "per-layer", "per-layer-tensor", "accumulated"],
@@ -161,9 +161,9 @@ def experts_on_one_device(tiny_run: Callable[..., Run]) -> Trained:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+        pytest.param({"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow),
         pytest.param({"mesh.expert": 4, "mesh.context": 2}, marks=pytest.mark.slow),
-        pytest.param({"mesh.expert": 4, "mesh.fsdp": 2, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
+        {"mesh.expert": 4, "mesh.fsdp": 2, "sharding.gather": "per_layer"},
         pytest.param({"mesh.expert": 2, "mesh.data": 2, "data.accumulation_steps": 2}, marks=pytest.mark.slow),
     ],
     ids=["fsdp-tensor", "context", "per-layer", "accumulated"],

@@ -43,7 +43,13 @@ def begun(program: Program) -> TrainState:
 def trained(run: Run, steps: int = STEPS, devices: int = 1) -> tuple[list[TrainState], list[dict[str, Any]]]:
     """The state before every step and after the last, on the host, and what the steps gave."""
     program = Program(run, build_mesh(run.mesh, jax.devices()[:devices]))
-    step, state = program.compile(), begun(program)
+    return states_and_outputs(run, program, program.compile(), steps)
+
+
+def states_and_outputs(
+    run: Run, program: Program, step: Any, steps: int = STEPS
+) -> tuple[list[TrainState], list[dict[str, Any]]]:
+    state = begun(program)
     states, outputs = [jax.device_get(state)], []
     for index, rows in enumerate(batches(run, steps)):
         state, output = step(state, rows, index)
@@ -63,8 +69,33 @@ def run(tiny_run: Callable[..., Run]) -> Run:
 
 
 @pytest.fixture(scope="module")
-def states(run: Run) -> list[TrainState]:
-    return trained(run)[0]
+def program(run: Run) -> Program:
+    """Of one device."""
+    return Program(run, build_mesh(run.mesh, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def step(program: Program) -> Any:
+    return program.compile()
+
+
+@pytest.fixture(scope="module")
+def run_alone(run: Run, program: Program, step: Any) -> tuple[list[TrainState], list[dict[str, Any]]]:
+    return states_and_outputs(run, program, step)
+
+
+@pytest.fixture(scope="module")
+def states(run_alone) -> list[TrainState]:
+    return run_alone[0]
+
+
+ALONE = {f"mesh.{axis}": 1 for axis in ("data", "fsdp")}
+
+
+@pytest.fixture(scope="module")
+def learning(tiny_run: Callable[..., Run]) -> tuple[list[TrainState], list[dict[str, Any]]]:
+    """A run on one device whose weights move."""
+    return trained(tiny_run(**REASONER | ALONE))
 
 
 def test_every_row_goes_its_own_way(run: Run, states: list[TrainState]) -> None:
@@ -111,11 +142,10 @@ def test_every_row_goes_its_own_way(run: Run, states: list[TrainState]) -> None:
     ],
 )
 def test_rows_do_not_depend_on_micro_batches_and_mesh(
-    tiny_run: Callable[..., Run], devices: int, changes: dict[str, Any]
+    tiny_run: Callable[..., Run], learning, devices: int, changes: dict[str, Any]
 ) -> None:
-    alone = {f"mesh.{axis}": 1 for axis in ("data", "fsdp")}
-    one, one_outputs = trained(tiny_run(**REASONER | alone))
-    other, other_outputs = trained(tiny_run(**REASONER | alone | changes), devices=devices)
+    one, one_outputs = learning
+    other, other_outputs = trained(tiny_run(**REASONER | ALONE | changes), devices=devices)
     for ours, expected in zip(map(carry_of, other), map(carry_of, one), strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours._replace(state=()), expected._replace(state=()))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), ours.state, expected.state)
@@ -124,8 +154,8 @@ def test_rows_do_not_depend_on_micro_batches_and_mesh(
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours.rows, expected.rows)
 
 
-def test_numbers_of_rows_are_means_over_those_that_end(run: Run, states: list[TrainState]) -> None:
-    _, outputs = trained(run)
+def test_numbers_of_rows_are_means_over_those_that_end(run_alone) -> None:
+    states, outputs = run_alone
     for output, state in zip(outputs, states[1:], strict=True):
         carry = carry_of(state)
         total, count = output.rows["carry/segments"]
@@ -149,9 +179,8 @@ def test_explorers_wait_and_are_others_in_every_step() -> None:
         assert (drawn == value).mean() == pytest.approx(0.25, abs=0.05)
 
 
-def test_a_row_that_breaks_makes_room(run: Run) -> None:
-    program = Program(run, build_mesh(run.mesh, jax.devices()[:1]))
-    step, state = program.compile(), program.create_state()
+def test_a_row_that_breaks_makes_room(run: Run, program: Program, step: Any) -> None:
+    state = program.create_state()
     first, second = batches(run, 2)
     state, _ = step(state, first, 0)
     broken = jax.tree.map(lambda leaf: leaf.at[0, 3].set(jnp.nan), state.carry.state)

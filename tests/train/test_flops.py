@@ -100,6 +100,13 @@ CASES = {
 }
 
 
+NEAR_OTHERS = (
+    "ungrouped_heads", "relu2", "truncated_add", "truncated_concat", "truncated_diagonal", "expected_truncated",
+    "weighted_sampled", "gate_diagonal", "every_value", "one_expert_in_attention", "concat", "truncated",
+)  # fmt: skip
+"""What they have of their own the other cases have too, one by one; not in the default suite."""
+
+
 def run_of(case: Case, **loop: Any) -> schema.Run:
     return schema.Run(
         num_steps=1,
@@ -153,7 +160,9 @@ FIRST_SIZES = {name.partition(":")[0]: name for name in reversed(BY_HAND)}.value
 """One size of every file: what a step costs is told by the same formula for all of them."""
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in NEAR_OTHERS else []) for name in CASES]
+)
 def test_a_step_costs_what_the_formula_says(name: str) -> None:
     run = run_of(CASES[name])
     assert counted(run).at(0) == pytest.approx(by_hand(run, R - CASES[name].window, CASES[name].window), rel=1e-6)
@@ -209,7 +218,9 @@ def test_a_step_with_fewer_loops_than_the_window_needs_less(objective: schema.Ob
         assert model == pytest.approx(by_hand(run, detached, trained).model, rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["blocks", "ragged", "reference"])
+@pytest.mark.parametrize(
+    "backend", ["ragged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("blocks", "reference"))]
+)
 def test_only_the_chosen_experts_are_needed_whatever_computes_them(backend: Any) -> None:
     run = run_of(CASES["experts"])
     other = override(run, {"model.feed_forward.backend": backend})
