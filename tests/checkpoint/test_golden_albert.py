@@ -25,7 +25,7 @@ PADDING = 0
 """The id of it where a config.json names none; null is no id at all."""
 GROUPED = {
     "architectures": ["AlbertForPreTraining"], "vocab_size": 31, "embedding_size": 6, "hidden_size": 12,
-    "num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2, "num_attention_heads": 3,
+    "num_hidden_layers": 3, "num_hidden_groups": 2, "inner_group_num": 2, "num_attention_heads": 3,
     "intermediate_size": 10, "hidden_act": "gelu", "max_position_embeddings": 9,
 }  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_groups_of_layers_and_the_sequence_head_are_what_they_are_written_out():
         labels_BS = jnp.asarray(rng.integers(31, size=(2, 7)))
 
         def ours(params):
-            logits_BSV, state_BSD = output_of(lm, params, io, 5, jnp.float64)
+            logits_BSV, state_BSD = output_of(lm, params, io, lm.loop.num_loops, jnp.float64)
             return loss_of(logits_BSV, labels_BS) + jnp.sum(
                 jnp.sin(lm.functional.bind(params).sequence_head(state_BSD))
             )

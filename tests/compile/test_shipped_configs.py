@@ -18,7 +18,9 @@ from looplm.train.program import Program
 from tests.config.shipped import NAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "collectives.json"
-LONG_TO_COMPILE = ("huginn:tiny", "looped_moe:tiny", "moeut:tiny", "parcae:tiny", "smelt:tiny")
+LONG_TO_COMPILE = (
+    "hrm_text:tiny", "huginn:tiny", "looped_moe:tiny", "moeut:tiny", "mor:tiny", "parcae:tiny", "smelt:tiny",
+)  # fmt: skip
 SMALL = [name for name in NAMES if ":" not in name or name.endswith(":tiny")]
 
 

@@ -57,6 +57,10 @@ def test_a_diagonal_of_positions_and_loops_gives_the_logits_of_a_whole_pass(name
     context = Context(
         jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.model, 0 * tokens_BS), key=key, sequence_B=stream_B
     )
-    model = lm.functional.bind(lm.params)
-    whole_BSD = Forward(model, tokens_BS, context, Depth(R), jnp.float32)().read[0]
-    np.testing.assert_allclose(logits_N1V.reshape(B, S, vocab), model.logits(whole_BSD), atol=5e-5)
+
+    @jax.jit
+    def whole(params):
+        model = lm.functional.bind(params)
+        return model.logits(Forward(model, tokens_BS, context, Depth(R), jnp.float32)().read[0])
+
+    np.testing.assert_allclose(logits_N1V.reshape(B, S, vocab), whole(lm.params), atol=5e-5)

@@ -44,7 +44,9 @@ def test_a_dense_model_has_no_file(tmp_path):
 
 def test_a_run_counts_every_choice_of_every_loop(tiny_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 8}
-    run = tiny_run(**{"model.feed_forward": experts, "num_steps": 2, "log.loads_every_steps": 1})
+    run = tiny_run(
+        **{"model.feed_forward": experts, "num_steps": 2, "log.loads_every_steps": 1, "data.validation": None}
+    )
     Trainer(run, tmp_path / "run", Console(file=io.StringIO())).train()
     lines, rows = read_loads(tmp_path / "run" / "experts.jsonl"), read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]

@@ -36,7 +36,9 @@ def outputs(lm, params, tokens_BS, *, training):
 
 @pytest.fixture(scope="module")
 def expert(model_config, random_params):
-    lm = FunctionalLM(model_config(injection=NoInjection(), halting=ExpertChoice(capacities=(1.0, 0.5, 0.2))))
+    sizes = dict(prelude_layers=0, block_layers=1, coda_layers=0)
+    halting = ExpertChoice(capacities=(1.0, 0.5, 0.2))
+    lm = FunctionalLM(model_config(injection=NoInjection(), halting=halting, **sizes))
     return lm, random_params(lm)
 
 

@@ -28,13 +28,13 @@ def test_it_gives_the_values_and_gradients_of_the_definition(name, by_definition
     inputs = [jnp.float32(x) for x in case.inputs()]
     if case.queries > 128:
         assert triton.cannot(case.mask(), Asked(case.queries, jnp.float32, 64)) is None
-    compare(values_and_gradients(INTERPRETED, case.mask(), inputs), by_definition[name], 4e-6)
+    compare(values_and_gradients(INTERPRETED, case.mask(), inputs), by_definition(name), 4e-6)
 
 
 def test_bfloat16(by_definition):  # noqa: F811
     name = "packed, with padding"
     inputs = [jnp.bfloat16(x) for x in CASES[name].inputs()]
-    compare(values_and_gradients(INTERPRETED, CASES[name].mask(), inputs), by_definition[name], 0.03)
+    compare(values_and_gradients(INTERPRETED, CASES[name].mask(), inputs), by_definition(name), 0.03)
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def gradients(lm, params, ids):
     return jax.tree.map(reduce_gradient, found, params)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param("two states", marks=pytest.mark.slow), "over places"])
 def test_gradients_on_a_mesh_are_those_of_one_device(name):
     lm = FunctionalLM(MODELS[name])
     params = random_values(lm)

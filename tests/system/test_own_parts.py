@@ -29,6 +29,7 @@ def own_run(tiny_run: Callable[..., Run]) -> Run:
     return tiny_run(**parts, num_steps=2)
 
 
+@pytest.mark.slow
 def test_it_trains_alike_on_any_mesh_and_loads(own_run: Run, train_on, tmp_path: Path) -> None:
     one, eight = (train_on(own_run, devices, tmp_path / str(devices)) for devices in (1, 8))
     np.testing.assert_allclose(one.column("train/objective"), eight.column("train/objective"), rtol=1e-5)
