@@ -67,7 +67,7 @@ def run(lm, params, data, config, depth):
         output = forward("all")
         return sums_of(lm, params, data, config, depth), output, jax.vmap(forward.model.logits)(output.read)
 
-    return compiled(params)
+    return jax.device_get(compiled(params))
 
 
 def gradient_of(lm, params, data, config, depth):

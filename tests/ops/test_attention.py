@@ -55,7 +55,8 @@ def test_grouped_attention_equals_its_definition(backend):
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (B, S, n, H)) for key, n in zip(keys, (N, K, K), strict=True))
     segments_BS = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
-    actual = backend.attention(q, k, v, self_mask(CAUSAL, segments_BS))
+    actual = jax.jit(backend.attention)(q, k, v, self_mask(CAUSAL, segments_BS))
+    q, k, v, segments_BS = map(np.asarray, (q, k, v, segments_BS))
     for b, s, n in np.ndindex(B, S, N):
         seen = [t for t in range(s + 1) if segments_BS[b, t] == segments_BS[b, s]]
         scores = np.array([np.dot(q[b, s, n], k[b, t, n // 2]) for t in seen]) / np.sqrt(H)
