@@ -55,7 +55,12 @@ def written(model, params, prompts_BS, num_loops, exit_rule=None, kv=None):
     return np.stack([row.tokens for row in rows])
 
 
-@pytest.mark.parametrize("depth", OFFICIAL["ouro_a"])
+def depths(name, *quick):
+    """All that are recorded; some in the default suite."""
+    return [pytest.param(depth, marks=[] if depth in quick else pytest.mark.slow) for depth in OFFICIAL[name]]
+
+
+@pytest.mark.parametrize("depth", depths("ouro_a", "4", "gate:0.5"))
 def test_ouro_writes_the_official_tokens(ouro, arrays, depth):
     rule = depth if ":" in depth else None
     num_loops = 4 if rule else int(depth)
@@ -64,7 +69,7 @@ def test_ouro_writes_the_official_tokens(ouro, arrays, depth):
     np.testing.assert_array_equal(ids_BM, OFFICIAL["ouro_a"][depth])
 
 
-@pytest.mark.parametrize("depth", OFFICIAL["huginn_a"])
+@pytest.mark.parametrize("depth", depths("huginn_a", "5"))
 def test_huginn_writes_the_official_tokens_from_zero_states(huginn, arrays, depth):
     model = huginn.model.model_copy(update={"state_init": ZeroState()})
     ids_BM = written(model, huginn.params, arrays["huginn_a"]["gen_prompt"], int(depth))

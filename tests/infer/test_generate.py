@@ -92,7 +92,7 @@ RULES = {
     "entropy:2.9+argmax:2": 0,
     "confidence:0.3,min=3": 0,
 }
-NEAR_OTHERS = ("latent:0.7", "entropy:2.9+argmax:2", "confidence:0.3,min=3")
+NEAR_OTHERS = ("latent:0.7", "kl:0.05,patience=2|confidence:0.5", "entropy:2.9+argmax:2")
 
 
 @pytest.mark.parametrize(

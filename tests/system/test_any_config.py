@@ -36,7 +36,7 @@ FIRST_SEED = int(os.environ.get("LOOPLM_FIRST_SEED", "0"))
 NUM_SEEDS, NUM_QUICK = 1000, 8
 NUM_DRAWN = 2000
 """So many draws make every choice, those inside a section inside a section too."""
-NUM_STEPS, NUM_QUICK_STEPS = 40, 1
+NUM_STEPS, NUM_QUICK_STEPS = 40, 0
 ALWAYS_REFUSED = {
     ("Model", "attention_mask", "prefix"),  # a token dataset holds no prefixes
     *(("Model", "attention_backend", name) for name in KERNELS),  # not for CPUs

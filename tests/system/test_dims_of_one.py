@@ -48,8 +48,6 @@ SETTINGS = {
         "loop.depth_per": "sequence",
     },
 }  # fmt: skip
-QUICK = ("one-sequence-and-key-value-head",)
-"""Run by default; the others are slow tests."""
 ALONE = {f"mesh.{axis}": 1 for axis in MESH_AXES}
 
 
@@ -80,10 +78,8 @@ def without_mesh(program: Program) -> tuple[TrainState, Callable]:
     return TrainState(jnp.int32(0), params, program.optimizer.init(params)), step
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(s, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, s in SETTINGS.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_steps_equal_those_without_a_mesh(tiny_run: Callable[..., Run], settings: dict[str, Any]) -> None:
     run = tiny_run(**settings | ALONE)
     expected = trained(run, with_mesh=False)

@@ -129,6 +129,7 @@ def kill_in_phases(job: Job, workdir: Path, phases: tuple[tuple[str, int], ...])
     assert job.end(job.start(workdir)) == [0] * job.processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [JOBS["rows-stay"]], indirect=True, ids=["rows-stay"])
 def test_killed_while_a_checkpoint_is_made(job: Job, whole: Path, tmp_path: Path) -> None:
     kill_in_phases(job, tmp_path, LAST_PHASES)

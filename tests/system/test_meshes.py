@@ -163,7 +163,7 @@ def experts_on_one_device(tiny_run: Callable[..., Run]) -> Trained:
     [
         pytest.param({"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow),
         pytest.param({"mesh.expert": 4, "mesh.context": 2}, marks=pytest.mark.slow),
-        {"mesh.expert": 4, "mesh.fsdp": 2, "sharding.gather": "per_layer"},
+        pytest.param({"mesh.expert": 4, "mesh.fsdp": 2, "sharding.gather": "per_layer"}, marks=pytest.mark.slow),
         pytest.param({"mesh.expert": 2, "mesh.data": 2, "data.accumulation_steps": 2}, marks=pytest.mark.slow),
     ],
     ids=["fsdp-tensor", "context", "per-layer", "accumulated"],
@@ -172,6 +172,7 @@ def test_experts_over_devices(experts_on_one_device: Trained, tiny_run: Callable
     assert_same(train(tiny_run(**WITH_EXPERTS | ALONE | changes)), experts_on_one_device)
 
 
+@pytest.mark.slow
 def test_experts_are_used_and_their_biases_move(experts_on_one_device: Trained, tiny_run: Callable[..., Run]) -> None:
     trained, run = experts_on_one_device, tiny_run(**WITH_EXPERTS | ALONE)
     batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)

@@ -30,7 +30,8 @@ def told(workdir: Path) -> list[tuple[str, int]]:
     return [(event["about"], event["step"]) for event in read_events(workdir / "events.jsonl") if event["kind"] == NOTE]
 
 
-@pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("forgotten", [False, True])
 def test_it_is_told_once_over_a_restart(forgotten: bool, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
     workdir, output, text = tmp_path / "run", io.StringIO(), f"note: step {AT_ONCE // 2 + 1}: loop 1 has 99.9%"
     trainer = Trainer(tiny_run(**SITS_ON_ONE_LOOP), workdir, Console(file=output))
