@@ -53,6 +53,7 @@ def test_likelihoods_are_those_of_single_passes(answers: Answers) -> None:
     assert len({round(found[0][0], 3) for found in expected.values()}) == len(DEPTHS)
 
 
+@pytest.mark.slow
 def test_loops_that_depend_on_how_many_there_are_have_a_pass_for_every_depth(
     drawn_model: Callable, letters: Callable
 ) -> None:

@@ -41,10 +41,11 @@ SLOW = [
     ("dropless", {"expert": 2, "tensor": 2, "fsdp": 2}), ("limited", {"expert": 8}),
     ("limited", {"expert": 4, "fsdp": 2}), ("one_choice", {"expert": 2}),
     ("dropless", {"expert": 2}), ("dropless", {"expert": 4}), ("dropless", {"expert": 1}),
-    ("dropless", {"expert": 2, "context": 2, "tensor": 2}), ("limited", {"expert": 2, "context": 2, "tensor": 2}),
+    ("one_choice", {"expert": 4}), ("dropless", {"expert": 2, "context": 2, "tensor": 2}),
+    ("limited", {"expert": 2, "context": 2, "tensor": 2}),
 ]  # fmt: skip
 FAST = [
-    ("dropless", {"expert": 8}), ("one_choice", {"expert": 4}),
+    ("dropless", {"expert": 8}),
     ("limited_padded", {"expert": 2, "context": 2, "tensor": 2}), ("dropless_padded", {"expert": 4, "fsdp": 2}),
 ]  # fmt: skip
 MESHES = [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)]

@@ -25,7 +25,7 @@ from tests.model import plain
 
 LAYER_NORM = "layer norm, head bias, half of a head turns, experts in the attention"
 VARIANTS = {
-    "everything": {},
+    "everything": dict(block_layers=1),
     "ouro-like": dict(prelude_layers=0, coda_layers=0, final_norm=False, injection=NoInjection(), num_kv_heads=None),
     "pre-norm, add, tied": dict(
         norm_placement="pre", norm_at_loop_end=False, injection=AddInjection(), tie_embeddings=True, exit_gate=None
@@ -192,9 +192,9 @@ def test_a_single_loop_has_no_update_before_it(model_config, random_params, run_
             np.testing.assert_allclose(found[loop], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_the_decay_of_the_diagonal_injection_is_measured(model_config):
+def test_the_decay_of_the_diagonal_injection_is_measured(model_config, random_params):
     lm = FunctionalLM(model_config(injection=DiagonalInjection()))
-    params = lm.init(jax.random.key(0))
+    params = random_params(lm)
     generator = np.random.default_rng(0)
     rate_D, bias_D = (generator.normal(size=24).astype(np.float32) for _ in range(2))
     params["core"]["injection"] |= {"log_rate": rate_D, "step_bias": bias_D}

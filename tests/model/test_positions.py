@@ -75,7 +75,7 @@ def test_sinusoids_of_an_odd_width():
     assert sinusoids(3, 5).shape == (3, 5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["relative", pytest.param("learned", marks=pytest.mark.slow), "none"])
 def test_text_that_is_written_with_a_cache_is_what_whole_passes_give(kind, model_config, random_params, run_model):
     lm = FunctionalLM(model_config(positions=KINDS[kind], exit_gate=None))
     params = random_params(lm)

@@ -33,7 +33,7 @@ from tests.system.any_config import PLACE, AnyConfig, Choice, Draw, all_choices,
 
 FIRST_SEED = int(os.environ.get("LOOPLM_FIRST_SEED", "0"))
 """Another one gives configs that nobody has seen."""
-NUM_SEEDS, NUM_QUICK = 1000, 8
+NUM_SEEDS, NUM_QUICK = 1000, 6
 NUM_DRAWN = 2000
 """So many draws make every choice, those inside a section inside a section too."""
 NUM_STEPS, NUM_QUICK_STEPS = 40, 0
@@ -136,6 +136,7 @@ def tokens_of(program: Program) -> dict[str, np.ndarray]:
     return {name: value.astype(np.int32) for name, value in rows.items()}
 
 
+@pytest.mark.slow
 def test_every_choice_is_drawn() -> None:
     chosen, expected = set[Choice](), all_choices()
     for seed in range(NUM_DRAWN):

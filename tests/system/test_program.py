@@ -42,6 +42,7 @@ def test_the_program_does_not_grow_with_loops_or_layers(compiled) -> None:
     assert len(compiled(**{"loop.num_loops": 2, "model.block_layers": 24}).as_text()) == pytest.approx(few, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_loop_costs_the_memory_of_one_state(compiled) -> None:
     # With fewer loops the update of the weights is the peak, which the loops do not move.
     few, many = (temporary_bytes(compiled(**{"loop.num_loops": r, "model.block_layers": 2})) for r in (32, 64))

@@ -47,6 +47,7 @@ def test_every_kind_of_slip_is_made_and_nothing_that_is_only_said() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_slips_of_the_whole_package_can_be_read_and_differ() -> None:
     for file in sorted((ROOT / "looplm").rglob("*.py"))[::7]:
         source = file.read_text()

@@ -136,8 +136,9 @@ def test_every_row_goes_its_own_way(run: Run, states: list[TrainState]) -> None:
 @pytest.mark.parametrize(
     ("devices", "changes"),
     [
-        (1, {"data.accumulation_steps": 2}),
-        (8, {"mesh.data": 2, "mesh.fsdp": 4}),
+        (4, {"mesh.data": 2, "mesh.fsdp": 2, "data.accumulation_steps": 2}),
+        pytest.param(1, {"data.accumulation_steps": 2}, marks=pytest.mark.slow),
+        pytest.param(8, {"mesh.data": 2, "mesh.fsdp": 4}, marks=pytest.mark.slow),
         pytest.param(8, {"mesh.fsdp": 4, "mesh.replica": 2}, marks=pytest.mark.slow),
     ],
 )
