@@ -110,6 +110,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "hrm": "sudoku",
         "hrm_text": "1b",
         "huginn": "3.5b",
+        "hyperloop": "136m",
         "looped_moe": "1b",
         "moeut": "44m",
         "mor": "360m",

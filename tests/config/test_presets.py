@@ -31,6 +31,13 @@ PUBLISHED = {
     "albert:xxlarge": 222_595_584 - 4097 * 4096 + 128 * 4096 + 3 * 128 + 30_000,
     # 277 M without what compresses: a layer of it has 4 matrices and a bias.
     "compressive:enwik8": 277_231_820 + 24 * (4 * 1024**2 + 1024),
+    # Embedding and head; layers of 4 D^2 and 3 * 2.75 D^2; the last norm; of each of three loops 12 weights of four
+    # streams (reading, writing, keeping), three scales and a vector.
+    "hyperloop:136m": 2 * 32000 * 1024 + 8 * (12.25 * 1024**2 + 2 * 1024) + 1024 + 3 * (12 * 4097 + 3 + 1024),
+    "hyperloop:580m": 2 * 32000 * 2048 + 10 * (12.25 * 2048**2 + 2 * 2048) + 2048 + 3 * (12 * 8193 + 3 + 2048),
+    "hyperloop:990m": 2 * 32000 * 2048 + 18 * (12.25 * 2048**2 + 2 * 2048) + 2048 + 3 * (12 * 8193 + 3 + 2048),
+    # Thirty-two branches, each with 4 + 4 + 16 weights of four streams and three scales.
+    "hyperloop:mhc_241m": 2 * 32000 * 1024 + 16 * (12.25 * 1024**2 + 2 * 1024) + 1024 + 32 * (24 * 4097 + 3),
     # 151,107,538 officially, 1,233 of them for the clusters of an adaptive softmax.
     "transformer_xl:wt103.base": 151_107_538 - 3 * 411,
 }
@@ -46,6 +53,23 @@ def test_parameters_are_as_many_as_published(name):
     count = FunctionalLM(load_config(name).model).num_params
     assert count == PUBLISHED[name]
     assert f"{name.partition(':')[2]} has {count:,}" in " ".join(find_config(name).path.read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "changes"),
+    [
+        ("136m", 135.7, {}),
+        ("136m", 135.5, {"model.core.streams": None}),
+        ("580m", 579.7, {}),
+        ("580m", 579.4, {"model.core.streams": None}),
+        ("990m", 990.5, {"model.core.streams": None}),
+        ("mhc_241m", 241, {}),
+    ],
+)
+def test_hyperloop_has_the_published_parameters_without_its_embedding(name, published, changes):
+    model = override(load_config(f"hyperloop:{name}"), changes).model
+    millions = (FunctionalLM(model).num_params - model.vocab_size * model.dim) / 1e6
+    assert round(millions, 1 if isinstance(published, float) else None) == published
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
