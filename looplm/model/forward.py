@@ -75,6 +75,8 @@ class Forward:
     """Another model's pass over the same tokens, for objectives that learn from its predictions."""
     step: jax.Array | None = None
     """Number of the training step, from 0, int32, for weights that change with it; None outside of training."""
+    num_steps: int | None = None
+    """Steps of the training; None outside of it."""
     ends_B: jax.Array | None = None
     """Sequences that are not gone on with after this pass, bool, for objectives; None: all of them."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from looplm.config.schema import (
     DecidedCrossEntropy,
     Distillation,
+    ElasticCrossEntropy,
     ExpectedCrossEntropy,
     FinalCrossEntropy,
     GateImprovement,
@@ -17,6 +18,7 @@ from looplm.config.schema import (
 from looplm.config.schema import Objective as Config
 from looplm.objective.base import Objective
 from looplm.objective.distill import Distilled, SelfDistilled
+from looplm.objective.elastic import Elastic
 from looplm.objective.final import Final
 from looplm.objective.gate import Decided, Gate
 from looplm.objective.per_loop import Expected, Weighted
@@ -30,6 +32,7 @@ SHIPPED: dict[type, Callable[[Any], Objective]] = {
     DecidedCrossEntropy: Decided,
     Distillation: Distilled,
     SelfDistillation: SelfDistilled,
+    ElasticCrossEntropy: Elastic,
     SupervisedRows: Supervised,
 }
 """What computes each objective."""

@@ -67,7 +67,7 @@ def build_forward(
             inner_backprop=depths.inner_backprop(step),
         )
         depth = depths.as_depth(drawn if micro_batch.depth is None else micro_batch.depth)
-        return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype, step=step)
+        return Forward(lm.bind(params), micro_batch.tokens, context, depth, dtype, step=step, num_steps=run.num_steps)
 
     return forward
 

@@ -106,6 +106,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "coconut": "prosqa",
         "compressive": "enwik8",
         "demo_cpu": "",
+        "elt": "l",
         "eqr": "sudoku",
         "hrm": "sudoku",
         "hrm_text": "1b",

@@ -1,12 +1,14 @@
 """Distillation against its formulas: token by token, and its gradient against whole logits and JAX's own."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from looplm.config.check import check
-from looplm.config.schema import Distillation, Model, SelfDistillation
+from looplm.config.schema import Distillation, ElasticCrossEntropy, Model, SelfDistillation, UniformDepth
 from looplm.errors import UserError
 from looplm.model.context import Context
 from looplm.model.depth import Depth
@@ -46,9 +48,9 @@ def windows(*loops):
     return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
 
 
-def forward_of(lm, params, tokens_BS, depth, teacher=None):
+def forward_of(lm, params, tokens_BS, depth, teacher=None, dtype=jnp.float32):
     context = Context(jnp.broadcast_to(jnp.arange(S), (B, S)), self_mask(lm.config, jnp.zeros_like(tokens_BS)))
-    return Forward(lm.bind(params), tokens_BS, context, depth, jnp.float32, teacher=teacher)
+    return Forward(lm.bind(params), tokens_BS, context, depth, dtype, teacher=teacher)
 
 
 def log_softmax(logits_V, temperature=1.0):
@@ -141,6 +143,77 @@ def test_gradients_are_those_of_whole_logits_and_no_target_has_one(student, teac
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_teacher))
 
 
+ELASTIC = ElasticCrossEntropy(min_loops=2, steps=8, temperature=1.3)
+DEPTHS_AND_STEPS = [(2, 2, 6), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 0, 0), (3, 0, 8), (1, 0, 20)])]
+"""(loops with gradient, those before them, step of the training)."""
+
+
+@pytest.fixture
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def elastic(student, data):
+    """Returns ((objective, what is logged), gradient) at a depth, a step and a key, which are numbers of one program."""
+    lm, traced = student[0], []
+
+    @jax.jit
+    def run(params, trained, detached, step, key):
+        def loss(params):
+            depth = Depth(4, trained, detached)
+            forward = replace(forward_of(lm, params, data[0], depth, dtype=jnp.float64), step=step)
+            sums, _ = build_objective(ELASTIC)(forward, data[1], key)
+            return sums.objective, (sums.loss, sums.extra)
+
+        traced.append(1)
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    yield run
+    assert len(traced) == 1
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize(("trained", "detached", "step"), DEPTHS_AND_STEPS)
+def test_elastic_depth_follows_its_definition(student, data, elastic, trained, detached, step):
+    """Loss and all gradients in float64. There the distilled part is a cross-entropy, and every depth a pass."""
+    lm, params = student[0], jax.tree.map(np.float64, student[1])
+    numbers = (jnp.int64(trained), jnp.int64(detached), jnp.int32(step))
+    (found, (loss, extra)), gradient = elastic(params, *numbers, jax.random.key(step))
+    total, tokens, w = trained + detached, B * (S - 1), max(0.0, 1 - step / 8)
+    loops = round(float(extra["elastic/loops"] / tokens))
+    assert min(max(2, detached + 1), total) <= loops <= total
+
+    def by_definition(params):
+        def log_p(num_loops, temperature=1.0):
+            depth = Depth(num_loops - detached, num_detached=detached)
+            forward = forward_of(lm, params, data[0], depth, dtype=jnp.float64)
+            return jax.nn.log_softmax(forward.model.logits(forward().read[0]) / temperature)[:, :-1]
+
+        def nll(num_loops):
+            return -jnp.sum(jnp.take_along_axis(log_p(num_loops), data[1][:, :-1, None], -1))
+
+        teacher_BSV = jax.lax.stop_gradient(jnp.exp(log_p(total, 1.3)))
+        distilled = -(1.3**2) * jnp.sum(teacher_BSV * log_p(loops, 1.3))
+        entropy = -(1.3**2) * jnp.sum(teacher_BSV * jnp.log(teacher_BSV))
+        return nll(total) + w * nll(loops) + (1 - w) * distilled, (nll(total), (1 - w) * entropy)
+
+    (expected, (last, constant)), of_definition = jax.jit(jax.value_and_grad(by_definition, has_aux=True))(params)
+    np.testing.assert_allclose(found, expected - constant, rtol=1e-9)
+    np.testing.assert_allclose(loss, last, rtol=1e-9)
+    np.testing.assert_allclose(extra["elastic/label_weight"], w * tokens, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), gradient, of_definition)
+
+
+def test_every_allowed_loop_is_drawn():
+    objective, keys = build_objective(ELASTIC), jax.random.split(jax.random.key(0), 200)
+    drawn = jax.vmap(lambda key: objective.draw(Depth(4, num_detached=1), key))(keys)
+    counts = dict(zip(*np.unique(drawn, return_counts=True), strict=True))
+    assert set(counts) == {2, 3, 4, 5}
+    assert min(counts.values()) > 30
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -152,6 +225,14 @@ def test_gradients_are_those_of_whole_logits_and_no_target_has_one(student, teac
             "sdc_check=5 computes a gradient without the teacher",
         ),
         ({"objective": "self_distill", "loop.backprop_loops": 1}, "compares earlier loops with the last"),
+        ({"objective": "elastic", "loop.backprop_loops": 1}, "elastic draws a loop before the last"),
+        ({"objective": "elastic", "objective.min_loops": 3}, "min_loops=3 leaves no loop before the last to draw"),
+        ({"objective": "elastic", "objective.steps": 4}, "objective.steps=4 are more than num_steps=3"),
+        (
+            {"objective": "elastic", "loop.depth": UniformDepth(max_loops=3), "loop.depth_per": "sequence"},
+            "elastic draws one loop for all sequences",
+        ),
+        ({"objective": "elastic", "model.halting": "act", "model.exit_gate": None}, "reads every loop by itself"),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny_run, changes, message):

@@ -15,7 +15,8 @@ Only matrix products are counted, a multiplication and an addition each; everyth
     forward  = u + A(prelude) + R (A(L) + i) + t g + n (r + A(coda) + q + h)
     backward = 2 (u + A(prelude), if reached) + 2 t (A(L) + i + g) + 2 n (r + A(coda) + q + h)
 
-R loops, the last t of them with gradient; n loops are read: 1 (final), t (all of the window) or m (sampled heads). A
+R loops, the last t of them with gradient; n loops are read: 1 (final), 2 (elastic), t (all of the window) or m
+(sampled heads). A
 product costs two in the backward pass, one for each factor. No gradient enters the loops before the last t. It reaches
 the prelude through the input of a loop with gradient, or through the first state if t = R. In training, the diagonal
 injection is computed R - t + 1 times forward: its product does not depend on the loop, and JAX takes it out of the scan
@@ -43,6 +44,7 @@ from typing import Literal, NamedTuple
 from looplm.config.schema import (
     ConcatInjection,
     DiagonalInjection,
+    ElasticCrossEntropy,
     ExpectedCrossEntropy,
     FeedForward,
     FinalCrossEntropy,
@@ -265,5 +267,7 @@ def _num_reads(objective: Objective, window: int) -> int:
     """Loops that get a coda and a head."""
     if isinstance(objective, FinalCrossEntropy):
         return 1
+    if isinstance(objective, ElasticCrossEntropy):
+        return 2
     sampled = objective.sampled_heads if isinstance(objective, ExpectedCrossEntropy | WeightedCrossEntropy) else None
     return min(sampled or window, window)

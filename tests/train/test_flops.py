@@ -77,6 +77,7 @@ CASES = {
     "weighted": Case(ENDS, WeightedCrossEntropy()),
     "weighted_sampled": Case(ENDS, WeightedCrossEntropy(weights="linear", sampled_heads=3)),
     "weighted_sampled_all": Case({}, WeightedCrossEntropy(sampled_heads=R + 1)),
+    "elastic": Case(ENDS, schema.ElasticCrossEntropy()),
     "gate": Case(GATE | ENDS, schema.GateImprovement()),
     "gate_diagonal": Case(GATE | dict(injection=schema.DiagonalInjection()), schema.GateImprovement(), window=3),
     "read_out": Case(dict(read_out=schema.ReadOut(), **ENDS), WeightedCrossEntropy(), window=3),

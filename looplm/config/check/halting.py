@@ -11,6 +11,7 @@ from looplm.config.schema import (
     DecidedCrossEntropy,
     DenseAttention,
     Distillation,
+    ElasticCrossEntropy,
     ExpectedCrossEntropy,
     ExpertChoice,
     FixedDepth,
@@ -24,8 +25,15 @@ from looplm.config.schema import (
     WeightedCrossEntropy,
 )
 
-READS_ALL = ExpectedCrossEntropy | WeightedCrossEntropy | GateImprovement | DecidedCrossEntropy | SelfDistillation
-"""Objectives that read the state of every loop."""
+READS_ALL = (
+    ExpectedCrossEntropy
+    | WeightedCrossEntropy
+    | GateImprovement
+    | DecidedCrossEntropy
+    | SelfDistillation
+    | ElasticCrossEntropy
+)
+"""Objectives that read the state of every loop, or of any."""
 
 
 def _mean_of_states(run: Run) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from looplm.config.check.depth import trained_loops
+from looplm.config.check.depth import max_loops, trained_loops
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
     AddInjection,
     DecidedCrossEntropy,
     DeepSupervision,
     Distillation,
+    ElasticCrossEntropy,
     ExpectedCrossEntropy,
     GateImprovement,
     NoInjection,
@@ -76,6 +77,32 @@ def _teacher(run: Run) -> Iterator[str]:
         yield (
             "objective.kind=self_distill compares earlier loops with the last, and the gradient window holds 1 loop; "
             "use more of loop.num_loops and loop.backprop_loops"
+        )
+
+
+def _elastic(run: Run) -> Iterator[str]:
+    objective, window, largest = run.objective, trained_loops(run), max_loops(run)
+    if not isinstance(objective, ElasticCrossEntropy):
+        return
+    if window == 1:
+        yield (
+            "objective.kind=elastic draws a loop before the last, and the gradient window holds 1 loop; "
+            "use more of loop.num_loops and loop.backprop_loops"
+        )
+    elif largest is not None and objective.min_loops >= largest:
+        yield (
+            f"objective.min_loops={objective.min_loops} leaves no loop before the last to draw, and at most {largest} "
+            f"run; use at most {largest - 1}"
+        )
+    if run.loop.depth_per == "sequence":
+        yield (
+            "objective.kind=elastic draws one loop for all sequences, and loop.depth_per=sequence has them end at "
+            "different ones; use loop.depth_per=batch"
+        )
+    if objective.steps is not None and objective.steps > run.num_steps:
+        yield (
+            f"objective.steps={objective.steps} are more than num_steps={run.num_steps}, so that the predictions of "
+            "the last loop never take the place of labels; use at most that, or null"
         )
 
 
@@ -165,4 +192,4 @@ def _keys(run: Run) -> Iterator[str]:
         yield f"sharding.keys=ring has no device hold all scores, and {what} does; use sharding.keys=gathered"
 
 
-RULES: Rules = (_objective, _sequence_gate, _teacher, _eval, _keep_best, _rates, _schedule, _keys)
+RULES: Rules = (_objective, _sequence_gate, _teacher, _elastic, _eval, _keep_best, _rates, _schedule, _keys)

@@ -57,6 +57,7 @@ from looplm.config.schema.moe import MoE as MoE
 from looplm.config.schema.moe import SequenceMLP as SequenceMLP
 from looplm.config.schema.objective import DecidedCrossEntropy as DecidedCrossEntropy
 from looplm.config.schema.objective import Distillation as Distillation
+from looplm.config.schema.objective import ElasticCrossEntropy as ElasticCrossEntropy
 from looplm.config.schema.objective import ExitPrior as ExitPrior
 from looplm.config.schema.objective import ExpectedCrossEntropy as ExpectedCrossEntropy
 from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntropy

@@ -100,6 +100,20 @@ class SelfDistillation(Section):
     """T: logits of both are divided by it."""
 
 
+class ElasticCrossEntropy(Section):
+    """Cross-entropy after the last loop, and a loss after one before it that is drawn anew every step: w * its
+    cross-entropy + (1 - w) * T^2 KL(last loop's prediction || its own), the last one's without gradient, where w falls
+    from 1 to 0. So the model is of use at every depth (arXiv 2604.09168)."""
+
+    kind: Literal["elastic"] = "elastic"
+    min_loops: PositiveInt = 1
+    """The fewest loops that are drawn; from there to the last loop, all are equally probable."""
+    steps: PositiveInt | None = None
+    """w falls on a line and is 0 from so many steps on; None: over all of the training."""
+    temperature: PositiveFloat = 1.0
+    """T: logits of both are divided by it."""
+
+
 class SupervisedRows(Section):
     """Rows that are answered in place, each with the same weight: the mean over its labels of the loss after the last
     loop, and the cross-entropy of the sequence gate, whose first output says whether every label of the row is met,
@@ -121,6 +135,7 @@ ShippedObjective = Annotated[
     | DecidedCrossEntropy
     | Distillation
     | SelfDistillation
+    | ElasticCrossEntropy
     | SupervisedRows,
     Field(discriminator="kind"),
 ]

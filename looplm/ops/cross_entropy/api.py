@@ -92,9 +92,7 @@ def linear_distillation(
     frozen = target_head.frozen()
 
     def score(hidden_BCD: jax.Array, labels_BC: jax.Array, target_BCE: jax.Array) -> DistilledScores:
-        logits_BCV, target_BCV = head(hidden_BCD), jax.lax.stop_gradient(frozen(target_BCE))
-        divergence_BC = divergence(logits_BCV, target_BCV, temperature)
-        return DistilledScores(*_scores(logits_BCV, labels_BC), jnp.where(labels_BC != IGNORED, divergence_BC, 0))
+        return _distilled(head(hidden_BCD), frozen(target_BCE), labels_BC, temperature)
 
     return in_chunks(
         score,
@@ -104,6 +102,49 @@ def linear_distillation(
         chunk_logits=chunk_logits,
         save=save_logits,
     )
+
+
+def linear_self_distillation(
+    hidden_BSD: jax.Array,
+    last_BSD: jax.Array,
+    head: Head,
+    labels_BS: jax.Array,
+    *,
+    temperature: float,
+    chunk_logits: int = CHUNK_LOGITS,
+    save_logits: bool = False,
+) -> tuple[DistilledScores, TokenScores]:
+    """Score labels under two predictions of one head, and how far the first is from the second, which has no gradient
+    of that. The logits of each are made once, and neither's (B, S, V) is in memory.
+
+    Args:
+        hidden_BSD, last_BSD: what the head reads for the first and for the second, both of one type.
+        labels_BS, temperature, chunk_logits, save_logits: as of `linear_distillation`.
+
+    Returns (scores of the first, scores of the second).
+    """
+
+    def score(
+        hidden_BCD: jax.Array, last_BCD: jax.Array, labels_BC: jax.Array
+    ) -> tuple[DistilledScores, TokenScores]:
+        last_BCV = head(last_BCD)
+        return _distilled(head(hidden_BCD), last_BCV, labels_BC, temperature), _scores(last_BCV, labels_BC)
+
+    return in_chunks(
+        score,
+        (hidden_BSD, last_BSD, labels_BS),
+        fills=(0, 0, IGNORED),
+        logits_per_token=2 * head.num_logits,
+        chunk_logits=chunk_logits,
+        save=save_logits,
+    )
+
+
+def _distilled(
+    logits_BCV: jax.Array, target_BCV: jax.Array, labels_BC: jax.Array, temperature: float
+) -> DistilledScores:
+    divergence_BC = divergence(logits_BCV, jax.lax.stop_gradient(target_BCV), temperature)
+    return DistilledScores(*_scores(logits_BCV, labels_BC), jnp.where(labels_BC != IGNORED, divergence_BC, 0))
 
 
 def _scores(logits_BCV: jax.Array, labels_BC: jax.Array) -> TokenScores:
