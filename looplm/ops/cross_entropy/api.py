@@ -124,9 +124,7 @@ def linear_self_distillation(
     Returns (scores of the first, scores of the second).
     """
 
-    def score(
-        hidden_BCD: jax.Array, last_BCD: jax.Array, labels_BC: jax.Array
-    ) -> tuple[DistilledScores, TokenScores]:
+    def score(hidden_BCD: jax.Array, last_BCD: jax.Array, labels_BC: jax.Array) -> tuple[DistilledScores, TokenScores]:
         last_BCV = head(last_BCD)
         return _distilled(head(hidden_BCD), last_BCV, labels_BC, temperature), _scores(last_BCV, labels_BC)
 
