@@ -18,7 +18,7 @@ from looplm.model.context import Context
 from looplm.model.dropping import draw
 from looplm.model.feed_forward import build_dense
 from looplm.model.init import Init
-from looplm.model.layers import in_group, stacked
+from looplm.model.layers import in_group, of_every_loop, stacked
 from looplm.model.mixed import places_among, rows_at, scan_layers
 from looplm.model.moe import MoE
 from looplm.model.positions import RelativeVectors
@@ -46,7 +46,10 @@ class Layer(nnx.Module):
         residual = PLACEMENTS[config.norm_placement]
         over_places = isinstance(config.attention, schema.SequenceMLP)
         self.attention_residual = residual(config, 2 * number, rngs=rngs, over_places=over_places)
-        self.attention = build_attention(config, init, rngs=rngs)
+        of_a_loop = config if config.attention_loops is None else config.model_copy(update={"norm_loops": None})
+        self.attention = of_every_loop(
+            lambda rngs: build_attention(of_a_loop, init, rngs=rngs), config.attention_loops, rngs
+        )
         self.compression = build_compression(config, init, rngs=rngs)
         self.feed_forward_residual = residual(config, 2 * number + 1, rngs=rngs)
         self.feed_forward = (
@@ -127,7 +130,11 @@ class Stack(nnx.Module):
     def __init__(self, config: Model, place: Place, *, rngs: nnx.Rngs):
         feed_forward, num_layers, init = config.feed_forward_of(place), config.layers_of(place), Init.of(config)
         dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
-        of_layers = config if place == "block" else config.model_copy(update={"norm_loops": None, "memory": None})
+        of_layers = config
+        if place != "block":
+            of_layers = config.model_copy(update={"norm_loops": None, "attention_loops": None, "memory": None})
+            if isinstance(feed_forward, schema.MoE):
+                feed_forward = feed_forward.model_copy(update={"router_loops": None})
 
         def layers(feed_forward: FeedForward, count: int) -> Layer:
             def layer(rngs: nnx.Rngs, number: jax.Array) -> Layer:

@@ -92,6 +92,20 @@ def stacked(create: Callable[..., Module], count: int, rngs: nnx.Rngs, *of_each:
     return nnx.split_rngs(splits=count)(nnx.vmap(create, in_axes=0, out_axes=out_axes))(rngs, *of_each)
 
 
+def of_every_loop(create: Callable[[nnx.Rngs], Module], loops: int | None, rngs: nnx.Rngs) -> Module:
+    """Make a module of which each of so many loops has its own, drawn separately: all its parameters are `LoopParam`s.
+    They are gathered before the loops, which cut them. loops: None for a module that all loops share."""
+    if loops is None:
+        return create(rngs)
+    module = nnx.split_rngs(splits=loops)(nnx.vmap(create, in_axes=0, out_axes=0))(rngs)
+    for _, part in list(nnx.iter_graph(module)):
+        for name, variable in list(vars(part).items()) if isinstance(part, nnx.Module) else ():
+            if isinstance(variable, nnx.Param):
+                declared = variable.get_metadata() | {"gathers_itself": False}
+                setattr(part, name, LoopParam(variable.get_value(), **declared))
+    return module
+
+
 class Linear(nnx.Module):
     """einsum(equation, x, kernel), and what an adapter adds to it. The kernel is cast where it is used, inside the
     loop's body, so that its gradient is summed over loops in float32."""

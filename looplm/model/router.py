@@ -20,9 +20,9 @@ class Router(nnx.Module):
     """Scores all experts for every token and takes the best; float32 at least."""
 
     def __init__(self, dim: int, moe: schema.MoE, init: Init, *, rngs: nnx.Rngs):
-        E, rows = moe.num_experts, max(moe.loop_biases, 1)
+        E, rows = moe.num_experts, moe.bias_rows
         self.moe = moe
-        self.kernel = parameter(rngs, init.router, (dim, E), ("embed", "routes"), wide=True)
+        self.kernel = parameter(rngs, init.router, (dim, E), ("embed", "routes"), wide=True, loops=moe.router_loops)
 
         def table(*, balances: bool) -> nnx.Param:
             return parameter(rngs, zeros, (rows, E), ("one", "routes"), elementwise=True, balances=balances)

@@ -76,7 +76,7 @@ def loads_by_row(model: Model, output: Output) -> dict[Place, jax.Array]:
         moe = model.feed_forward_of(place)
         if report.experts is None or not isinstance(moe, MoE):
             continue
-        num_rows, load_TBLE = max(moe.loop_biases, 1), _load_TBLE(output, place, report.experts)
+        num_rows, load_TBLE = moe.bias_rows, _load_TBLE(output, place, report.experts)
         numbers_TB = output.depth.numbers_RB if place == "block" else jnp.zeros((1, 1), jnp.int32)
         rows_TB = jnp.minimum(numbers_TB, num_rows - 1)
         by_row = [

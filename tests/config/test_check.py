@@ -68,6 +68,15 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
                 ({"dense_layers": [1, 1]}, "dense_layers=[1, 1] must be ascending, each layer once"),
                 ({"loop_biases": 4}, "loop_biases=4 is more than the 3 loops that run; use at most that"),
                 (
+                    {"router_loops": 4},
+                    "router_loops=4 is more than the 3 loops that run, and the rest would not learn; use at most 3",
+                ),
+                (
+                    {"router_loops": 2, "loop_biases": 2},
+                    "router_loops=2 gives every loop a router, and loop_biases=2 is for one that loops share; "
+                    "leave loop_biases at 0",
+                ),
+                (
                     {"balance": {"auxiliary_over": "batch"}},
                     "balance.auxiliary_over=batch has no part in auxiliary_weight=0; leave it at sequence",
                 ),
@@ -174,6 +183,14 @@ EXPERTS = {"kind": "moe", "num_experts": 8, "experts_per_token": 2}
         (
             {"model.coda_layers": 1, "model.coda_feed_forward": EXPERTS | {"loop_biases": 2}},
             "model.coda_feed_forward.loop_biases=2: the coda runs once; leave it at 0",
+        ),
+        (
+            {"model.coda_layers": 1, "model.coda_feed_forward": EXPERTS | {"router_loops": 2}},
+            "model.coda_feed_forward.router_loops=2: the coda runs once; leave it at null",
+        ),
+        (
+            {"model.attention_loops": 2, "model.adapter": {"rank": 2}},
+            "model.attention_loops=2 and model.adapter both give loops parameters of their own; leave one of them out",
         ),
         (
             {"model.qk_norm_over": "all_heads"},

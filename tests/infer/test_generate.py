@@ -114,6 +114,20 @@ def test_batch_with_cache_equals_single_sequences_without(built, num_loops, rule
     assert len({tuple(row) for row in rows}) == len(PROMPTS), "the prompts matter"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [None, "gate:0.6"])
+def test_parts_of_every_loop_write_with_a_cache_what_they_write_without(rule):
+    experts = MoE(num_experts=4, experts_per_token=2, expert_dim=16, router_loops=3)
+    sizes = dict(vocab_size=VOCAB, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=32, block_layers=2)
+    gate, init = ExitGate(initial_exit_probability=0.3), NormalInit(std=0.3)
+    own = dict(attention_loops=2, norm_loops=3, feed_forward=experts)
+    lm = FunctionalLM(Model(**sizes, **own, exit_gate=gate, init=init, injection=ConcatInjection()))
+    params = lm.init(jax.random.key(0))
+    rows = texts(lm, params, PROMPTS, num_loops=4, exit=rule, kv="each")
+    for expected, row in zip(without_cache(lm, params, PROMPTS, 4, rule, 12), rows, strict=True):
+        np.testing.assert_array_equal(row, expected)
+
+
 def test_sampling_follows_the_distribution_and_the_seed(lm, params):
     many = [np.array([3])] * 4000
     drawn, again = (

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from looplm.config.schema import VectorConditioning
+from looplm.config.schema import DenseAttention, MoE, VectorConditioning
 from looplm.model.depth import Depth
 from looplm.model.functional import FunctionalLM
 from looplm.model.layers import LoopParam, parameter, stacked
+
+
+def sizes(lm):
+    return [leaf.size for leaf in jax.tree.leaves(lm.shapes)]
 
 
 class Scaled(nnx.Module):
@@ -59,26 +63,45 @@ def test_every_loop_adds_its_own_vector(detached, trained, model_config, random_
     assert np.all(np.asarray(gradient["core"]["conditioning"]["vector"])[:detached] == 0)
 
 
-@pytest.mark.parametrize("fields", [dict(norm_placement="sandwich", qk_norm_over="all_heads"), dict(norm="layer")])
-def test_scales_of_every_loop_are_those_of_as_many_layers(fields, model_config, random_params, run_model, tokens_BS):
-    """Two loops of two layers, written down as four layers that share all but scales; a third loop uses the last."""
+EXPERTS = MoE(num_experts=5, experts_per_token=2, expert_dim=6, shared_dim=8)
+OWN = {
+    "scales": (dict(norm_loops=2), dict(norm_placement="sandwich", qk_norm_over="all_heads")),
+    "scales and biases": (dict(norm_loops=2), dict(norm="layer")),
+    "attention": (dict(attention_loops=2), dict(qk_bias=True, attention=DenseAttention(output_gate=True, bias=True))),
+    "routers": (dict(feed_forward=EXPERTS.model_copy(update={"router_loops": 2})), dict(feed_forward=EXPERTS)),
+    "all": (
+        dict(norm_loops=2, attention_loops=2, feed_forward=EXPERTS.model_copy(update={"router_loops": 2})),
+        dict(feed_forward=EXPERTS),
+    ),
+}
+"""Settings by which loops have parts of their own, and the rest of the model."""
+
+
+@pytest.mark.parametrize(("own", "fields"), OWN.values(), ids=OWN)
+def test_parts_of_every_loop_are_those_of_as_many_layers(
+    own, fields, model_config, random_params, run_model, tokens_BS
+):
+    """Two loops of two layers, written down as four layers that share all else; a third loop uses the last."""
     changes = dict(prelude_layers=0, block_layers=2, coda_layers=1, exit_gate=None, norm_at_loop_end=False) | fields
     changes |= {"qk_norm": True, "injection": {"kind": "none"}}
-    lm = FunctionalLM(model_config(norm_loops=2, **changes))
+    lm = FunctionalLM(model_config(**changes | own))
     params = random_params(lm)
-    own = lm.map(lambda _, variable: isinstance(variable, LoopParam), lm.shapes)
-    assert not any(jax.tree.leaves(own["coda"]))
+    is_own = lm.map(lambda _, variable: isinstance(variable, LoopParam), lm.shapes)
+    assert not any(jax.tree.leaves(is_own["coda"]))
 
     def written_out(loops):
-        def leaf(value, is_own):
-            rows = [value[min(loop, 1)] if is_own else value for loop in range(loops)]
+        def leaf(value, flag):
+            rows = [value[min(loop, 1)] if flag else value for loop in range(loops)]
             return jnp.concatenate(rows)
 
-        layers = jax.tree.map(leaf, params["core"]["block"], own["core"]["block"])
+        layers = jax.tree.map(leaf, params["core"]["block"], is_own["core"]["block"])
         flat = FunctionalLM(model_config(**changes | {"block_layers": 2 * loops}))
         return run_model(flat, params | {"core": params["core"] | {"block": layers}}, tokens_BS, Depth(1)).read[0]
 
     looped = run_model(lm, params, tokens_BS, Depth(3)).read
     for loops in (2, 3):
         np.testing.assert_allclose(looped[loops - 1], written_out(loops), rtol=1e-4, atol=1e-5)
-    assert len([flag for flag in jax.tree.leaves(own) if flag]) >= 4
+
+    shared = FunctionalLM(model_config(**changes))
+    added = sum(size for size, flag in zip(sizes(lm), jax.tree.leaves(is_own), strict=True) if flag) // 2
+    assert 0 < added == lm.num_params - shared.num_params == lm.num_active_params - shared.num_active_params

@@ -173,6 +173,15 @@ def test_experts_over_devices(experts_on_one_device: Trained, tiny_run: Callable
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gather", ["once", "per_layer"])
+def test_parts_of_every_loop_over_devices(tiny_run: Callable[..., Run], gather: str) -> None:
+    alone = WITH_EXPERTS | ALONE | {"model.attention": "dense", "model.attention_loops": 2, "model.norm_loops": 3}
+    alone["model.feed_forward"] = WITH_EXPERTS["model.feed_forward"] | {"loop_biases": 0, "router_loops": 2}
+    split = {"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "sharding.gather": gather}
+    assert_same(train(tiny_run(**alone | split)), train(tiny_run(**alone)))
+
+
+@pytest.mark.slow
 def test_experts_are_used_and_their_biases_move(experts_on_one_device: Trained, tiny_run: Callable[..., Run]) -> None:
     trained, run = experts_on_one_device, tiny_run(**WITH_EXPERTS | ALONE)
     batches = train_loader(open_mixture(run.data, seed=run.seed), start_step=0, prefetch=0)

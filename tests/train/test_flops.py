@@ -94,6 +94,8 @@ CASES = {
         ),
         window=2,
     ),
+    "attention_of_every_loop": Case(dict(attention_loops=R, norm_loops=2, qk_norm=True, **ENDS), window=2),
+    "router_of_every_loop": Case(dict(feed_forward=schema.MoE(**SHAPE, router_loops=R), **ENDS)),
     "experts_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=5, experts_per_token=2), **ENDS)),
     "one_expert_in_attention": Case(dict(attention=schema.MixtureAttention(num_experts=1, experts_per_token=1))),
     "memory": Case(dict(memory=schema.SegmentMemory(length=S + 8), injection=schema.AddInjection(), **ENDS)),

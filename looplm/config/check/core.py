@@ -90,7 +90,7 @@ def _latents(run: Run) -> Iterator[str]:
         (not isinstance(model.state_init, InputState), "the first loop reads its input", "model.state_init=input"),
         (not isinstance(model.injection, NoInjection), "the input is in the state", "model.injection=none"),
         (not isinstance(model.conditioning, NoConditioning), "loops differ", "model.conditioning=none"),
-        (model.norm_loops is not None, "loops differ", "model.norm_loops=null"),
+        *((True, "loops differ", f"model.{name}=null") for name in model.own_loops),
         (model.residual_step != "one", "loops differ", "model.residual_step=one"),
         (model.adapter is not None, "adapters may differ from loop to loop", "model.adapter=null"),
         (not isinstance(model.halting, NeverHalting), "every token runs all loops", "model.halting=never"),

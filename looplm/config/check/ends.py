@@ -43,8 +43,7 @@ def _groups(run: Run) -> Iterator[str]:
         )
     if core.groups > run.loop.num_loops:
         yield f"{name} is more than loop.num_loops={run.loop.num_loops}, so some would never run; use at most that"
-    if run.model.norm_loops is not None or run.model.adapter is not None:
-        part = "norm_loops" if run.model.norm_loops is not None else "adapter"
+    for part in (*run.model.own_loops, *(["adapter"] if run.model.adapter is not None else [])):
         yield f"{name} and model.{part} both give loops parameters of their own; leave one of them out"
 
 

@@ -44,6 +44,13 @@ def _layers_of(moe: MoE, place: Place, num_layers: int, own: bool) -> Iterator[s
             f"{{name}}.backend={moe.backend} has no part in capacity_factor={moe.capacity_factor}, where all experts "
             "have as many places; leave it at auto"
         )
+    if moe.router_loops and moe.loop_biases:
+        yield (
+            f"{{name}}.router_loops={moe.router_loops} gives every loop a router, and "
+            f"loop_biases={moe.loop_biases} is for one that loops share; leave loop_biases at 0"
+        )
+    if moe.router_loops and own:
+        yield f"{{name}}.router_loops={moe.router_loops}: the {place} runs once; leave it at null"
     if moe.loop_biases and own:
         yield f"{{name}}.loop_biases={moe.loop_biases}: the {place} runs once; leave it at 0"
     if moe.balance.auxiliary_over != "sequence" and not moe.balance.auxiliary_weight:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from looplm.config.check.depth import max_loops
 from looplm.config.check.divisors import divisors
 from looplm.config.check.rule import Rules
 from looplm.config.schema import (
@@ -133,13 +134,32 @@ def _positions(run: Run) -> Iterator[str]:
         )
 
 
+WHAT = {"norm_loops": "scales", "attention_loops": "an attention", "feed_forward.router_loops": "routers"}
+"""What every loop has for itself, by the setting that says how many have it."""
+
+
+def _own_loops(run: Run) -> Iterator[str]:
+    largest = max_loops(run)
+    for name, loops in run.model.own_loops.items():
+        if run.loop.depth_per == "sequence":
+            yield (
+                f"model.{name}={loops} gives loops {WHAT[name]} of their own, and loop.depth_per=sequence has "
+                f"sequences at different loops at a time; use loop.depth_per=batch, or model.{name}=null"
+            )
+        if largest is not None and loops > largest:
+            yield (
+                f"model.{name}={loops} is more than the {largest} loops that run, and the rest would not learn; use "
+                f"at most {largest}"
+            )
+    if run.model.attention_loops is not None and run.model.adapter is not None:
+        yield (
+            f"model.attention_loops={run.model.attention_loops} and model.adapter both give loops parameters of their "
+            "own; leave one of them out"
+        )
+
+
 def _norm_loops(run: Run) -> Iterator[str]:
     loops = run.model.norm_loops
-    if loops is not None and run.loop.depth_per == "sequence":
-        yield (
-            f"model.norm_loops={loops} gives loops scales of their own, and loop.depth_per=sequence has sequences at "
-            "different loops at a time; use loop.depth_per=batch, or model.norm_loops=null"
-        )
     if loops is not None and run.model.norm == "unit" and not (run.model.qk_norm and run.model.qk_norm_scale):
         yield f"model.norm_loops={loops} is for norms with scales, and model.norm=unit has none; leave it out"
 
@@ -152,4 +172,4 @@ def _conditioning(run: Run) -> Iterator[str]:
         )
 
 
-RULES: Rules = (_heads, _model, _value_embedding, _input, _positions, _norm_loops, _conditioning)
+RULES: Rules = (_heads, _model, _value_embedding, _input, _positions, _own_loops, _norm_loops, _conditioning)

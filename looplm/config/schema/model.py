@@ -15,7 +15,7 @@ from looplm.config.schema.core import (
 )
 from looplm.config.schema.halting import Halting, NeverHalting
 from looplm.config.schema.memory import Memory
-from looplm.config.schema.moe import Attention, DenseAttention, FeedForward
+from looplm.config.schema.moe import Attention, DenseAttention, FeedForward, MoE
 from looplm.config.schema.parts import (
     Conditioning,
     ExitGate,
@@ -121,6 +121,9 @@ class Model(Section):
     norm_loops: PositiveInt | None = None
     """So many loops have scales of their own in the norms of the shared block's layers, later ones use the last. None:
     all loops share them."""
+    attention_loops: PositiveInt | None = None
+    """So many loops have an attention of their own in the shared block's layers, with its biases and the norms of
+    queries and keys; later ones use the last (arXiv 2609.35751). None: all loops share it."""
     prelude_norm: bool = False
     """A norm on the prelude's output, before it is the loops' input (Parcae)."""
     norm_at_loop_end: bool = False
@@ -207,6 +210,17 @@ class Model(Section):
     def num_ids(self) -> int:
         """Rows of the table of ids; 0 without one."""
         return 0 if self.front is None or self.front.ids is None else self.front.ids.num_ids
+
+    @property
+    def own_loops(self) -> dict[str, int]:
+        """How many loops have a part of the shared block's layers for themselves, by its setting."""
+        router = self.feed_forward.router_loops if isinstance(self.feed_forward, MoE) else None
+        settings = {
+            "norm_loops": self.norm_loops,
+            "attention_loops": self.attention_loops,
+            "feed_forward.router_loops": router,
+        }
+        return {name: loops for name, loops in settings.items() if loops is not None}
 
     def feed_forward_of(self, section: Place) -> FeedForward:
         """Of the prelude, the block or the coda."""

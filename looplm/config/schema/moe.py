@@ -50,7 +50,10 @@ class MoE(Section):
     """Whether the scores of the chosen experts are divided by their sum."""
     loop_biases: NonNegativeInt = 0
     """A learned bias on the logits for each of so many loops, and balance biases of their own; later loops use the
-    last. 0 means that all loops share the router."""
+    last. 0 means that all loops share the biases."""
+    router_loops: PositiveInt | None = None
+    """So many loops have routers of their own, and balance biases, over the same experts; later loops use the last
+    (arXiv 2610.01153). None: all loops share the router."""
     capacity_factor: PositiveFloat | None = None
     """In training, an expert takes at most this times the mean load of every sequence, earlier tokens first; what is
     above is dropped, and counted. A sequence is a window: of the documents packed into one, earlier ones take places
@@ -65,6 +68,11 @@ class MoE(Section):
     """Theirs."""
     balance: Balance = Balance()
     """How the load of the experts is kept even."""
+
+    @property
+    def bias_rows(self) -> int:
+        """How many loops have balance biases of their own."""
+        return self.router_loops or max(self.loop_biases, 1)
 
 
 FeedForward = Annotated[SwiGLU | GELU | SquaredReLU | ReLU | ConvSwiGLU | ConvReLU | MoE, Field(discriminator="kind")]

@@ -25,7 +25,7 @@ PLAIN = Model(vocab_size=1, dim=1, num_heads=1, hidden_dim=1, block_layers=1)
 ALIKE = (
     "prelude_feed_forward", "coda_feed_forward", "value_embedding", "prelude_norm", "norm_at_loop_end",
     "norm_before_coda", "residual_step", "core", "halting", "injection", "conditioning", "state_init", "exit_gate",
-    "read_out", "adapter", "norm_loops", "front", "sequence_gate", "streams",
+    "read_out", "adapter", "norm_loops", "attention_loops", "front", "sequence_gate", "streams",
 )  # fmt: skip
 """Settings with which a model of one loop is a plain stack of layers at their defaults."""
 
