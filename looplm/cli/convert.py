@@ -45,6 +45,22 @@ def convert_export(
     export_run(workdir, hf_dir, console, step=step, kind=kind, dtype=dtype, ema=ema)
 
 
+@app.command("gguf")
+def convert_gguf(
+    workdir: Annotated[Path, typer.Argument(help="Run directory.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to be made.")],
+    step: Step = None,
+    kind: Annotated[
+        str, typer.Option("--type", help="What matrices are stored in: f32, f16, bf16, q8_0, q5_0 or q4_0.")
+    ] = "f16",
+    ema: Ema = False,
+) -> None:
+    """Write a run as a GGUF file, which llama.cpp runs with its loops."""
+    from looplm.convert.gguf_file import write_gguf
+
+    write_gguf(workdir, target, console, step=step, kind=kind, ema=ema)
+
+
 @app.command("retrofit")
 def convert_retrofit(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Official model of one loop, or a run of one.")],

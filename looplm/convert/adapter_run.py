@@ -19,8 +19,8 @@ from looplm.checkpoint.stored_rows import StoredRows
 from looplm.checkpoint.streamed import Streamed, write_streamed
 from looplm.config.load import from_json, to_json
 from looplm.config.schema import LoRA, Model, Optim, Run
-from looplm.convert.export_folder import verified
 from looplm.convert.files import made_at_once
+from looplm.convert.stored_model import verified
 from looplm.data.manifest import TEMPLATE_FILE
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM

@@ -13,23 +13,17 @@ from rich.console import Console
 from looplm.checkpoint.adapters import Adapter
 from looplm.checkpoint.adapters.base import official_tensor
 from looplm.checkpoint.adapters.expressible import family_of
-from looplm.checkpoint.folder import checkpoint_of, place_of
-from looplm.checkpoint.hf_folder import is_official
 from looplm.checkpoint.lineage import GENERATION, official_config
 from looplm.checkpoint.official_files import Tensor, write_tensors
-from looplm.checkpoint.reader import CheckpointReader
-from looplm.checkpoint.seal import CONFIG_FILE, Damaged, Seal
-from looplm.checkpoint.stored_rows import StoredRows
-from looplm.config.load import from_json
 from looplm.config.schema import Model, Run
-from looplm.convert.averaged import Rows, averaged_rows
+from looplm.convert.averaged import Rows
 from looplm.convert.files import copy_tokenizer, made_at_once
 from looplm.convert.import_folder import LENGTH_KEYS, TORCH_DTYPES
 from looplm.convert.model_card import model_card
+from looplm.convert.stored_model import stored_model
 from looplm.data.tokenizer import Tokenizer
 from looplm.data.tokenizer.official import official_tokenizer
 from looplm.errors import UserError
-from looplm.eval.weights import check_average
 
 WORDS = {name: word for word, name in TORCH_DTYPES.items()}
 
@@ -55,21 +49,9 @@ def export_run(
     Raises UserError, with nothing written, for a run that is none, and for a model that the family cannot say, by the
     names of the settings.
     """
-    if is_official(workdir):
-        raise UserError(f"{workdir} is an official model already, and no run; copy it")
     if dtype is not None and dtype not in WORDS:
         raise UserError(f"--dtype {dtype} is not known; use one of {', '.join(WORDS)}")
-    root, named = checkpoint_of(workdir)
-    seal = verified(CheckpointReader(root / "checkpoints"), named if step is None else step, with_state=ema)
-    checkpoint = place_of(root / "checkpoints", seal.step)
-    run = from_json(checkpoint / CONFIG_FILE)
-    if ema:
-        check_average(run, workdir)
-    if run.model.adapter is not None and run.model.adapter.rank:
-        raise UserError(
-            f"{workdir} has an adapter beside its weights; make one model of them with `looplm adapter merge {workdir} "
-            "OUT` and export that, or export the adapter alone with `looplm adapter export`"
-        )
+    run, root, seal, rows = stored_model(workdir, step=step, ema=ema)
     try:
         name, adapter = family_of(run.model, run.loop, kind)
     except UserError as error:
@@ -77,7 +59,6 @@ def export_run(
     source = official_config(root)
     word = WORDS[dtype or (source.get("torch_dtype", "float32") if seal.step == 0 else "float32")]
     config = _config(run, adapter, name, source, root) | {"torch_dtype": TORCH_DTYPES[word]}
-    rows = averaged_rows(run, checkpoint, seal) if ema else StoredRows(checkpoint, seal)
     tensors = [*_tensors(run.model, adapter, rows, word), *_buffers(run.model, adapter, config)]
     with made_at_once(target) as making:
         files = write_tensors(making, tensors)
@@ -94,21 +75,6 @@ def export_run(
     console.print(f"tokenizer: {', '.join(copied) or 'none in the run'}")
     if "auto_map" in source:
         console.print("note: the authors' Python files are not written; put them there to load with trust_remote_code")
-
-
-def verified(reader: CheckpointReader, step: int | None, *, with_state: bool = False) -> Seal:
-    """The seal of the checkpoint that is asked for, or the newest that is what was saved.
-
-    with_state: whether the optimizer's state has to be, too.
-    """
-    reasons, items = {}, ("params", "opt_state") if with_state else ("params",)
-    for candidate in reversed(reader.steps()) if step is None else [step]:
-        try:
-            return reader.verified(candidate, items=items)
-        except Damaged as damage:
-            reasons[candidate] = str(damage)
-    told = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
-    raise UserError(f"no checkpoint of {reader.folder} that was asked for verifies ({told or 'there is none'})")
 
 
 def _config(run: Run, adapter: Adapter[Any], kind: str, source: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "compressive": "enwik8",
         "demo_cpu": "",
         "elt": "l",
+        "edge": "60m",
         "eqr": "sudoku",
         "hrm": "sudoku",
         "hrm_text": "1b",

@@ -13,7 +13,6 @@ import looplm
 from looplm.checkpoint.adapters import find
 from looplm.checkpoint.adapters.expressible import unsaid
 from looplm.config.load import from_json
-from looplm.convert import import_folder as importing
 from looplm.convert.export_folder import export_run
 from looplm.convert.import_folder import import_folder
 from looplm.errors import UserError
@@ -27,12 +26,6 @@ WRITTEN = tuple(system for system in SUPPORTED if system not in READ_ALONE)
 @pytest.fixture
 def console():
     return Console(file=io.StringIO(), width=200)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Without the comparison of logits, which one test makes."""
-    monkeypatch.setattr(importing, "LOGITS_BYTES", -1)
 
 
 def understood(config):

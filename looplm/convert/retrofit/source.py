@@ -16,8 +16,8 @@ from looplm.checkpoint.reader import CheckpointReader
 from looplm.checkpoint.stored_rows import StoredRows
 from looplm.config.load import from_json
 from looplm.config.schema import Loop, Model, MoE, Place
-from looplm.convert.export_folder import verified
 from looplm.convert.import_folder import length_of
+from looplm.convert.stored_model import verified
 from looplm.errors import UserError
 from looplm.model.functional import FunctionalLM
 

@@ -29,6 +29,17 @@ _CONTROL, _USER_DEFINED = 3, 4
 _PROBE = "  A b\n\tc\u00e9  12\r\n \u65e5\u672c\U0001f389 x "
 
 
+class Piece(NamedTuple):
+    """A piece as the model file has it."""
+
+    text: str
+    """With the mark of a space."""
+    score: float
+    kind: int
+    """`SentencePiece.Type` of sentencepiece_model.proto: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 a
+    byte."""
+
+
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model."""
 
@@ -84,11 +95,18 @@ class SentencePieceTokenizer(Tokenizer):
             kind = (p.is_unknown(i), p.is_control(i), p.is_byte(i), p.is_unused(i))
             digest.update(repr((i, p.id_to_piece(i), p.get_score(i), kind)).encode())
         digest.update(repr((self.bos_id, self.eos_id, p.unk_id(), p.pad_id(), p.encode(_PROBE))).encode())
-        digest.update(self._rules.normalisation)
+        digest.update(self.rules.normalisation)
         return digest.hexdigest()
 
+    def listed(self) -> list[Piece]:
+        """Return all pieces by id."""
+        p, messages = self._processor, map(_fields, _pieces(self.files[self.file_name]))
+        kinds = [message.get(3, 1) for message in messages]
+        return [Piece(p.id_to_piece(i), p.get_score(i), kind) for i, kind in enumerate(kinds)]
+
     @cached_property
-    def _rules(self) -> "_Rules":
+    def rules(self) -> "Rules":
+        """Return what the library does not tell of its model."""
         return _rules(self.files[self.file_name])
 
     @cached_property
@@ -127,7 +145,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _ids(self) -> Callable[[str], np.ndarray]:
         """Encodes a text; word by word where that gives the same."""
         p = self._processor
-        if self._splits_freely and self._rules.is_bpe and not self._rules.normalisation:
+        if self._splits_freely and self.rules.is_bpe and not self.rules.normalisation:
             pieces = [i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_byte(i))]
             find = word_finder(p.id_to_piece(i).replace(SPACE_MARK, " ") for i in pieces)
             if find is not None:
@@ -150,19 +168,25 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace(SPACE_MARK, " ")
 
 
-class _Rules(NamedTuple):
+class Rules(NamedTuple):
     """What the library does not tell of its model."""
 
     is_bpe: bool
     normalisation: bytes
     """Its own rules by which characters are replaced; empty where all stay as they are."""
+    adds_space: bool
+    """Whether a text begins with a space that it does not have."""
+    merges_spaces: bool
+    """Whether several spaces count as one."""
 
 
-def _rules(model: bytes) -> _Rules:
+def _rules(model: bytes) -> Rules:
     """By numbers of fields, as in sentencepiece_model.proto: its generated module asks for just so new a protobuf."""
     parts = _fields(model)
     trainer, normalizer = (_fields(parts.get(number, b"")) for number in (2, 3))
-    return _Rules(trainer.get(3) == 2, normalizer.get(2, b""))
+    return Rules(
+        trainer.get(3) == 2, normalizer.get(2, b""), bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
+    )
 
 
 def _pieces(model: bytes) -> list[bytes]:
