@@ -61,6 +61,33 @@ def convert_gguf(
     write_gguf(workdir, target, console, step=step, kind=kind, ema=ema)
 
 
+@app.command("stablehlo")
+def convert_stablehlo(
+    workdir: Annotated[Path, typer.Argument(help="Run directory, or official folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to be made.")],
+    step: Step = None,
+    loops: Annotated[int | None, typer.Option(help="Depth; that of the run when left out.")] = None,
+    length: Annotated[int, typer.Option(help="Longest sequence, tokens.")] = 128,
+    dtype: Annotated[str, typer.Option(help="Of weights and products: float32 or bfloat16.")] = "float32",
+    platforms: Annotated[str, typer.Option(help="What it may run on, by commas.")] = "cpu,cuda,tpu",
+    ema: Ema = False,
+) -> None:
+    """Write a run as a StableHLO program with its weights, which runs without looplm."""
+    from looplm.convert.stablehlo_folder import write_stablehlo
+
+    write_stablehlo(
+        workdir,
+        target,
+        console,
+        step=step,
+        ema=ema,
+        num_loops=loops,
+        length=length,
+        dtype=dtype,
+        platforms=platforms.split(","),
+    )
+
+
 @app.command("retrofit")
 def convert_retrofit(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Official model of one loop, or a run of one.")],
