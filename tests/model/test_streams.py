@@ -23,8 +23,9 @@ from looplm.model.depth import Depth
 from looplm.model.forward import Forward
 from looplm.model.functional import FunctionalLM
 from looplm.model.residual import PLACEMENTS
-from looplm.model.streams import Ends
+from looplm.model.streams import Ends, HyperConnection
 from looplm.ops.attention import self_mask
+from looplm.train.flops import bodies
 from tests.model import plain
 
 SMALL = dict(prelude_layers=0, block_layers=1, coda_layers=0, exit_gate=None, injection=NoInjection())
@@ -110,3 +111,26 @@ def test_branches_are_those_of_one_stream_to_the_bit(streams, model_config):
     for placement in PLACEMENTS:
         found, plain = (after(model_config(norm_placement=placement, streams=given)) for given in (streams, None))
         np.testing.assert_array_equal(found, plain, err_msg=placement)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in bodies(equation):
+            yield from equations(body)
+
+
+def test_all_tokens_are_mixed_at_once_in_float32(model_config):
+    """The only loops are Sinkhorn's iterations, and no number is float64 where JAX would allow it."""
+    with jax.enable_x64(True):
+        connection = HyperConnection(model_config(), Streams(mix=SinkhornMix(iterations=7)), 0, rngs=nnx.Rngs(0))
+
+        def loss(x_BSnD):
+            h_BSD, logits = connection.read(x_BSnD)
+            return jnp.sum(connection.write(x_BSnD, logits, h_BSD), dtype=jnp.float32)
+
+        program = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((3, 11, 4, 24), jnp.bfloat16))
+    found = list(equations(program.jaxpr))
+    assert not [equation for equation in found if equation.primitive.name == "while"]
+    assert {equation.params["length"] for equation in found if equation.primitive.name == "scan"} == {6}
+    assert "f64" not in str(program)
