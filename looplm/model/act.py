@@ -56,7 +56,8 @@ class ACT(Never):
     def admit(self, acc: Halted, h_BSD: jax.Array, context: Context) -> tuple[Halted, None]:
         if self.kind.unit_reads == "after":
             return acc, None
-        return self._weighed(acc, h_BSD if self.signals is None else self.signals(h_BSD, context), context), None
+        read_BSD = h_BSD if self.signals is None else self.signals(h_BSD, context)[0]
+        return self._weighed(acc, read_BSD, context), None
 
     def update(self, acc: Halted, old: State, new: State, h_BSD: jax.Array, context: Context) -> tuple[State, Halted]:
         if self.kind.unit_reads == "after":

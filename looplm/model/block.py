@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from looplm.config import schema
-from looplm.config.schema import FeedForward, Model, Place
+from looplm.config.schema import FeedForward, Model, NoConditioning, Place
 from looplm.model.attention import AddEmbedding, build_attention
 from looplm.model.cache import KVCache, Visit
 from looplm.model.compression import NOTHING, build_compression
@@ -97,8 +97,8 @@ class Layer(nnx.Module):
             compressed = self.compression(
                 memory_BMD, entered_BSD, self.attention, self.attention_residual, context.mask
             )
-        x, (cache, heads) = self.attention_residual(x, attend, context.residual_scale)
-        x, experts = self.feed_forward_residual(x, transform, context.residual_scale)
+        x, (cache, heads) = self.attention_residual(x, attend, context.residual_scale, context.condition_BD)
+        x, experts = self.feed_forward_residual(x, transform, context.residual_scale, context.condition_BD)
         return x, cache, Report(experts, heads, entered_BSD, compressed.loss_B, compressed.places_BnD)
 
 
@@ -132,7 +132,8 @@ class Stack(nnx.Module):
         dense = feed_forward.dense_layers if isinstance(feed_forward, schema.MoE) else ()
         of_layers = config
         if place != "block":
-            of_layers = config.model_copy(update={"norm_loops": None, "attention_loops": None, "memory": None})
+            alone = {"norm_loops": None, "attention_loops": None, "memory": None, "conditioning": NoConditioning()}
+            of_layers = config.model_copy(update=alone)
             if isinstance(feed_forward, schema.MoE):
                 feed_forward = feed_forward.model_copy(update={"router_loops": None})
 

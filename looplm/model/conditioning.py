@@ -8,9 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
-from looplm.config.schema import Model, NoConditioning, SinusoidalConditioning, VectorConditioning
+from looplm.config.schema import (
+    Model,
+    NoConditioning,
+    SinusoidalConditioning,
+    TrajectoryConditioning,
+    VectorConditioning,
+)
 from looplm.model.context import Context
 from looplm.model.layers import parameter
+from looplm.model.trajectory import Trajectory
 from looplm.sharding.collective import lay_out, per_channel, use
 
 LONGEST = 10_000.0
@@ -20,8 +27,9 @@ LONGEST = 10_000.0
 class Conditioning(Protocol):
     """What tells a loop which one it is; a Flax module."""
 
-    def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
-        """Return what enters the shared block, (B, S, D), in x's type; `context.loop` is the loop."""
+    def __call__(self, x_BSD: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+        """Return (what enters the shared block, (B, S, D), in x's type; the context of its layers); `context.loop` is
+        the loop."""
 
 
 class LoopVector(nnx.Module):
@@ -30,8 +38,8 @@ class LoopVector(nnx.Module):
     def __init__(self, dim: int, kind: VectorConditioning, *, rngs: nnx.Rngs):
         self.vector = parameter(rngs, zeros, (dim,), ("embed",), elementwise=True, loops=kind.loops)
 
-    def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
-        return per_channel(jnp.add, [use(self.vector, x_BSD.dtype)], x_BSD)
+    def __call__(self, x_BSD: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+        return per_channel(jnp.add, [use(self.vector, x_BSD.dtype)], x_BSD), context
 
 
 class Signals(nnx.Module):
@@ -40,12 +48,12 @@ class Signals(nnx.Module):
     def __init__(self, kind: SinusoidalConditioning):
         self.with_positions = kind.positions
 
-    def __call__(self, x_BSD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, context: Context) -> tuple[jax.Array, Context]:
         signal = timing_signal(context.loop.number_B[:, None], x_BSD.shape[-1], x_BSD.dtype)
         if self.with_positions:
             of_positions_BSD = timing_signal(context.positions_BS, x_BSD.shape[-1], x_BSD.dtype)
             signal = lay_out(of_positions_BSD, "batch", "residual", "embed") + signal
-        return x_BSD + signal
+        return x_BSD + signal, context
 
 
 def timing_signal(number: jax.Array, dim: int, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -68,3 +76,5 @@ def build_conditioning(config: Model, *, rngs: nnx.Rngs) -> Conditioning | None:
             return LoopVector(config.dim, kind, rngs=rngs)
         case SinusoidalConditioning() as kind:
             return Signals(kind)
+        case TrajectoryConditioning() as kind:
+            return Trajectory(config, kind, rngs=rngs)

@@ -58,5 +58,7 @@ class Context:
     """How far a loop goes from the state that it got to the one that it made; 1 is all of the way."""
     residual_scale: jax.Array | float = 1.0
     """What every branch is multiplied with before it is added."""
+    condition_BD: jax.Array | None = None
+    """What modulates the branches of the loops' layers; None: nothing does."""
     predict: Callable[[jax.Array], jax.Array] | None = None
     """What is read of a state (B, S, D) -> the logits (B, S, V) that the head would give now; for halting rules."""

@@ -87,7 +87,7 @@ class Single(nnx.Module):
             context = replace(context, residual_scale=1 / jnp.reshape(context.loop.total_B, (-1, 1, 1)))
         injected_BSD = self.injection(state_BSD, inputs.entered_BSD)
         if self.conditioning is not None:
-            injected_BSD = self.conditioning(injected_BSD, context)
+            injected_BSD, context = self.conditioning(injected_BSD, context)
         memory_LBMD = context.loop.own
         x_BSD, cache, report = self.block(injected_BSD, context, cache, inputs.values_nBSKH, memory_LBMD)
         new_BSD = self.end_norm(x_BSD) if self.end_norm else x_BSD

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Model, SingleCore
+from looplm.config.schema import Model, SingleCore, TrajectoryConditioning
 from looplm.errors import UserError
 from looplm.model.apart import Apart
 from looplm.model.layers import LoopParam
@@ -99,7 +99,8 @@ class FunctionalLM:
         """Whether loop d of a longer pass is that of a pass of d loops, so that one pass reads every depth."""
         core = self.config.core
         one_block = not isinstance(core, SingleCore) or core.groups == 1
-        return one_block and self.config.residual_step != "inverse_loops"
+        knows_depth = isinstance(self.config.conditioning, TrajectoryConditioning)
+        return one_block and not knows_depth and self.config.residual_step != "inverse_loops"
 
     @cached_property
     def has_loop_parameters(self) -> bool:

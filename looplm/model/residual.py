@@ -12,6 +12,7 @@ from flax import nnx
 
 from looplm.config.schema import Model
 from looplm.model.layers import build_norm
+from looplm.model.modulation import build_modulation
 from looplm.model.streams import build_connection
 
 Branch = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -26,20 +27,41 @@ class Recalled(NamedTuple):
     keys_of_BMD: jax.Array
     """What everything else is made of."""
 
+    def times(self, scale_B1D: jax.Array) -> "Recalled":
+        """Multiply both with vectors of the sequences; they stay one array where they are one."""
+        values_of_BMD = self.values_of_BMD * scale_B1D
+        same = self.keys_of_BMD is self.values_of_BMD
+        return Recalled(values_of_BMD, values_of_BMD if same else self.keys_of_BMD * scale_B1D)
+
 
 class Pre(nnx.Module):
     """x + f(norm(x))."""
 
     def __init__(self, config: Model, number: int | jax.Array = 0, *, rngs: nnx.Rngs, over_places: bool = False):
         """Make the norm. number: that of the branch in a stack of layers, int32."""
-        self.norm = build_norm(config, rngs=rngs, loops=config.norm_loops, over_places=over_places)
+        self.modulation = build_modulation(config, rngs=rngs)
+        # A modulated branch has its scale from the modulation.
+        of_norm = config if self.modulation is None else config.model_copy(update={"norm": "unit"})
+        self.norm = build_norm(of_norm, rngs=rngs, loops=config.norm_loops, over_places=over_places)
         self.connection = build_connection(config, number, rngs=rngs)
 
-    def __call__(self, x: jax.Array, branch: Branch, scale: jax.Array | float) -> tuple[jax.Array, Any]:
-        """Return (the residual stream, or all streams, after the branch, what else the branch returns)."""
+    def __call__(
+        self, x: jax.Array, branch: Branch, scale: jax.Array | float, condition_BD: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Return (the residual stream, or all streams, after the branch, what else the branch returns).
+
+        scale: what the branch gives is multiplied with.
+        condition_BD: what the branch is modulated by, where it is.
+        """
         x_BSD, ways = self.connection.read(x)
-        out_BSD, more = branch(*self.recalled(x_BSD))
-        return self.summed(self.connection.write(x, ways, scaled(self.given(out_BSD), scale))), more
+        read, gate = self.recalled(x_BSD), 1.0
+        if self.modulation is not None:
+            assert condition_BD is not None, "the conditioning gives one"
+            of_read_B1D, gate = self.modulation(condition_BD)
+            read = read.times(of_read_B1D)
+        out_BSD, more = branch(*read)
+        given_BSD = scaled(scaled(self.given(out_BSD), scale), gate)
+        return self.summed(self.connection.write(x, ways, given_BSD)), more
 
     def recalled(self, x_BMD: jax.Array) -> Recalled:
         """Turn what enters the layer, or entered it earlier, into what the branch reads of it."""

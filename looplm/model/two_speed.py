@@ -117,7 +117,9 @@ class TwoSpeed(nnx.Module):
         """Run (conditioning, block, norm) as call `number` of the loop. Returns (the new state, cache, report)."""
         conditioning, block, end_norm = parts
         context = replace(context, loop=replace(context.loop, call=number))
-        x_BSD, cache, report = block(conditioning(x_BSD, context) if conditioning else x_BSD, context, cache)
+        if conditioning:
+            x_BSD, context = conditioning(x_BSD, context)
+        x_BSD, cache, report = block(x_BSD, context, cache)
         new_BSD = end_norm(x_BSD) if end_norm else x_BSD
         return damped(self.core, old_BSD, new_BSD, context), cache, report
 

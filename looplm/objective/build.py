@@ -12,6 +12,7 @@ from looplm.config.schema import (
     GateImprovement,
     OwnObjective,
     SelfDistillation,
+    ShortcutCrossEntropy,
     SupervisedRows,
     WeightedCrossEntropy,
 )
@@ -22,6 +23,7 @@ from looplm.objective.elastic import Elastic
 from looplm.objective.final import Final
 from looplm.objective.gate import Decided, Gate
 from looplm.objective.per_loop import Expected, Weighted
+from looplm.objective.shortcut import Shortcut
 from looplm.objective.supervised import Supervised
 
 SHIPPED: dict[type, Callable[[Any], Objective]] = {
@@ -33,6 +35,7 @@ SHIPPED: dict[type, Callable[[Any], Objective]] = {
     Distillation: Distilled,
     SelfDistillation: SelfDistilled,
     ElasticCrossEntropy: Elastic,
+    ShortcutCrossEntropy: Shortcut,
     SupervisedRows: Supervised,
 }
 """What computes each objective."""

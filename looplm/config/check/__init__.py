@@ -20,13 +20,14 @@ from looplm.config.check import (
     places,
     streams,
     training,
+    trajectory,
 )
 from looplm.config.check.depth import max_loops as max_loops
 from looplm.config.check.depth import trained_loops as trained_loops
 from looplm.config.schema import Run
 from looplm.errors import UserError
 
-FILES = (model, core, ends, halting, places, experts, data, depth, training, adapter, own, memory, streams)
+FILES = (model, core, ends, halting, places, experts, data, depth, training, adapter, own, memory, streams, trajectory)
 RULES = tuple(rule for file in FILES for rule in file.RULES)
 
 

@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 
 from looplm.config.check.rule import Rules
-from looplm.config.schema import ConvReLU, ConvSwiGLU, ExpertChoice, NeverHalting, Run, SequenceMLP
+from looplm.config.schema import (
+    ConvReLU,
+    ConvSwiGLU,
+    ExpertChoice,
+    NeverHalting,
+    Run,
+    SequenceMLP,
+    TrajectoryConditioning,
+)
 
 
 def _whole_sequences(run: Run) -> Iterator[str]:
@@ -18,6 +26,8 @@ def _whole_sequences(run: Run) -> Iterator[str]:
         parts["model.halting=expert_choice"] = ("context", "tensor")
     if model.sequence_gate is not None:
         parts["model.sequence_gate"] = ("context", "tensor")
+    if isinstance(model.conditioning, TrajectoryConditioning):
+        parts["model.conditioning=trajectory"] = ("context", "tensor")
     for key in ("feed_forward", "prelude_feed_forward", "coda_feed_forward"):
         if isinstance(kind := getattr(model, key), ConvSwiGLU | ConvReLU):
             # A branch has its sequence split over `context` alone, and inner channels over `tensor`.

@@ -64,6 +64,7 @@ from looplm.config.schema.objective import FinalCrossEntropy as FinalCrossEntrop
 from looplm.config.schema.objective import GateImprovement as GateImprovement
 from looplm.config.schema.objective import Objective as Objective
 from looplm.config.schema.objective import SelfDistillation as SelfDistillation
+from looplm.config.schema.objective import ShortcutCrossEntropy as ShortcutCrossEntropy
 from looplm.config.schema.objective import SupervisedRows as SupervisedRows
 from looplm.config.schema.objective import WeightedCrossEntropy as WeightedCrossEntropy
 from looplm.config.schema.optim import AdamATan2 as AdamATan2
@@ -110,6 +111,7 @@ from looplm.config.schema.parts import Scaling as Scaling
 from looplm.config.schema.parts import SinusoidalConditioning as SinusoidalConditioning
 from looplm.config.schema.parts import SquaredReLU as SquaredReLU
 from looplm.config.schema.parts import SwiGLU as SwiGLU
+from looplm.config.schema.parts import TrajectoryConditioning as TrajectoryConditioning
 from looplm.config.schema.parts import ValueEmbedding as ValueEmbedding
 from looplm.config.schema.parts import VectorConditioning as VectorConditioning
 from looplm.config.schema.parts import YarnScaling as YarnScaling

@@ -114,6 +114,18 @@ class ElasticCrossEntropy(Section):
     """T: logits of both are divided by it."""
 
 
+class ShortcutCrossEntropy(Section):
+    """Cross-entropy after the last loop of R equal steps, and two losses of a trajectory of fewer and larger steps that
+    is drawn anew every step: its cross-entropy, and the mean squared distance of what the head reads from that of the
+    full one, which has no gradient there (arXiv 2602.11451)."""
+
+    kind: Literal["shortcut"] = "shortcut"
+    short_weight: NonNegativeFloat = 0.1
+    """Of the short trajectory's cross-entropy."""
+    consistency_weight: NonNegativeFloat = 0.1
+    """Of the squared distance, a mean over channels."""
+
+
 class SupervisedRows(Section):
     """Rows that are answered in place, each with the same weight: the mean over its labels of the loss after the last
     loop, and the cross-entropy of the sequence gate, whose first output says whether every label of the row is met,
@@ -136,6 +148,7 @@ ShippedObjective = Annotated[
     | Distillation
     | SelfDistillation
     | ElasticCrossEntropy
+    | ShortcutCrossEntropy
     | SupervisedRows,
     Field(discriminator="kind"),
 ]

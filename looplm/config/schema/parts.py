@@ -244,7 +244,22 @@ class SinusoidalConditioning(Section):
     """Whether the position is told anew in every loop; `model.positions` may then be none."""
 
 
-Conditioning = Annotated[NoConditioning | VectorConditioning | SinusoidalConditioning, Field(discriminator="kind")]
+class TrajectoryConditioning(Section):
+    """R loops are steps that sum to 1, of 1/R each but where the objective draws others. A vector of a loop's time and
+    step scales what every branch of the shared block reads, in place of its norm's own scale, and weighs what it adds
+    (arXiv 2602.11451)."""
+
+    kind: Literal["trajectory"] = "trajectory"
+    features: Annotated[int, Field(ge=2)] = 256
+    """Cosines and sines of the time, and as many of the step, from which the vector is made."""
+    starts_at_zero: bool = True
+    """Whether scales and gates are 0 at first, so that a loop changes nothing; else their matrices start from `init`,
+    as in the authors' code."""
+
+
+Conditioning = Annotated[
+    NoConditioning | VectorConditioning | SinusoidalConditioning | TrajectoryConditioning, Field(discriminator="kind")
+]
 
 
 class NormalInit(Section):
