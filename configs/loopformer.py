@@ -4,7 +4,7 @@ shorter trajectories that are drawn, the model runs in any number of steps.
     looplm train configs/loopformer.py:3x8 --workdir runs/loopformer --set data.train=DATASET
     looplm train configs/loopformer.py:tiny --workdir runs/loopformer_tiny      (on the data of `looplm demo`)
 
-3x8 has 3 layers looped 8 times and 278,169,600 parameters, those of the authors' code; tiny is for a CPU.
+3x8 has 278,169,600 parameters, as many as the authors' code: 3 layers, looped 8 times. tiny is for a CPU.
 Scales and gates are 0 at first, as the paper says. In the authors' code a rule for all matrices undoes that; that is
 model.conditioning.starts_at_zero=false. Matrices that write the residual stream start narrower there, by 1 / sqrt(6).
 """

@@ -59,8 +59,8 @@ class Core(Protocol):
 class Single(nnx.Module):
     """One stream: state -> inject(state, input) -> shared block -> norm, if there is one at the loop's end.
 
-    `Forward.per_loop`, if it is given, is a memory (R, L, B, M, D): what the layers of every loop also see, from before
-    the sequence.
+    `Forward.per_loop`, if it is given, is what the conditioning takes (`trajectory.Moment`), or a memory
+    (R, L, B, M, D): what the layers of every loop also see, from before the sequence.
     """
 
     def __init__(self, config: Model, core: SingleCore = PLAIN, *, rngs: nnx.Rngs):

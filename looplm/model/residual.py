@@ -53,8 +53,9 @@ class Pre(nnx.Module):
         scale: what the branch gives is multiplied with.
         condition_BD: what the branch is modulated by, where it is.
         """
+        gate: jax.Array | float = 1.0
         x_BSD, ways = self.connection.read(x)
-        read, gate = self.recalled(x_BSD), 1.0
+        read = self.recalled(x_BSD)
         if self.modulation is not None:
             assert condition_BD is not None, "the conditioning gives one"
             of_read_B1D, gate = self.modulation(condition_BD)

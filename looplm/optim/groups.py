@@ -72,6 +72,7 @@ def matrix_dims(declaration: nnx.Param) -> MuonDimensionNumbers | None:
         gate, up             embed | hidden                 down      hidden | embed
         injection            one, embed | embed_out         value gate    channels | kv_heads
         router               embed | routes                 an expert's   as gate, up and down; every one a matrix
+        modulation           embed | one, embed_out
 
     Counted from the end: leading dims of layers and experts belong to neither side, so each is a matrix of its own.
     """

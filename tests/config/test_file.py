@@ -114,6 +114,7 @@ def test_the_first_of_a_shipped_file_is_its_smallest_published_size() -> None:
         "huginn": "3.5b",
         "hyperloop": "136m",
         "looped_moe": "1b",
+        "loopformer": "3x8",
         "moeut": "44m",
         "mor": "360m",
         "ouro": "1.4b",

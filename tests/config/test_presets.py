@@ -38,6 +38,12 @@ PUBLISHED = {
     "hyperloop:990m": 2 * 32000 * 2048 + 18 * (12.25 * 2048**2 + 2 * 2048) + 2048 + 3 * (12 * 8193 + 3 + 2048),
     # Thirty-two branches, each with 4 + 4 + 16 weights of four streams and three scales.
     "hyperloop:mhc_241m": 2 * 32000 * 1024 + 16 * (12.25 * 1024**2 + 2 * 1024) + 1024 + 32 * (24 * 4097 + 3),
+    # Tokens and positions; layers of 4 D^2, two matrices, and scales and gates of both branches from a vector; two
+    # embeddings of times; the last norm, the only one with a scale.
+    "loopformer:3x8": 51328 * 2048
+    + 3 * (4 * 2048**2 + 2 * 2048 * 5120 + 4 * (2048**2 + 2048))
+    + 2 * (256 * 2048 + 2048**2 + 2 * 2048)
+    + 2048,
     # 151,107,538 officially, 1,233 of them for the clusters of an adaptive softmax.
     "transformer_xl:wt103.base": 151_107_538 - 3 * 411,
 }

@@ -19,7 +19,7 @@ from looplm.model.trajectory import draw_trajectory
 from looplm.objective import build_objective
 from looplm.ops.attention import self_mask
 
-VOCAB, B, S, D, N, R = 19, 2, 6, 12, 2, 4
+VOCAB, B, S, D, N, R = 19, 2, 5, 8, 2, 3
 CONFIG = override(
     load_config("loopformer:tiny"),
     {
@@ -194,13 +194,6 @@ def test_at_first_a_loop_changes_nothing():
     forward = replace(forward_of(lm, params, tokens_BS, Depth(2)), dtype=jnp.float32)
     entered, _ = forward.model.enter(tokens_BS, forward.context, jnp.float32)
     np.testing.assert_array_equal(forward().state, entered.entered_BSD)
-
-
-def test_the_published_size():
-    block = 3 * (4 * 2048**2 + 2 * 2048 * 5120 + 4 * (2048**2 + 2048))
-    vectors = 2 * (256 * 2048 + 2048**2 + 2 * 2048)
-    expected = (50304 + 1024) * 2048 + block + vectors + 2048
-    assert FunctionalLM(load_config("loopformer:3x8").model).num_params == expected == 278_169_600
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ sight for one that skips the rest (`causal=True`). MFU takes the latter; figures
 
 Of the shipped parts only, and not of:
 - norms, softmax, rotary positions, the optimizer and the padding of the chunked head;
+- conditioning by a trajectory and the objective that draws one, which runs two passes;
 - the empty places of a capacity: a capacity_factor times what is counted is done;
 - packed documents and prefixes. The experts of an attention are all computed, whichever a token chose, and all counted;
   with one expert the values have no router;

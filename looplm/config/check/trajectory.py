@@ -52,7 +52,11 @@ def _shortcut(run: Run) -> Iterator[str]:
             "loop.backprop_loops=null and loop.backprop_growth=null",
         ),
         (not isinstance(model.halting, NeverHalting), "every token runs both to the end", "model.halting=never"),
-        (experts, "what routers choose on the short trajectory is not counted", "a dense feed-forward and attention"),
+        (
+            experts,
+            "what routers choose on the short trajectory is not counted",
+            "a dense model.feed_forward and model.attention",
+        ),
     ):
         if refused:
             yield f"{name} does not go with this: {told}; use {remedy}"
