@@ -81,15 +81,15 @@ def draw_trajectory(most: int, key: jax.Array, dtype: jax.typing.DTypeLike) -> t
     Returns (number of steps, int32 (); moments, each (most - 1,); those after the last step mean nothing).
     """
     number_key, step_key = jax.random.split(key)
-    count = jax.random.randint(number_key, (), 1, most)
+    count = jax.random.randint(number_key, (), 1, most, jnp.int32)
 
     def take(left: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         following = count - 1 - i
-        drawn = jax.random.randint(jax.random.fold_in(step_key, i), (), 1, left - following + 1)
+        drawn = jax.random.randint(jax.random.fold_in(step_key, i), (), 1, left - following + 1, jnp.int32)
         units = jnp.where(following > 0, drawn, left)
         return left - units, (most - left, units)
 
-    _, units_2R = jax.lax.scan(take, jnp.full_like(count, most), jnp.arange(most - 1))
+    _, units_2R = jax.lax.scan(take, jnp.full_like(count, most), jnp.arange(most - 1, dtype=jnp.int32))
     return count, Moment(*(units_R.astype(dtype) / most for units_R in units_2R))
 
 
