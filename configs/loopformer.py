@@ -5,8 +5,8 @@ shorter trajectories that are drawn, the model runs in any number of steps.
     looplm train configs/loopformer.py:tiny --workdir runs/loopformer_tiny      (on the data of `looplm demo`)
 
 3x8 has 278,169,600 parameters, as many as the authors' code: 3 layers, looped 8 times. tiny is for a CPU.
-Scales and gates are 0 at first, as the paper says. In the authors' code a rule for all matrices undoes that; that is
-model.conditioning.starts_at_zero=false. Matrices that write the residual stream start narrower there, by 1 / sqrt(6).
+Scales and gates are 0 at first, as the authors' code means them to be; a rule for all matrices overwrites that
+there (model.conditioning.starts_at_zero=false). What writes the residual stream starts narrower there, by 1 / sqrt(6).
 """
 
 from looplm.config.load import override
