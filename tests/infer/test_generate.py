@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, ExitGate, Model, MoE, NormalInit, NormalState, ValueEmbedding
+from looplm.config.schema import (
+    ConcatInjection,
+    ExitGate,
+    Model,
+    MoE,
+    NormalInit,
+    NormalState,
+    TrajectoryConditioning,
+    ValueEmbedding,
+)
 from looplm.errors import UserError
 from looplm.infer.cache import new_cache, parse_policy
 from looplm.infer.exit_rule import parse_exit
@@ -126,6 +135,18 @@ def test_parts_of_every_loop_write_with_a_cache_what_they_write_without(rule):
     rows = texts(lm, params, PROMPTS, num_loops=4, exit=rule, kv="each")
     for expected, row in zip(without_cache(lm, params, PROMPTS, 4, rule, 12), rows, strict=True):
         np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_loops", "rule"), [(3, None), (4, "latent:0.6")])
+def test_steps_of_a_trajectory_write_with_a_cache_what_they_write_without(num_loops, rule):
+    sizes = dict(vocab_size=VOCAB, dim=16, num_heads=2, hidden_dim=16, prelude_layers=1, block_layers=1, coda_layers=1)
+    lm, random = FunctionalLM(Model(**sizes, conditioning=TrajectoryConditioning(features=8))), np.random.default_rng(0)
+    params = lm.map(lambda leaf, _: jnp.float32(0.4 * random.normal(size=leaf.shape)), lm.shapes)
+    rows = texts(lm, params, PROMPTS, num_loops=num_loops, exit=rule, kv="each")
+    for expected, row in zip(without_cache(lm, params, PROMPTS, num_loops, rule, 12), rows, strict=True):
+        np.testing.assert_array_equal(row, expected)
+    assert len({tuple(row) for row in rows}) == len(PROMPTS), "the prompts matter"
 
 
 def test_sampling_follows_the_distribution_and_the_seed(lm, params):
