@@ -22,7 +22,8 @@ def adapt(model: nnx.Module, core: nnx.Module, config: Model, *, rngs: nnx.Rngs)
     if config.adapter is None or config.adapter.rank == 0:
         return
     parts = {".".join(map(str, path)): part for path, part in nnx.iter_graph(model)}
-    linears = {path: part for path, part in parts.items() if isinstance(part, Linear)}
+    # An adapter is of tokens; what is made once a sequence (`trajectory.py`) has none.
+    linears = {path: part for path, part in parts.items() if isinstance(part, Linear) and "S" in part.equation}
     experts = {
         f"{path}.{name}": part
         for path, part in parts.items()

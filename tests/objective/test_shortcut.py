@@ -9,7 +9,7 @@ import pytest
 
 from looplm.config.check import check
 from looplm.config.load import load_config, override
-from looplm.config.schema import MoE, SegmentMemory, ShortcutCrossEntropy, UniformDepth
+from looplm.config.schema import LoRA, MoE, SegmentMemory, ShortcutCrossEntropy, UniformDepth
 from looplm.errors import UserError
 from looplm.model.context import Context
 from looplm.model.depth import Depth
@@ -197,10 +197,20 @@ def test_at_first_a_loop_changes_nothing():
     np.testing.assert_array_equal(forward().state, entered.entered_BSD)
 
 
+def test_adapters_are_of_tokens_and_leave_the_trajectory_alone():
+    adapted = FunctionalLM(override(CONFIG, {"model.adapter": LoRA(targets=("core",), rank=2)}).model)
+    beside = {path[-3] for path in adapted.declarations if "adapter" in path}
+    assert beside == {"project", "value", "output", "up", "down"}
+    assert not any("adapter" in path and {"modulation", "conditioning"} & set(path) for path in adapted.declarations)
+    with pytest.raises(UserError, match="'modulation' means no part of this model"):
+        FunctionalLM(override(CONFIG, {"model.adapter": LoRA(targets=("modulation",))}).model)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model.conditioning": "none"}, "set model.conditioning=trajectory"),
+        ({"objective.short_weight": 0, "objective.consistency_weight": 0}, "nothing is learned from the short"),
         ({"loop.num_loops": 1}, "draws fewer loops than loop.num_loops"),
         (
             {"loop.depth": UniformDepth(max_loops=4)},

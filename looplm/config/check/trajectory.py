@@ -40,6 +40,11 @@ def _shortcut(run: Run) -> Iterator[str]:
         return
     if not isinstance(model.conditioning, TrajectoryConditioning):
         yield f"{name} draws the steps of loops, which must know them; set model.conditioning=trajectory"
+    if not run.objective.short_weight and not run.objective.consistency_weight:
+        yield (
+            "objective.short_weight and objective.consistency_weight are both 0, and nothing is learned from the short "
+            "trajectory; use objective=final"
+        )
     if trained_loops(run) == 1:
         yield f"{name} draws fewer loops than loop.num_loops, and there is 1 that learns; use at least 2"
     experts = isinstance(model.feed_forward, MoE) or isinstance(model.attention, MixtureAttention)
