@@ -5,15 +5,17 @@ python tools/llama_cpp_run.py FILE.gguf ASKED.json OUT.npz       needs llama-cpp
     pip install llama-cpp-python==0.3.36        (it is built from source: a compiler, cmake, some minutes)
 
 ASKED.json may have `ids` (a list of lists, for logits at every place), `greedy` (how many tokens are written after the
-first list), `texts` (to be cut into ids), `threads`, `rounds` (how often `greedy` is timed), and `keys` (what keys and
-values are kept in: 0 float32, 1 float16, as ggml numbers its types). The arrays of OUT.npz
-are `logits_BSV` (float32), `greedy_N`, `text_0`, `text_1`, ..., `tokens_per_second` of every round, and `resident` and
-`resident_before` in bytes: of this process after the work, and before the file was opened.
+first list), `texts` (to be cut into ids), `threads`, `rounds` (how often `greedy` is timed), `keys` (what keys and
+values are kept in: 0 float32, 1 float16, as ggml numbers its types), `batch` (tokens at a time), and `in_place`
+(weights are used as the file has them, without a second copy that suits the processor: less memory, slower). The arrays
+of OUT.npz are `logits_BSV` (float32), `greedy_N`, `text_0`, `text_1`, ..., `tokens_per_second` of every round, and
+`resident` and `resident_before` in bytes: of this process after the work, and before the file was opened.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 
 
 def main(file: str, asked_file: str, out: str) -> None:
+    import llama_cpp.llama_cpp as library
     from llama_cpp import Llama
 
     asked = json.loads(Path(asked_file).read_text())
@@ -32,10 +35,14 @@ def main(file: str, asked_file: str, out: str) -> None:
         "type_k": keys,
         "type_v": keys,
         "n_ctx": length,
+        "n_batch": asked.get("batch", 512),
+        "n_ubatch": asked.get("batch", 512),
         "n_threads": threads,
         "n_threads_batch": threads,
         "verbose": False,
     }
+    if asked.get("in_place"):
+        library.llama_model_default_params = without_copies(library.llama_model_default_params)
     model = Llama(file, **common)
     for number, text in enumerate(asked.get("texts", [])):
         made[f"text_{number}"] = np.array(model.tokenize(text.encode(), add_bos=False, special=False))
@@ -51,6 +58,17 @@ def main(file: str, asked_file: str, out: str) -> None:
         model = Llama(file, logits_all=True, **common)
         made["logits_BSV"] = np.stack([logits(model, row) for row in ids])
     np.savez(out, **made)
+
+
+def without_copies(defaults: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what gives the library's settings of a model, but for copies that suit the processor."""
+
+    def changed() -> Any:
+        settings = defaults()
+        settings.use_extra_bufts = False
+        return settings
+
+    return changed
 
 
 def logits(model: Any, ids: list[int]) -> np.ndarray:
