@@ -45,6 +45,8 @@ PATIENCE_S = 30.0
 """How long a save that is due waits for the one before it; then it is left out."""
 SWEEPS, SWEEP_S = 50, 0.1
 """How often, and after how many seconds, what a failed save left is removed again while more comes."""
+AWAY = 5
+"""How often in a row it has to be away."""
 SAVES = itertools.count(1)
 """Of this process: names what the processes tell each other about a save."""
 TIMEOUT_S = 1200
@@ -197,14 +199,18 @@ class CheckpointWriter:
             self._prune()
 
     def _sweep(self, tries: int) -> None:
-        """Removes what a failed save has left. Orbax's threads may go on writing to it for a moment."""
+        """Removes what a failed save has left. Orbax's threads may go on writing to it for a moment, and make what is
+        gone anew: it has to be away several times in a row."""
+        away = 0
         with suppress(OSError):  # the folder itself may be gone
             for number in range(tries):
                 if number:
                     time.sleep(SWEEP_S)
-                for name in names.unfinished(self.folder):
+                left = names.unfinished(self.folder)
+                for name in left:
                     shutil.rmtree(self.folder / name, ignore_errors=True)
-                if not names.unfinished(self.folder):
+                away = 0 if left else away + 1
+                if away == AWAY:
                     return
 
     def _commit(self, step: int, number: int, digest: np.ndarray, metrics: dict[str, float]) -> None:
