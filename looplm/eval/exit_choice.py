@@ -9,6 +9,7 @@ from looplm.config.schema import Run
 from looplm.errors import UserError
 from looplm.eval.exit_tokens import Tokens
 from looplm.infer.exit_rule import COUNTS, SHARES, TOLERANCES, ExitRule, OneRule, parse_exit
+from looplm.model.functional import FunctionalLM
 
 EXAMPLES = {"gate": "0.5", "confidence": "0.5", "argmax": "2", "kl": "0.1", "latent": "0.1", "entropy": "1"}
 ALL = "all"
@@ -23,10 +24,10 @@ def parse_swept(texts: Sequence[str], run: Run) -> dict[str, ExitRule | None]:
     are not those of one pass.
     """
     model, found = run.model, dict[str, ExitRule | None]()
-    if texts and model.residual_step == "inverse_loops":
+    if texts and (setting := FunctionalLM(model).tied_to_depth):
         raise UserError(
-            "--exit is measured in one pass, and loops of a model with model.residual_step=inverse_loops depend on how "
-            "many there are; leave it out"
+            f"--exit is measured in one pass, and loops of a model with {setting} depend on how many there are; "
+            "leave it out"
         )
     if texts and model.memory is not None and model.memory.length and model.memory.loops == "last":
         raise UserError(

@@ -83,7 +83,7 @@ class DepthScorer:
             return score(hidden_BSD.at[rows_B1, place_BM].get(out_sharding=activation_spec("batch")))
 
         forward = Forward(model, tokens_BS, context, Depth(max(depths)), self._dtype)
-        scores = forward(jnp.array(depths) - 1, score_targets).read
+        scores = forward(jnp.array(depths) - 1 if self._lm.one_pass else "last", score_targets).read
         result = (scores.nll_BS, scores.correct_BS)
         return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), result)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from looplm.config.schema import Model, SingleCore, TrajectoryConditioning
+from looplm.config.schema import ACTHalting, Model, SingleCore, TrajectoryConditioning
 from looplm.errors import UserError
 from looplm.model.apart import Apart
 from looplm.model.layers import LoopParam
@@ -96,11 +96,21 @@ class FunctionalLM:
 
     @property
     def one_pass(self) -> bool:
-        """Whether loop d of a longer pass is that of a pass of d loops, so that one pass reads every depth."""
-        core = self.config.core
-        one_block = not isinstance(core, SingleCore) or core.groups == 1
-        knows_depth = isinstance(self.config.conditioning, TrajectoryConditioning)
-        return one_block and not knows_depth and self.config.residual_step != "inverse_loops"
+        """Whether one pass reads every depth."""
+        return not self.tied_to_depth
+
+    @property
+    def tied_to_depth(self) -> str:
+        """The setting by which loop d of a longer pass gives something else than a pass of d loops; empty: none."""
+        config = self.config
+        groups = config.core.groups if isinstance(config.core, SingleCore) else 1
+        tied = {
+            f"model.core.groups={groups}": groups > 1,
+            "model.conditioning=trajectory": isinstance(config.conditioning, TrajectoryConditioning),
+            "model.residual_step=inverse_loops": config.residual_step == "inverse_loops",
+            "model.halting=act": isinstance(config.halting, ACTHalting),  # what is read is a mean of states
+        }
+        return next((setting for setting, is_so in tied.items() if is_so), "")
 
     @cached_property
     def has_loop_parameters(self) -> bool:

@@ -1,5 +1,6 @@
 """Exits from one pass are those of the rules themselves; controls are what drawing and trying out give."""
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -7,7 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looplm.config.schema import ConcatInjection, Data, ExitGate, Loop, Mesh, Model, NormalInit, Optim, PHop, Run
+from looplm.config.schema import (
+    ACTHalting,
+    ConcatInjection,
+    Data,
+    ExitGate,
+    Loop,
+    Mesh,
+    Model,
+    NormalInit,
+    Optim,
+    PHop,
+    Run,
+)
 from looplm.errors import UserError
 from looplm.eval.exit_choice import exit_loop, parse_swept, thresholds
 from looplm.eval.exit_sweep import Comparison, _safe
@@ -99,6 +112,28 @@ def test_loops_that_depend_on_their_number_have_a_pass_for_every_depth(passed):
     np.testing.assert_allclose(several.tempered_RBSK[:1], one.tempered_RBSK, rtol=1e-4, atol=1e-5)
     assert several.nll_RBS.shape == (2, 6, 20)
     assert np.abs(several.nll_RBS[1] - scores.nll_RBS[1]).max() > 1e-3
+
+
+def test_what_a_halting_rule_reads_of_all_loops_is_scored(passed):
+    batch = passed[2]
+    config = CONFIG.model_copy(update={"halting": ACTHalting(initial_bias=-1.0), "exit_gate": None})
+    lm, mesh = FunctionalLM(config), build_mesh(Mesh(data=2), jax.devices()[:2])
+    params = lm.init(jax.random.key(5))
+
+    @partial(jax.jit, static_argnums=0)
+    def logits(depth):
+        model = lm.bind(params)
+        context = Context(batch["positions"], self_mask(config, jnp.asarray(batch["segments"])))
+        return model.logits(Forward(model, batch["tokens"], context, Depth(depth), jnp.float32)("last").read[-1])
+
+    laid_out = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), params, lm.abstract(mesh))
+    scores = Scorer(lm, mesh, 3)(laid_out, batch)
+    for depth in (1, 2, 3):
+        log_p_BSV = np.asarray(jax.nn.log_softmax(logits(depth)))
+        nll_BS = -np.take_along_axis(log_p_BSV, batch["labels"].clip(0)[..., None], -1)[..., 0]
+        np.testing.assert_allclose(scores.nll_RBS[depth - 1][:, :-1], nll_BS[:, :-1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"model\.halting=act depend on how many"):
+        parse_swept(["all"], RUN.model_copy(update={"model": config}))
 
 
 @pytest.fixture(scope="module")
