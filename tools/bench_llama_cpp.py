@@ -46,7 +46,7 @@ def main(
         prompt, speeds = tokens_BS[0, :8].tolist(), []
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            ours = lm.generate([prompt], max_tokens=written)[0].ids
+            ours = lm.generate([prompt], max_tokens=written)[0].tokens
             speeds.append(len(ours) / (time.perf_counter() - start))
         told = f"looplm float32: loss {loss(logits_BSV, tokens_BS):.4f}, {np.median(speeds[1:]):.0f} tokens/s"
         print(f"{run.name}, {lm.functional.num_params:,} parameters, {told}")
@@ -68,12 +68,12 @@ def main(
                 )
 
 
-def in_llama_cpp(peer: Path, file: Path, **asked: Any) -> Any:
+def in_llama_cpp(peer: Path, file: Path, **asked: Any) -> dict[str, np.ndarray]:
     """Return what tools/llama_cpp_run.py measures in a process of its own."""
     question, out = file.with_suffix(".json"), file.with_suffix(".npz")
     question.write_text(json.dumps(asked))
     subprocess.run([peer, SCRIPT, file, question, out], check=True, stderr=subprocess.DEVNULL)
-    return np.load(out)
+    return dict(np.load(out))
 
 
 def loss(logits_BSV: np.ndarray, tokens_BS: np.ndarray) -> float:
@@ -82,7 +82,7 @@ def loss(logits_BSV: np.ndarray, tokens_BS: np.ndarray) -> float:
     return -float(np.take_along_axis(normalised, tokens_BS[:, 1:, None], -1).mean())
 
 
-def grown(made: Any) -> float:
+def grown(made: dict[str, np.ndarray]) -> float:
     return float(made["resident"] - made["resident_before"]) / 1e6
 
 

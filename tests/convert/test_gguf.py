@@ -229,6 +229,6 @@ def test_a_model_that_was_trained_here_writes_the_same_text_in_llama_cpp(command
     prompt = [tokenizer.bos_id, *map(int, tokenizer.encode("The "))]
     made = in_llama_cpp(out, tmp_path, ids=[prompt], greedy=32, texts=TEXTS)
     ours = lm.generate([prompt], max_tokens=32)
-    np.testing.assert_array_equal(made["greedy_N"], ours[0].ids)
+    np.testing.assert_array_equal(made["greedy_N"], ours[0].tokens)
     for number, text in enumerate(TEXTS):
         np.testing.assert_array_equal(made[f"text_{number}"], tokenizer.encode(text), err_msg=repr(text))
