@@ -19,6 +19,17 @@ from looplm.train.flops import step_flops
 from looplm.train.program import Program
 
 
+def in_turn(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """Return the seconds of every round of every step, one step after the other; a first round does not count."""
+    for step in steps.values():
+        step()
+    seconds = {name: np.empty(rounds) for name in steps}
+    for i in range(rounds):
+        for name, step in steps.items():
+            seconds[name][i] = step()
+    return seconds
+
+
 def step_of(run: Run) -> tuple[Callable[[], float], float]:
     """Return (a call that does one step and gives its seconds, FLOPs of a step)."""
     program = Program(run, build_mesh(run.mesh, jax.devices()[:1]))
@@ -71,12 +82,7 @@ def main(
         "rows gathered": ExpertChoice(capacities=shares, gathers=True),
     }
     built = {name: step_of(run_of(halting)) for name, halting in rules.items()}
-    for step, _ in built.values():
-        step()
-    seconds = {name: np.empty(rounds) for name in built}
-    for i in range(rounds):
-        for name, (step, _) in built.items():
-            seconds[name][i] = step()
+    seconds = in_turn({name: step for name, (step, _) in built.items()}, rounds)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, capacities {capacities}, {rounds} rounds")
     for name, (_, flops) in built.items():
         print(f"{name}: {np.median(seconds[name]):.3f} s a step, {flops / 1e9:.1f} GFLOP")

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from looplm.config.schema import Data, FinalCrossEntropy, Loop, LoopStreams, Model, Optim, Run, SingleCore, Streams
-from tools.bench_depth_routers import step_of
+from tools.bench_depth_routers import in_turn, step_of
 
 
 def main(
@@ -44,12 +44,7 @@ def main(
         "around every branch": run_of(SingleCore(), Streams(count=count)),
     }
     built = {name: step_of(run) for name, run in runs.items()}
-    for step, _ in built.values():
-        step()
-    seconds = {name: np.empty(rounds) for name in built}
-    for i in range(rounds):
-        for name, (step, _) in built.items():
-            seconds[name][i] = step()
+    seconds = in_turn({name: step for name, (step, _) in built.items()}, rounds)
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {count} streams, width {dim}, {rounds} rounds")
     plain, plain_flops = seconds["one stream"], built["one stream"][1]
     for name, (_, flops) in built.items():

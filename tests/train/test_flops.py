@@ -151,8 +151,12 @@ def by_hand(run: schema.Run, detached: int, trained: int) -> Flops:
     return Flops(A * B * S * needed.total, A * B * S * done.hardware)
 
 
-UNKNOWN = ("urm", "compressive", "transformer_xl")
-"""The formula knows no short convolution, no relative positions and no compression."""
+UNKNOWN = (
+    "urm", "compressive", "transformer_xl", "loopformer", "hyperloop:mhc", "hyperloop:tiny", "elt:l", "elt:xl",
+)  # fmt: skip
+"""The formula knows no short convolution, no relative positions, no compression, no trajectory, no mixes of residual
+streams (of the larger sizes of hyperloop they are below the bound) and no padded head, for which elt pays; the case
+`elastic` has its objective without."""
 BY_HAND = [
     name
     for name in NAMES
@@ -202,13 +206,11 @@ def test_every_shipped_config_costs_what_the_formula_says_at_any_depth(name: str
     depths = [(max(0, run.loop.num_loops - window), window)]
     if not isinstance(run.loop.depth, schema.FixedDepth):
         depths += [(0, 1), (0, window), (3, window), (100, window)]
-    # The head's slices are padded to one length: elt:l pays for 1030 tokens of 1024.
-    close = partial(pytest.approx, rel=2e-3)
     for detached, trained in depths:
         formula = by_hand(run, detached, trained)
-        assert flops.at(detached, trained / window).model == close(formula.model)
+        assert flops.at(detached, trained / window).model == pytest.approx(formula.model, rel=1e-3)
         if trained == window:
-            assert flops.at(detached).hardware == close(formula.hardware)
+            assert flops.at(detached).hardware == pytest.approx(formula.hardware, rel=1e-3)
 
 
 @pytest.mark.parametrize(
